@@ -1,0 +1,4 @@
+//! The store over real backends, and over backends that fail.
+
+mod backends;
+mod failures;

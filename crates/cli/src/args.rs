@@ -1,0 +1,411 @@
+//! The words of the command line, and the help that teaches them.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "tailor",
+    version,
+    about = "Adapt a large language model to your own data: dataset in, 4-bit base, LoRA trained on it, versioned and served",
+    after_help = "A first walk:\n  \
+        tailor demo                                         the whole loop on shipped data, in minutes\n  \
+        tailor up &                                         all four services on this machine\n  \
+        tailor base add bases/tiny-t5 --name tiny-t5        quantise a Hugging Face folder once\n  \
+        tailor dataset push data/grammar.csv --name grammar --target 'expected text'\n  \
+        tailor train --base tiny-t5 --dataset grammar --adapter grammar\n  \
+        tailor adapter set-alias grammar production 1\n  \
+        tailor generate --adapter grammar@production 'She go to school every day.'\n\n\
+        Environment: TAILOR_DATASET_URL, TAILOR_TRAINER_URL, TAILOR_REGISTRY_URL, TAILOR_GATEWAY_URL, TAILOR_TOKEN."
+)]
+pub struct Cli {
+    /// Print JSON instead of tables; one document, or one a line where results stream.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Folder of the embedded system (`tailor up`, `tailor demo`).
+    #[arg(long, global = true, default_value = ".tailor", env = "TAILOR_STATE")]
+    pub state: PathBuf,
+    /// Settings in TOML; `TAILOR__SECTION__KEY` in the environment wins over it.
+    #[arg(long, global = true, env = "TAILOR_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// What to log to stderr, e.g. info or info,tailor_trainer=debug.
+    #[arg(long, global = true, default_value = "warn", env = "TAILOR_LOG")]
+    pub log: String,
+    #[arg(long, global = true, env = "TAILOR_DATASET_URL", hide_env_values = true, help_heading = "Services")]
+    pub dataset_url: Option<String>,
+    #[arg(long, global = true, env = "TAILOR_TRAINER_URL", hide_env_values = true, help_heading = "Services")]
+    pub trainer_url: Option<String>,
+    #[arg(long, global = true, env = "TAILOR_REGISTRY_URL", hide_env_values = true, help_heading = "Services")]
+    pub registry_url: Option<String>,
+    #[arg(long, global = true, env = "TAILOR_GATEWAY_URL", hide_env_values = true, help_heading = "Services")]
+    pub gateway_url: Option<String>,
+    /// Sent as `authorization: Bearer …`.
+    #[arg(long, global = true, env = "TAILOR_TOKEN", hide_env_values = true, help_heading = "Services")]
+    pub token: Option<String>,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run all four services in this process; prints their addresses
+    Up(Up),
+    /// The whole loop on the shipped data and base, before and after shown
+    Demo(Demo),
+    /// Rows of (input, expected output): push, look, remove
+    #[command(subcommand)]
+    Dataset(Dataset),
+    /// Base models, quantised once
+    #[command(subcommand)]
+    Base(Base),
+    /// Train an adapter and watch it
+    Train(Train),
+    /// Training jobs
+    #[command(subcommand)]
+    Job(Job),
+    /// Adapter versions and aliases
+    #[command(subcommand)]
+    Adapter(Adapter),
+    /// Generate text, streaming
+    Generate(Generate),
+    /// Log-probability of each token of a text
+    Score(Score),
+    /// Print a completion script: tailor completions bash > /etc/bash_completion.d/tailor
+    Completions { shell: clap_complete::Shell },
+}
+
+impl Command {
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Up(_) => "up",
+            Self::Demo(_) => "demo",
+            Self::Dataset(_) => "dataset",
+            Self::Base(_) => "base",
+            Self::Train(_) => "train",
+            Self::Job(_) => "job",
+            Self::Adapter(_) => "adapter",
+            Self::Generate(_) => "generate",
+            Self::Score(_) => "score",
+            Self::Completions { .. } => "completions",
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct Up {
+    /// First of four ports: dataset, trainer, registry, gateway. 0 finds free ones.
+    #[arg(long, default_value_t = 50051)]
+    pub port: u16,
+    /// Address to bind.
+    #[arg(long, default_value = "127.0.0.1")]
+    pub host: std::net::IpAddr,
+}
+
+#[derive(Debug, Args)]
+pub struct Demo {
+    /// Which shipped base to adapt.
+    #[arg(long, value_enum, default_value_t = DemoBase::TinyT5)]
+    pub base: DemoBase,
+    /// Folder with `bases/` and `data/`; found from the current folder by default.
+    #[arg(long)]
+    pub assets: Option<PathBuf>,
+    /// Passes over the training rows; fewer for a quick look, by default as many as the base needs.
+    #[arg(long)]
+    pub epochs: Option<f64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DemoBase {
+    TinyT5,
+    TinyLlama,
+}
+
+impl DemoBase {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::TinyT5 => "tiny-t5",
+            Self::TinyLlama => "tiny-llama",
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Dataset {
+    /// Upload a CSV or JSONL file; rows are checked, balanced and split
+    #[command(
+        after_help = "Example:\n  tailor dataset push data/grammar.csv --name grammar --id id --input text \\\n    \
+        --target 'expected text' --label language --template 'Correct the grammar: {input}'"
+    )]
+    Push(Push),
+    /// Every dataset's latest version
+    List,
+    /// One dataset
+    Show { name: VersionedName },
+    /// Rows as the model will see them: template applied, tokens, which count in the loss
+    Preview {
+        name: VersionedName,
+        /// Show token ids as this base's tokenizer gives them.
+        #[arg(long)]
+        base: Option<String>,
+        #[arg(long, default_value_t = 3)]
+        rows: u32,
+    },
+    /// What became of the rows: kept, dropped by line and reason, balance, lengths
+    Report { name: VersionedName },
+    /// Delete a dataset, all versions
+    Rm { name: String },
+}
+
+#[derive(Debug, Args)]
+pub struct Push {
+    pub file: PathBuf,
+    #[arg(long)]
+    pub name: String,
+    /// csv or jsonl; by the file's ending when absent.
+    #[arg(long)]
+    pub format: Option<String>,
+    /// Column of the input; found by its usual names when absent.
+    #[arg(long)]
+    pub input: Option<String>,
+    /// Column of the expected output.
+    #[arg(long)]
+    pub target: Option<String>,
+    #[arg(long)]
+    pub id: Option<String>,
+    /// Column whose values are balanced.
+    #[arg(long)]
+    pub label: Option<String>,
+    /// How an input becomes a prompt.
+    #[arg(long, default_value = "{input}")]
+    pub template: String,
+    /// Share of rows whose targets are hidden from training.
+    #[arg(long, default_value_t = 0.1, allow_negative_numbers = true)]
+    pub validation: f64,
+    /// No label keeps more than this many times the rarest one's rows; 0 switches balancing off.
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
+    pub max_label_ratio: f64,
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Make the next version if the name exists with other content.
+    #[arg(long)]
+    pub new_version: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Base {
+    /// Quantise a model and register it: a Hugging Face folder, or a hub's id as google/mt5-small
+    ///
+    /// An id that is no folder here is fetched from the hub: config, tokenizer and safetensors only, resumed if it broke
+    /// off, verified, kept under `.tailor/hub`. HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE mean what they mean to
+    /// Hugging Face's own tools.
+    Add {
+        /// Folder with config.json, tokenizer.json and safetensors; or OWNER/NAME on the hub.
+        source: String,
+        #[arg(long)]
+        name: String,
+        /// Branch, tag, commit or refs/pr/NUMBER on the hub; main by default.
+        #[arg(long)]
+        revision: Option<String>,
+        /// Take from the cache what was fetched before, and never ask the hub.
+        #[arg(long)]
+        offline: bool,
+        #[arg(long, default_value = "nf4", value_parser = ["nf4", "nf4-single"])]
+        quant: String,
+        /// Type of the arithmetic.
+        #[arg(long, default_value = "bf16", value_parser = ["bf16", "f32"])]
+        dtype: String,
+    },
+    /// Registered bases
+    List,
+}
+
+#[derive(Debug, Args)]
+pub struct Train {
+    #[arg(long)]
+    pub base: String,
+    /// name or name@version
+    #[arg(long)]
+    pub dataset: VersionedName,
+    /// Name under which the result is published.
+    #[arg(long)]
+    pub adapter: String,
+    #[arg(long)]
+    pub rank: Option<u32>,
+    #[arg(long, allow_negative_numbers = true)]
+    pub alpha: Option<f32>,
+    #[arg(long, allow_negative_numbers = true)]
+    pub dropout: Option<f32>,
+    /// Module name endings, e.g. q_proj,v_proj; every linear layer but the head when absent.
+    #[arg(long, value_delimiter = ',')]
+    pub targets: Vec<String>,
+    #[arg(long, visible_alias = "lr", allow_negative_numbers = true)]
+    pub learning_rate: Option<f64>,
+    #[arg(long, allow_negative_numbers = true)]
+    pub epochs: Option<f64>,
+    #[arg(long)]
+    pub max_steps: Option<u64>,
+    /// Rows in one optimizer step.
+    #[arg(long)]
+    pub batch: Option<u32>,
+    /// Rows in one forward pass.
+    #[arg(long)]
+    pub micro_batch: Option<u32>,
+    /// Longest row; longer ones are left out and counted.
+    #[arg(long)]
+    pub max_tokens: Option<u32>,
+    /// Stop when the mean loss of the last 20 steps is at most this.
+    #[arg(long, allow_negative_numbers = true)]
+    pub target_loss: Option<f64>,
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// Longest answer when validation rows are predicted.
+    #[arg(long)]
+    pub max_new_tokens: Option<u32>,
+    /// Validation rows to predict; all when absent.
+    #[arg(long)]
+    pub max_validation_rows: Option<u32>,
+    /// The same key creates the job once, however often it is sent.
+    #[arg(long)]
+    pub idempotency_key: Option<String>,
+    /// Return at once with the job's id.
+    #[arg(long)]
+    pub detach: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Job {
+    /// Jobs, newest first
+    List,
+    /// One job: state, settings, last step, metrics
+    Show { id: String },
+    /// Follow a job to its end
+    Watch {
+        id: String,
+        /// Sequence number to begin at.
+        #[arg(long, default_value_t = 1)]
+        from: u64,
+    },
+    /// Stop a job between two steps
+    Cancel { id: String },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Adapter {
+    /// Adapters with their newest version and aliases
+    List,
+    /// One version: lineage, digests, metrics
+    Show {
+        /// name, name@version or name@alias
+        reference: String,
+    },
+    /// Every version of an adapter
+    Versions { name: String },
+    /// Point an alias at a version
+    SetAlias {
+        name: String,
+        alias: String,
+        version: u64,
+        /// Move only if the alias points here now (0: only if it does not exist).
+        #[arg(long)]
+        expect: Option<u64>,
+        #[arg(long, default_value = "")]
+        why: String,
+    },
+    /// Point an alias back at what it was before
+    Rollback {
+        name: String,
+        alias: String,
+        #[arg(long, default_value = "")]
+        why: String,
+    },
+    /// Every move of an alias, newest first
+    History { name: String, alias: String },
+    /// Write a PEFT folder
+    Export {
+        /// name, name@version or name@alias
+        reference: String,
+        dir: PathBuf,
+    },
+    /// Publish a PEFT folder as the next version
+    Import {
+        dir: PathBuf,
+        #[arg(long)]
+        name: String,
+        /// The base it was made for.
+        #[arg(long)]
+        base: String,
+        /// How an input becomes a prompt.
+        #[arg(long, default_value = "{input}")]
+        template: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct Generate {
+    /// What the user types; the templates of adapter and base are applied.
+    pub prompt: String,
+    #[arg(long)]
+    pub base: Option<String>,
+    /// name, name@version or name@alias
+    #[arg(long)]
+    pub adapter: Option<String>,
+    #[arg(long, default_value_t = 128)]
+    pub max_new_tokens: u32,
+    /// 0 is greedy.
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
+    pub temperature: f32,
+    #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
+    pub top_p: f32,
+    #[arg(long, default_value_t = 0)]
+    pub top_k: u32,
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// Take the prompt as it is, no template.
+    #[arg(long)]
+    pub raw: bool,
+    /// Overrides the adapter's prompt template.
+    #[arg(long)]
+    pub template: Option<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("what").required(true).args(["text", "token_ids"]))]
+pub struct Score {
+    #[arg(long)]
+    pub base: Option<String>,
+    /// name, name@version or name@alias
+    #[arg(long)]
+    pub adapter: Option<String>,
+    /// The encoder's input for T5; a prefix for a decoder.
+    #[arg(long)]
+    pub prompt: Option<String>,
+    #[arg(long, value_delimiter = ',', conflicts_with = "prompt")]
+    pub prompt_ids: Vec<u32>,
+    #[arg(long)]
+    pub text: Option<String>,
+    #[arg(long, value_delimiter = ',')]
+    pub token_ids: Vec<u32>,
+}
+
+/// `name` or `name@3`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VersionedName {
+    pub name: String,
+    /// 0: the latest.
+    pub version: u64,
+}
+
+impl std::str::FromStr for VersionedName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let Some((name, version)) = text.split_once('@') else {
+            return Ok(Self { name: text.to_owned(), version: 0 });
+        };
+        match version.parse() {
+            Ok(version) if version > 0 => Ok(Self { name: name.to_owned(), version }),
+            _ => Err(format!("{version:?} is no version; write NAME or NAME@3")),
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! One command a file.
+
+pub mod adapter;
+pub mod base;
+pub mod blobs;
+pub mod dataset;
+pub mod demo;
+pub mod generate;
+pub mod job;
+pub mod score;
+pub mod train;
+pub mod up;

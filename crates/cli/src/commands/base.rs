@@ -1,0 +1,217 @@
+//! `tailor base add|list`: a Hugging Face folder is quantised here, on the client, and only 4-bit bytes travel.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+use tailor_domain::{BaseName, Digest, QuantCode};
+use tailor_hub::{Hub, HubOptions, Progress, RepoId};
+use tailor_pb::common::FileRef;
+use tailor_pb::registry as pb;
+use tailor_quant::{Float, QuantOptions, QuantReport, quantize_folder};
+
+use crate::args::Base;
+use crate::commands::blobs;
+use crate::connect::Endpoints;
+use crate::output::{Output, bytes, time};
+use crate::table;
+
+pub async fn run(endpoints: &Endpoints, command: &Base, output: &Output) -> anyhow::Result<()> {
+    match command {
+        Base::Add { source, name, revision, offline, quant, dtype } => {
+            BaseName::try_new(name)?;
+            let hub = FromHub { revision: revision.as_deref(), offline: *offline };
+            let dir = folder(endpoints, source, &hub, output).await?;
+            add(endpoints, &dir, name, quant, dtype, output).await.map(|_| ())
+        }
+        Base::List => list(endpoints, output).await,
+    }
+}
+
+/// What only an id of the hub has.
+struct FromHub<'a> {
+    revision: Option<&'a str>,
+    offline: bool,
+}
+
+/// The folder that `source` names: here, or fetched from the hub.
+async fn folder(endpoints: &Endpoints, source: &str, hub: &FromHub<'_>, output: &Output) -> anyhow::Result<PathBuf> {
+    let dir = Path::new(source);
+    if dir.exists() {
+        anyhow::ensure!(hub.revision.is_none(), "--revision is for a model of the hub; {source} is a folder here");
+        return Ok(dir.to_owned());
+    }
+    let Ok(repo) = RepoId::parse(source) else {
+        anyhow::bail!("{source} is no folder here, and no id of the hub as google/mt5-small either");
+    };
+    let mut options = HubOptions::from_env(endpoints.state.join("hub"));
+    options.offline |= hub.offline;
+    if !options.offline {
+        output.say(format!("{source} is no folder here; asking {}", options.endpoint));
+    }
+    let bar = bar(output, 0, "fetching    [{bar:30}] {bytes}/{total_bytes}  {eta} left  {msg}");
+    let shown = bar.clone();
+    let mut report = move |progress: Progress<'_>| {
+        shown.set_length(progress.bytes_total);
+        shown.set_position(progress.bytes_done);
+        shown.set_message(progress.file.to_owned());
+    };
+    let fetched = Hub::new(options)?.snapshot(&repo, hub.revision.unwrap_or("main"), &mut report).await;
+    bar.finish_and_clear();
+    let snapshot = fetched.with_context(|| format!("{source} is no folder here, so the hub was asked"))?;
+    output.say(format!("{repo} at {}", snapshot.commit));
+    Ok(snapshot.folder)
+}
+
+/// Quantises `dir` and registers it; does nothing when the same base is there already.
+pub async fn add(
+    endpoints: &Endpoints,
+    dir: &Path,
+    name: &str,
+    quant: &str,
+    dtype: &str,
+    output: &Output,
+) -> anyhow::Result<pb::Base> {
+    // Refused here, before minutes of work, not by the registry after them.
+    BaseName::try_new(name)?;
+    let code = tailor_pb::convert::quant_code(quant)?;
+    let scratch_parent = endpoints.state.join("cache");
+    std::fs::create_dir_all(&scratch_parent).with_context(|| format!("cannot make {}", scratch_parent.display()))?;
+    let scratch = tempfile::tempdir_in(&scratch_parent)
+        .with_context(|| format!("cannot write in {}", scratch_parent.display()))?;
+    let report = quantise(dir, scratch.path(), code, dtype, output).await?;
+    let files = hash_files(scratch.path().to_owned()).await?;
+    let mut client = endpoints.registry()?;
+    let total = files.iter().map(|(_, file)| file.size_bytes).sum();
+    let bar = bar(output, total, "uploading   [{bar:30}] {bytes}/{total_bytes}  {eta} left");
+    for (path, file) in &files {
+        blobs::upload_file(&mut client, path, &Digest::try_new(file.digest.clone())?, &bar).await?;
+    }
+    bar.finish_and_clear();
+    let request = pb::RegisterBaseRequest {
+        name: name.to_owned(),
+        fingerprint: report.fingerprint.to_string(),
+        quant: quant.to_owned(),
+        dtype: dtype.to_owned(),
+        files: files.into_iter().map(|(_, file)| file).collect(),
+        parameters: report.parameters,
+    };
+    let base = client.register_base(request).await?.into_inner();
+    output.show(&describe(&base), || {
+        println!(
+            "base {}: {} parameters, {} on disk (was {}), {} linear weights in {}, fingerprint {}",
+            base.name,
+            indicatif::HumanCount(base.parameters),
+            bytes(base.size_bytes),
+            bytes(report.source_bytes),
+            report.quantized,
+            base.quant,
+            base.fingerprint
+        );
+    })?;
+    Ok(base)
+}
+
+async fn quantise(
+    source: &Path,
+    target: &Path,
+    code: QuantCode,
+    dtype: &str,
+    output: &Output,
+) -> anyhow::Result<QuantReport> {
+    let compute = if dtype == "f32" { Float::F32 } else { Float::Bf16 };
+    let options = QuantOptions { code, compute, ..QuantOptions::default() };
+    let bar = bar(output, 0, "quantising  [{bar:30}] {bytes}/{total_bytes}  {eta} left");
+    let (source, target) = (source.to_owned(), target.to_owned());
+    let shown = bar.clone();
+    let report = tokio::task::spawn_blocking(move || {
+        quantize_folder(&source, &target, &options, &mut |progress| {
+            shown.set_length(progress.bytes_total);
+            shown.set_position(progress.bytes_read);
+        })
+    })
+    .await??;
+    bar.finish_and_clear();
+    Ok(report)
+}
+
+/// Every file of the quantised folder with its digest.
+async fn hash_files(dir: PathBuf) -> anyhow::Result<Vec<(PathBuf, FileRef)>> {
+    tokio::task::spawn_blocking(move || {
+        let mut files = Vec::new();
+        for entry in std::fs::read_dir(&dir)? {
+            let path = entry?.path();
+            let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            let mut file = std::fs::File::open(&path)?;
+            let mut hasher = <sha2::Sha256 as sha2::Digest>::new();
+            let size_bytes = std::io::copy(&mut file, &mut hasher)?;
+            let digest = Digest::from_sha256(&sha2::Digest::finalize(hasher).into());
+            files.push((path, FileRef { name, digest: digest.to_string(), size_bytes }));
+        }
+        files.sort_by(|a, b| a.1.name.cmp(&b.1.name));
+        Ok(files)
+    })
+    .await?
+}
+
+fn bar(output: &Output, length: u64, template: &str) -> ProgressBar {
+    if output.json {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new(length);
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style.progress_chars("█▉ "));
+    }
+    bar
+}
+
+async fn list(endpoints: &Endpoints, output: &Output) -> anyhow::Result<()> {
+    let mut client = endpoints.registry()?;
+    let mut all = Vec::new();
+    let mut token = String::new();
+    loop {
+        let page = Some(tailor_pb::common::Page { size: 0, token });
+        let answer = client.list_bases(pb::ListBasesRequest { page }).await?.into_inner();
+        all.extend(answer.bases);
+        token = answer.next_page_token;
+        if token.is_empty() {
+            break;
+        }
+    }
+    output.show(&all.iter().map(describe).collect::<Vec<_>>(), || {
+        let rows: Vec<_> = all
+            .iter()
+            .map(|base| {
+                vec![
+                    base.name.clone(),
+                    base.model_type.clone(),
+                    indicatif::HumanCount(base.parameters).to_string(),
+                    base.quant.clone(),
+                    base.dtype.clone(),
+                    bytes(base.size_bytes),
+                    base.fingerprint.chars().take(19).collect(),
+                    time(base.created_at_ms),
+                ]
+            })
+            .collect();
+        table::print(&["base", "type", "parameters", "code", "dtype", "size", "fingerprint", "added"], &rows);
+    })
+}
+
+fn describe(base: &pb::Base) -> Value {
+    json!({
+        "name": base.name,
+        "fingerprint": base.fingerprint,
+        "family": base.family,
+        "model_type": base.model_type,
+        "quant": base.quant,
+        "dtype": base.dtype,
+        "parameters": base.parameters,
+        "size_bytes": base.size_bytes,
+        "files": base.files.iter().map(|file| json!({
+            "name": file.name, "digest": file.digest, "size_bytes": file.size_bytes,
+        })).collect::<Vec<_>>(),
+        "created_at_ms": base.created_at_ms,
+    })
+}

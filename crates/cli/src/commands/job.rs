@@ -1,0 +1,291 @@
+//! `tailor job list|show|watch|cancel`, and the live view that `tailor train` shares.
+
+use std::io::IsTerminal as _;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+use tailor_pb::training as pb;
+
+use crate::args::Job;
+use crate::connect::Endpoints;
+use crate::output::{Output, time};
+use crate::table;
+
+/// How long a broken stream is taken up again before we give up.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+pub async fn run(endpoints: &Endpoints, command: &Job, output: &Output) -> anyhow::Result<()> {
+    match command {
+        Job::List => list(endpoints, output).await,
+        Job::Show { id } => {
+            let job = endpoints.trainer()?.get_job(pb::GetJobRequest { id: id.clone() }).await?.into_inner();
+            show(&job, output)
+        }
+        Job::Watch { id, from } => {
+            let job = watch(endpoints, id, *from, output).await?;
+            conclude(&job, output)
+        }
+        Job::Cancel { id } => {
+            let job = endpoints.trainer()?.cancel_job(pb::CancelJobRequest { id: id.clone() }).await?.into_inner();
+            output.show(&describe(&job), || println!("cancelled {}", job.id))
+        }
+    }
+}
+
+async fn list(endpoints: &Endpoints, output: &Output) -> anyhow::Result<()> {
+    let mut client = endpoints.trainer()?;
+    let mut all = Vec::new();
+    let mut token = String::new();
+    loop {
+        let page = Some(tailor_pb::common::Page { size: 0, token });
+        let answer = client.list_jobs(pb::ListJobsRequest { page }).await?.into_inner();
+        all.extend(answer.jobs);
+        token = answer.next_page_token;
+        if token.is_empty() {
+            break;
+        }
+    }
+    output.show(&all.iter().map(describe).collect::<Vec<_>>(), || {
+        let rows: Vec<_> = all
+            .iter()
+            .map(|job| {
+                let published =
+                    if job.adapter_version > 0 { format!("@{}", job.adapter_version) } else { String::new() };
+                let step = job.last_step.as_ref().map(|s| format!("{}/{}", s.step, s.total_steps)).unwrap_or_default();
+                vec![
+                    job.id.clone(),
+                    job.state.clone(),
+                    job.base.clone(),
+                    format!("{}@{}", job.dataset, job.dataset_version),
+                    format!("{}{published}", job.adapter),
+                    step,
+                    time(job.created_at_ms),
+                ]
+            })
+            .collect();
+        table::print(&["job", "state", "base", "dataset", "adapter", "step", "created"], &rows);
+    })
+}
+
+fn show(job: &pb::Job, output: &Output) -> anyhow::Result<()> {
+    output.show(&describe(job), || {
+        let step = job.last_step.unwrap_or_default();
+        table::fields(&[
+            ("job", job.id.clone()),
+            ("state", job.state.clone()),
+            ("error", job.error.clone()),
+            ("base", job.base.clone()),
+            ("dataset", format!("{}@{}", job.dataset, job.dataset_version)),
+            (
+                "adapter",
+                match job.adapter_version {
+                    0 => job.adapter.clone(),
+                    version => format!("{}@{version}", job.adapter),
+                },
+            ),
+            ("attempts", job.attempts.to_string()),
+            ("step", format!("{} of {}", step.step, step.total_steps)),
+            ("loss", format!("{:.4}", step.loss)),
+            ("grad norm", format!("{:.4}", step.grad_norm)),
+            ("metrics", metrics_line(&job.metrics)),
+            ("created", time(job.created_at_ms)),
+            ("updated", time(job.updated_at_ms)),
+        ]);
+    })
+}
+
+pub fn metrics_line(metrics: &std::collections::HashMap<String, f64>) -> String {
+    let mut pairs: Vec<_> = metrics.iter().collect();
+    pairs.sort_by(|a, b| a.0.cmp(b.0));
+    pairs.iter().map(|(name, value)| format!("{name} {value:.4}")).collect::<Vec<_>>().join(", ")
+}
+
+/// Says how a watched job ended; an error when it did not succeed.
+pub fn conclude(job: &pb::Job, output: &Output) -> anyhow::Result<()> {
+    if job.state == "SUCCEEDED" {
+        return output.show(&describe(job), || {
+            println!("published {}@{}: {}", job.adapter, job.adapter_version, metrics_line(&job.metrics));
+        });
+    }
+    if output.json {
+        println!("{}", describe(job));
+    }
+    match job.state.as_str() {
+        "CANCELLED" => anyhow::bail!("job {} was cancelled", job.id),
+        _ => anyhow::bail!("job {} failed: {}", job.id, job.error),
+    }
+}
+
+/// Follows a job to its end with a progress bar; takes a broken stream up where it broke.
+pub async fn watch(endpoints: &Endpoints, id: &str, from: u64, output: &Output) -> anyhow::Result<pb::Job> {
+    let mut client = endpoints.trainer()?;
+    let mut screen = Screen::new(output);
+    let mut next = from.max(1);
+    let mut broken_since: Option<Instant> = None;
+    loop {
+        let request = pb::WatchJobRequest { id: id.to_owned(), from_sequence: next };
+        let outcome = async {
+            let mut stream = client.watch_job(request).await?.into_inner();
+            while let Some(event) = stream.message().await? {
+                next = event.sequence + 1;
+                broken_since = None;
+                screen.event(&event);
+            }
+            Ok::<_, tonic::Status>(())
+        }
+        .await;
+        match outcome {
+            Ok(()) => break,
+            Err(status) if status.code() == tonic::Code::Unavailable => {
+                let since = *broken_since.get_or_insert_with(Instant::now);
+                if since.elapsed() > PATIENCE {
+                    return Err(status.into());
+                }
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            Err(status) => return Err(status.into()),
+        }
+    }
+    screen.finish();
+    Ok(client.get_job(pb::GetJobRequest { id: id.to_owned() }).await?.into_inner())
+}
+
+/// What a person sees while a job runs: one line a state, one moving bar.
+struct Screen {
+    output: Output,
+    bar: ProgressBar,
+    state: String,
+    /// Where there is no terminal, a line every so often instead of a bar.
+    last_line: Instant,
+    plain: bool,
+}
+
+impl Screen {
+    fn new(output: &Output) -> Self {
+        let plain = !std::io::stderr().is_terminal();
+        let bar = if output.json || plain { ProgressBar::hidden() } else { ProgressBar::new(0) };
+        Self { output: *output, bar, state: String::new(), last_line: Instant::now(), plain }
+    }
+
+    fn event(&mut self, event: &pb::JobEvent) {
+        if self.output.json {
+            println!("{}", describe_event(event));
+            return;
+        }
+        if event.state != self.state {
+            self.state.clone_from(&event.state);
+            self.enter();
+        }
+        if !event.message.is_empty() {
+            self.line(&format!("{:<11} {}", event.state.to_lowercase(), event.message));
+        }
+        if let Some(step) = event.steps.last() {
+            self.step(step);
+        }
+        if event.evaluation_rows > 0 {
+            self.bar.set_length(event.evaluation_rows);
+            self.bar.set_position(event.evaluated_rows);
+        }
+    }
+
+    fn enter(&self) {
+        let template = match self.state.as_str() {
+            "TRAINING" => "training    [{bar:30}] {pos}/{len} steps  {msg}  {eta} left",
+            "EVALUATING" => "evaluating  [{bar:30}] {pos}/{len} held-out rows",
+            _ => {
+                return self
+                    .bar
+                    .set_style(ProgressStyle::with_template("").unwrap_or_else(|_| ProgressStyle::default_bar()));
+            }
+        };
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            self.bar.reset();
+            self.bar.set_style(style.progress_chars("█▉ "));
+        }
+    }
+
+    fn step(&mut self, step: &pb::Step) {
+        self.bar.set_length(step.total_steps);
+        self.bar.set_position(step.step);
+        let figures =
+            format!("loss {:.4}  grad norm {:.3}  {:.0} tok/s", step.loss, step.grad_norm, step.tokens_per_second);
+        self.bar.set_message(figures.clone());
+        let last = step.step == step.total_steps;
+        if self.plain && (last || self.last_line.elapsed() > Duration::from_secs(5)) {
+            self.last_line = Instant::now();
+            eprintln!("training    step {}/{}  {figures}", step.step, step.total_steps);
+        }
+    }
+
+    fn line(&self, text: &str) {
+        if self.plain { eprintln!("{text}") } else { self.bar.println(text) }
+    }
+
+    fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+fn describe_step(step: &pb::Step) -> Value {
+    json!({
+        "step": step.step,
+        "total_steps": step.total_steps,
+        "loss": step.loss,
+        "grad_norm": step.grad_norm,
+        "learning_rate": step.learning_rate,
+        "tokens": step.tokens,
+        "tokens_per_second": step.tokens_per_second,
+    })
+}
+
+fn describe_event(event: &pb::JobEvent) -> Value {
+    json!({
+        "sequence": event.sequence,
+        "at_ms": event.at_ms,
+        "state": event.state,
+        "message": event.message,
+        "steps": event.steps.iter().map(describe_step).collect::<Vec<_>>(),
+        "evaluated_rows": event.evaluated_rows,
+        "evaluation_rows": event.evaluation_rows,
+        "metrics": event.metrics,
+    })
+}
+
+pub fn describe(job: &pb::Job) -> Value {
+    let lora = job.lora.clone().unwrap_or_default();
+    let training = job.training.unwrap_or_default();
+    json!({
+        "id": job.id,
+        "state": job.state,
+        "error": job.error,
+        "base": job.base,
+        "dataset": job.dataset,
+        "dataset_version": job.dataset_version,
+        "adapter": job.adapter,
+        "adapter_version": job.adapter_version,
+        "attempts": job.attempts,
+        "metrics": job.metrics,
+        "last_step": job.last_step.as_ref().map(describe_step),
+        "lora": {
+            "rank": lora.rank, "alpha": lora.alpha, "dropout": lora.dropout, "target_modules": lora.target_modules,
+        },
+        "training": {
+            "learning_rate": training.learning_rate,
+            "warmup_ratio": training.warmup_ratio,
+            "weight_decay": training.weight_decay,
+            "max_grad_norm": training.max_grad_norm,
+            "epochs": training.epochs,
+            "max_steps": training.max_steps,
+            "batch_rows": training.batch_rows,
+            "micro_batch_rows": training.micro_batch_rows,
+            "max_tokens": training.max_tokens,
+            "target_loss": training.target_loss,
+            "seed": training.seed,
+            "max_new_tokens": training.max_new_tokens,
+            "max_validation_rows": training.max_validation_rows,
+        },
+        "created_at_ms": job.created_at_ms,
+        "updated_at_ms": job.updated_at_ms,
+    })
+}

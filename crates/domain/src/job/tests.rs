@@ -1,0 +1,86 @@
+use super::*;
+
+const EVENTS: [JobEvent; 11] = [
+    JobEvent::Leased,
+    JobEvent::Prepare,
+    JobEvent::Train,
+    JobEvent::Pause,
+    JobEvent::Resume,
+    JobEvent::Evaluate,
+    JobEvent::Publish,
+    JobEvent::Succeed,
+    JobEvent::Fail,
+    JobEvent::Cancel,
+    JobEvent::LeaseLost,
+];
+
+fn entry(fence: u64, event: JobEvent) -> LogEntry {
+    LogEntry { seq: 0, at_ms: 0, fence, message: String::new(), kind: LogKind::State { event } }
+}
+
+#[test]
+fn a_finished_job_accepts_nothing() {
+    for state in JobState::ALL.into_iter().filter(|state| state.is_final()) {
+        for event in EVENTS {
+            assert_eq!(state.next(event), Err(Refused { state, event }));
+        }
+    }
+}
+
+#[test]
+fn every_unfinished_state_can_fail_and_be_cancelled() {
+    for state in JobState::ALL.into_iter().filter(|state| !state.is_final()) {
+        assert_eq!(state.next(JobEvent::Fail), Ok(JobState::Failed));
+        assert_eq!(state.next(JobEvent::Cancel), Ok(JobState::Cancelled));
+    }
+}
+
+#[test]
+fn success_is_reached_only_through_publishing() {
+    for state in JobState::ALL {
+        let reached = state.next(JobEvent::Succeed) == Ok(JobState::Succeeded);
+        assert_eq!(reached, state == JobState::Publishing, "{state}");
+    }
+}
+
+#[test]
+fn the_table_is_exactly_this() {
+    let accepted: usize =
+        JobState::ALL.iter().map(|state| EVENTS.iter().filter(|event| state.next(**event).is_ok()).count()).sum();
+    // 7 unfinished states × (fail, cancel) + 6 leases + 5 lost leases + 7 steps forward
+    assert_eq!(accepted, 14 + 6 + 5 + 7);
+}
+
+#[test]
+fn the_straight_way_leads_to_success() {
+    use JobEvent as E;
+    let log = [E::Leased, E::Prepare, E::Train, E::Evaluate, E::Publish, E::Succeed].map(|event| entry(1, event));
+    assert_eq!(fold(&log), JobState::Succeeded);
+}
+
+#[test]
+fn a_zombies_late_words_change_nothing() {
+    use JobEvent as E;
+    let log = [
+        entry(1, E::Leased),
+        entry(1, E::Prepare),
+        entry(2, E::Leased),
+        entry(1, E::Train),
+        entry(1, E::Fail),
+        entry(2, E::Prepare),
+    ];
+    assert_eq!(fold(&log), JobState::Preparing);
+}
+
+#[test]
+fn a_log_entry_survives_json() {
+    let written = LogEntry {
+        seq: 7,
+        at_ms: 1,
+        fence: 2,
+        message: "m".into(),
+        kind: LogKind::Metrics { metrics: BTreeMap::from([("exact_match".into(), 0.5)]) },
+    };
+    let json = serde_json::to_string(&written).expect("plain data");
+    assert_eq!(serde_json::from_str::<LogEntry>(&json).expect("own words"), written);
+}

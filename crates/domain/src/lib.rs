@@ -1,0 +1,19 @@
+//! Ids, specs, manifests and the job's transition table: what every part of Tailor agrees on.
+//!
+//! Plain data and pure functions. Nothing here does I/O, knows a clock, or depends on a runtime.
+
+pub mod adapter;
+pub mod base;
+pub mod dataset;
+pub mod error;
+pub mod ids;
+pub mod job;
+pub mod spec;
+
+pub use adapter::{AdapterManifest, AdapterRef, AliasMove, Selector};
+pub use base::{BaseManifest, Family, FileRef, QuantCode};
+pub use dataset::{DatasetManifest, DropReason, Report};
+pub use error::{ErrorCode, Invalid};
+pub use ids::{AdapterName, AliasName, BaseName, DatasetName, Digest, JobId, Version};
+pub use job::{JobEvent, JobState, LogEntry, LogKind, StepMetrics};
+pub use spec::{JobSpec, LoraSpec, TrainSpec};

@@ -1,0 +1,58 @@
+//! What can go wrong when serving, by what the caller can do about it.
+
+use tailor_domain::{Digest, ErrorCode};
+
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    #[error("{0}")]
+    Invalid(String),
+    #[error("adapter {digest} is not resident; load it first")]
+    UnknownAdapter { digest: Digest },
+    #[error("adapter {digest} is being unloaded; load it again once its last sequence has ended")]
+    Unloading { digest: Digest },
+    #[error("adapter {digest} does not fit the base: {problem}")]
+    AdapterRefused { digest: Digest, problem: String },
+    #[error("the base at {folder} cannot be loaded: {problem}")]
+    Base { folder: String, code: ErrorCode, problem: String },
+    #[error("{waiting} requests are waiting already, the limit is {limit}; try again later or raise max_queue")]
+    QueueFull { waiting: usize, limit: usize },
+    #[error("the device ran out of memory: {0}; lower max_batch, or ask for fewer tokens")]
+    OutOfMemory(String),
+    #[error("the model failed on this sequence: {0}")]
+    Step(String),
+    #[error("the engine has stopped; restart the process")]
+    Stopped,
+}
+
+impl Error {
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::Invalid(_) => ErrorCode::InvalidArgument,
+            Self::UnknownAdapter { .. } => ErrorCode::NotFound,
+            Self::AdapterRefused { .. } => ErrorCode::FailedPrecondition,
+            Self::Base { code, .. } => *code,
+            Self::QueueFull { .. } | Self::OutOfMemory(_) => ErrorCode::ResourceExhausted,
+            Self::Unloading { .. } | Self::Stopped => ErrorCode::Unavailable,
+            Self::Step(_) => ErrorCode::Internal,
+        }
+    }
+
+    pub fn retryable(&self) -> bool {
+        self.code().retryable()
+    }
+
+    pub(crate) fn model(error: &tailor_models::Error) -> Self {
+        match error {
+            tailor_models::Error::Torch(error) => Self::device(error),
+            tailor_models::Error::Request(problem) => Self::Invalid(problem.clone()),
+            other => Self::Step(other.to_string()),
+        }
+    }
+
+    pub(crate) fn device(error: &tailor_torch::Error) -> Self {
+        match error.code() {
+            ErrorCode::ResourceExhausted => Self::OutOfMemory(error.to_string()),
+            _ => Self::Step(error.to_string()),
+        }
+    }
+}

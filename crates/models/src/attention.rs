@@ -1,0 +1,86 @@
+//! Attention over heads, and the masks it takes. "Attention is all you need", arXiv 1706.03762 §3.2.
+
+use tch::{Kind, Tensor};
+
+/// Splits the last dimension into heads: [B, T, H·Dh] → [B, H, T, Dh].
+pub(crate) fn heads(x: &Tensor, head_dim: i64) -> Tensor {
+    let (batch, tokens, _) = shape3(x);
+    x.view([batch, tokens, -1, head_dim]).transpose(1, 2)
+}
+
+/// Back again: [B, H, T, Dh] → [B, T, H·Dh].
+pub(crate) fn unheads(x: &Tensor) -> Tensor {
+    let size = x.size();
+    x.transpose(1, 2).reshape([size[0], size[2], -1])
+}
+
+pub(crate) fn shape3(x: &Tensor) -> (i64, i64, i64) {
+    x.size3().unwrap_or_else(|error| panic!("a tensor of three dimensions is needed: {error}"))
+}
+
+/// Which keys each query may see.
+pub(crate) enum Mask {
+    /// Query t sees keys 0..=t, nothing is padded.
+    Causal,
+    /// True where a query sees a key, or a term added to the scores: broadcasts to [B, H, T, S].
+    Given(Tensor),
+}
+
+/// softmax(cap(q·kᵀ·scale) + mask)·v
+///
+/// # Shapes
+/// `q` [B, H, T, Dh], `k` and `v` [B, K, S, Dh] with K dividing H → [B, T, H·Dh]
+pub(crate) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, mask: &Mask, scale: f64, softcap: Option<f64>) -> Tensor {
+    if let Some(softcap) = softcap {
+        return unheads(&attend_capped(q, k, v, mask, scale, softcap));
+    }
+    let grouped = q.size()[1] != k.size()[1];
+    let (given, causal) = match mask {
+        Mask::Causal => (None, true),
+        Mask::Given(mask) => (Some(mask), false),
+    };
+    unheads(&Tensor::scaled_dot_product_attention(q, k, v, given, 0.0, causal, scale, grouped))
+}
+
+/// With capped scores, which no fused kernel knows: all scores are in memory at once.
+fn attend_capped(q: &Tensor, k: &Tensor, v: &Tensor, mask: &Mask, scale: f64, softcap: f64) -> Tensor {
+    let (new, all) = (q.size()[2], k.size()[2]);
+    let groups = q.size()[1] / k.size()[1];
+    let spread = |x: &Tensor| x.repeat_interleave_self_int(groups, 1, None); // [B, H, S, Dh]
+    let scores = softcapped(&(q.matmul(&spread(k).transpose(2, 3)) * scale), softcap); // [B, H, T, S]
+    let scores = match mask {
+        Mask::Causal => {
+            let ones = Tensor::ones([1, all], (Kind::Int64, q.device()));
+            biased(&scores, &causal_mask(&ones, new, None))
+        }
+        Mask::Given(seen) if seen.kind() == Kind::Bool => biased(&scores, seen),
+        Mask::Given(term) => scores + term,
+    };
+    scores.softmax(-1, Kind::Float).to_kind(q.kind()).matmul(&spread(v))
+}
+
+/// cap · tanh(x / cap): scores that stay within ±cap. Gemma 2 (arXiv 2408.00118 §2).
+pub(crate) fn softcapped(x: &Tensor, cap: f64) -> Tensor {
+    (x / cap).tanh() * cap
+}
+
+/// Causal, padding and window in one: `keys` [B, S] (1 real, 0 padding), for the last `new` of S tokens → [B, 1, T, S].
+///
+/// A padded query sees itself, so that no row of scores is empty: an empty row is NaN and would spread.
+pub(crate) fn causal_mask(keys: &Tensor, new: i64, window: Option<i64>) -> Tensor {
+    let all = keys.size()[1];
+    let options = (Kind::Int64, keys.device());
+    let columns = Tensor::arange(all, options).view([1, 1, 1, all]);
+    let rows = Tensor::arange_start(all - new, all, options).view([1, 1, new, 1]);
+    let mut seen = columns.le_tensor(&rows);
+    if let Some(window) = window {
+        seen = seen.logical_and(&columns.gt_tensor(&(&rows - window)));
+    }
+    let real = keys.to_kind(Kind::Bool).view([-1, 1, 1, all]);
+    seen.logical_and(&real).logical_or(&columns.eq_tensor(&rows))
+}
+
+/// `bias` [1, H, T, S] where `seen` (broadcasts to [B, H, T, S]), minus infinity elsewhere.
+pub(crate) fn biased(bias: &Tensor, seen: &Tensor) -> Tensor {
+    bias.masked_fill(&seen.logical_not(), f64::NEG_INFINITY)
+}

@@ -1,0 +1,180 @@
+//! A base model: loaded in 4 bits or dense, or made at random to be trained from scratch.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use tailor_domain::Family;
+use tailor_quant::Checkpoint;
+use tch::{Device, Kind, Tensor};
+
+use crate::decoder::Decoder;
+use crate::linear::{Compute, LinearInfo};
+use crate::lora::Pass;
+use crate::t5::T5;
+use crate::weights::{Builder, Parameter, Source};
+use crate::{Config, Error, Result};
+
+const MAX_CONFIG_BYTES: u64 = 1 << 20;
+
+/// How to load.
+#[derive(Debug, Clone, Copy)]
+pub struct LoadOptions {
+    pub compute: Compute,
+    pub device: Device,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        Self { compute: Compute::F32, device: Device::Cpu }
+    }
+}
+
+/// Whole sequences in.
+pub enum Input<'a> {
+    /// `ids` and `mask` [B, T]; without a mask nothing is padded.
+    Decoder { ids: &'a Tensor, mask: Option<&'a Tensor> },
+    /// `ids` and `mask` [B, Se], `decoder_ids` [B, T] beginning with the start token; padding on the right.
+    EncoderDecoder { ids: &'a Tensor, mask: Option<&'a Tensor>, decoder_ids: &'a Tensor },
+}
+
+pub(crate) enum Model {
+    Decoder(Decoder),
+    T5(T5),
+}
+
+/// A model with frozen weights (loaded) or trainable ones (random).
+pub struct Base {
+    config: Config,
+    pub(crate) config_text: Vec<u8>,
+    pub(crate) model: Model,
+    compute: Compute,
+    device: Device,
+    linears: Arc<[LinearInfo]>,
+    pub(crate) parameters: Vec<Parameter>,
+    quantized_bytes: usize,
+    quantized_parameters: u64,
+}
+
+impl Base {
+    /// Loads a folder in bitsandbytes' layout (packed weights stay in the map) or a plain one. Nothing requires a
+    /// gradient.
+    ///
+    /// # Errors
+    /// A config that is not supported, by field, before any weight is read; a tensor that is missing, not expected, or
+    /// of a shape or type that does not fit.
+    pub fn load(folder: &Path, options: &LoadOptions) -> Result<Self> {
+        let path = folder.join("config.json");
+        let size = fs::metadata(&path).map_err(Error::io(&path))?.len();
+        if size > MAX_CONFIG_BYTES {
+            return Err(Error::config("(file)", format!("{size} bytes; the limit is {MAX_CONFIG_BYTES}")));
+        }
+        let text = fs::read(&path).map_err(Error::io(&path))?;
+        let config = Config::parse(&text)?;
+        let checkpoint = Checkpoint::open(folder)?;
+        Self::build(config, text, Source::Checkpoint(&checkpoint), *options)
+    }
+
+    /// A new model: every parameter dense, f32, initialised as the family's papers do, requiring a gradient. Seeds
+    /// libtorch's generator.
+    ///
+    /// # Errors
+    /// A config that is not supported, by field.
+    pub fn random(config_json: &[u8], device: Device, seed: i64) -> Result<Self> {
+        let config = Config::parse(config_json)?;
+        tch::manual_seed(seed);
+        Self::build(config, config_json.to_vec(), Source::Random, LoadOptions { compute: Compute::F32, device })
+    }
+
+    fn build(config: Config, config_text: Vec<u8>, source: Source<'_>, options: LoadOptions) -> Result<Self> {
+        let mut builder = Builder::new(source, options.compute, options.device);
+        let model = match &config {
+            Config::Decoder(config) => Model::Decoder(Decoder::build(config, &mut builder)?),
+            Config::T5(config) => Model::T5(T5::build(config, &mut builder)?),
+        };
+        if let Some(name) = builder.unused() {
+            return Err(Error::tensor(&name, "is in the checkpoint, but config.json describes no place for it"));
+        }
+        Ok(Self {
+            config,
+            config_text,
+            model,
+            compute: options.compute,
+            device: options.device,
+            linears: builder.linears.into(),
+            parameters: builder.parameters,
+            quantized_bytes: builder.quantized_bytes,
+            quantized_parameters: builder.quantized_parameters,
+        })
+    }
+
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    pub fn family(&self) -> Family {
+        self.config.family()
+    }
+
+    pub fn compute(&self) -> Compute {
+        self.compute
+    }
+
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// Every linear layer but the head: what PEFT's `all-linear` targets.
+    pub fn linears(&self) -> &[LinearInfo] {
+        &self.linears
+    }
+
+    pub(crate) fn linears_shared(&self) -> Arc<[LinearInfo]> {
+        Arc::clone(&self.linears)
+    }
+
+    /// The dense tensors; a tied head is the embedding and comes once.
+    pub fn parameters(&self) -> &[Parameter] {
+        &self.parameters
+    }
+
+    /// All parameters, those in 4 bits included.
+    pub fn parameter_count(&self) -> u64 {
+        self.parameters.iter().map(|p| p.tensor.numel() as u64).sum::<u64>() + self.quantized_parameters
+    }
+
+    /// Bytes of all weights, packed ones in the map included.
+    pub fn resident_bytes(&self) -> usize {
+        let dense = |p: &Parameter| p.tensor.numel() * p.tensor.kind().elt_size_in_bytes();
+        self.parameters.iter().map(dense).sum::<usize>() + self.quantized_bytes
+    }
+
+    /// Hidden states before the head, at every position of the sequence that is predicted from.
+    ///
+    /// # Shapes
+    /// → [B, T, D] in the compute type
+    ///
+    /// # Errors
+    /// The input is of the other family.
+    pub fn hidden(&self, input: &Input<'_>, pass: &Pass<'_>) -> Result<Tensor> {
+        match (&self.model, input) {
+            (Model::Decoder(decoder), Input::Decoder { ids, mask }) => Ok(decoder.hidden(ids, *mask, None, pass)),
+            (Model::T5(t5), Input::EncoderDecoder { ids, mask, decoder_ids }) => {
+                let states = t5.encode(ids, *mask, pass);
+                let cross = t5.cross(&states, *mask, pass);
+                Ok(t5.decode(decoder_ids, None, &cross, pass))
+            }
+            _ => Err(Error::Request(format!("input does not fit a model of type {}", self.config.model_type()))),
+        }
+    }
+
+    /// # Shapes
+    /// `hidden` [.., D] → logits [.., V] in f32
+    pub fn head(&self, hidden: &Tensor) -> Tensor {
+        let logits = match &self.model {
+            Model::Decoder(decoder) => decoder.head(hidden),
+            Model::T5(t5) => t5.head(hidden),
+        };
+        logits.to_kind(Kind::Float)
+    }
+}

@@ -1,0 +1,297 @@
+//! Llama 2 (arXiv 2307.09288), Llama 3 (arXiv 2407.21783) and the decoders that differ from them by data: Mistral,
+//! Qwen2, Qwen3, Gemma 1 to 3 (arXiv 2403.08295, 2408.00118, 2503.19786). Pre-norm blocks of grouped-query attention
+//! with rotary positions and a gated feed-forward.
+
+use std::f64::consts::TAU;
+
+use tch::{Kind, Tensor};
+
+use crate::attention::{Mask, attend, causal_mask, heads, softcapped};
+use crate::cache::{Cache, LayerCache};
+use crate::config::{AttentionKind, DecoderConfig, RopeScaling};
+use crate::linear::Linear;
+use crate::lora::Pass;
+use crate::norm::{NormScale, RmsNorm};
+use crate::weights::Builder;
+use crate::{Activation, Result};
+
+pub(crate) struct Decoder {
+    embed_tokens: Tensor, // [V, D]
+    embedding_scale: Option<Tensor>,
+    layers: Vec<Layer>,
+    norm: RmsNorm,
+    lm_head: Option<Tensor>, // [V, D]; None where it is the embedding
+    logit_softcap: Option<f64>,
+    kinds: Vec<LayerKind>,
+}
+
+/// What the layers of one kind have in common.
+struct LayerKind {
+    inverse_frequencies: Tensor, // [Dh/2] f32
+    sliding_window: Option<i64>,
+}
+
+struct Layer {
+    kind: usize,
+    input_layernorm: RmsNorm,
+    self_attn: Attention,
+    attention_norm: Option<RmsNorm>, // of what attention gives
+    mlp_input_norm: RmsNorm,
+    mlp: Mlp,
+    mlp_norm: Option<RmsNorm>, // of what the feed-forward gives
+}
+
+struct Attention {
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    o_proj: Linear,
+    q_norm: Option<RmsNorm>, // over Dh
+    k_norm: Option<RmsNorm>,
+    head_dim: i64,
+    scale: f64,
+    softcap: Option<f64>,
+}
+
+struct Mlp {
+    gate_proj: Linear,
+    up_proj: Linear,
+    down_proj: Linear,
+    activation: Activation,
+}
+
+/// Rotary positions of the tokens of one pass.
+struct Rotation {
+    cos: Tensor, // [B or 1, 1, T, Dh]
+    sin: Tensor,
+}
+
+/// Where the tokens of one pass stand and what they see, in layers of one kind.
+struct View {
+    rotation: Rotation,
+    mask: Mask,
+}
+
+impl Decoder {
+    pub fn build(config: &DecoderConfig, weights: &mut Builder) -> Result<Self> {
+        let std = config.initializer_range;
+        let (hidden, vocab) = (config.hidden_size, config.vocab_size);
+        let embed_tokens = weights.normal("model.embed_tokens.weight", &[vocab, hidden], std)?;
+        let build = |(i, &kind)| Layer::build(config, weights, i, kind);
+        let layers = config.layers.iter().enumerate().map(build).collect::<Result<_>>()?;
+        let norm = weights.norm("model.norm", hidden, config.rms_norm_eps, norm_scale(config))?;
+        let tied = config.tie_word_embeddings;
+        let lm_head = if tied { None } else { Some(weights.normal("lm_head.weight", &[vocab, hidden], std)?) };
+        let kinds = config.attention_kinds.iter().map(|kind| LayerKind {
+            inverse_frequencies: inverse_frequencies(kind, config.head_dim).to_device(weights.device()),
+            sliding_window: kind.sliding_window,
+        });
+        let kinds = kinds.collect();
+        // Rounded to the weights' type first, as the reference does: in bf16 that shows.
+        let root = || Tensor::from((hidden as f64).sqrt()).to_kind(embed_tokens.kind()).to_device(weights.device());
+        let embedding_scale = config.gemma_scaling.then(root);
+        Ok(Self { embed_tokens, embedding_scale, layers, norm, lm_head, logit_softcap: config.logit_softcap, kinds })
+    }
+
+    pub fn layer_count(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// Final hidden states after the last norm.
+    ///
+    /// # Shapes
+    /// `ids` [B, T], `mask` [B, T] of the same tokens → [B, T, D]
+    pub fn hidden(
+        &self,
+        ids: &Tensor,
+        mask: Option<&Tensor>,
+        mut cache: Option<&mut Cache>,
+        pass: &Pass<'_>,
+    ) -> Tensor {
+        let keys = match &mut cache {
+            Some(cache) => Some(cache.extend(&mask.map_or_else(|| ids.ones_like(), Tensor::shallow_clone))),
+            None => mask.map(Tensor::shallow_clone),
+        };
+        let views: Vec<View> = self.kinds.iter().map(|kind| self.view(kind, ids, keys.as_ref())).collect();
+        let mut x = Tensor::embedding(&self.embed_tokens, ids, -1, false, false); // [B, T, D]
+        if let Some(scale) = &self.embedding_scale {
+            x *= scale;
+        }
+        for (i, layer) in self.layers.iter().enumerate() {
+            let cache = cache.as_mut().and_then(|cache| cache.layers.get_mut(i));
+            x = layer.forward(&x, &views[layer.kind], cache, pass);
+        }
+        self.norm.forward(&x)
+    }
+
+    /// # Shapes
+    /// `hidden` [.., D] → [.., V]
+    pub fn head(&self, hidden: &Tensor) -> Tensor {
+        let logits = hidden.linear(self.lm_head.as_ref().unwrap_or(&self.embed_tokens), None::<&Tensor>);
+        self.logit_softcap.map_or_else(|| logits.shallow_clone(), |cap| softcapped(&logits, cap))
+    }
+
+    fn view(&self, kind: &LayerKind, ids: &Tensor, keys: Option<&Tensor>) -> View {
+        let new = ids.size()[1];
+        let mask = match (keys, kind.sliding_window) {
+            (Some(keys), window) => Mask::Given(causal_mask(keys, new, window)),
+            (None, Some(window)) if new > window => Mask::Given(causal_mask(&ids.ones_like(), new, Some(window))),
+            (None, _) => Mask::Causal,
+        };
+        View { rotation: self.rotation(&kind.inverse_frequencies, keys, new), mask }
+    }
+
+    /// Angles of the last `new` tokens. Padding does not count as a position.
+    fn rotation(&self, inverse_frequencies: &Tensor, keys: Option<&Tensor>, new: i64) -> Rotation {
+        let device = inverse_frequencies.device();
+        let positions = match keys {
+            None => Tensor::arange(new, (Kind::Int64, device)).unsqueeze(0), // [1, T]
+            Some(keys) => {
+                let all = keys.size()[1];
+                (keys.cumsum(1, Kind::Int64) - 1).clamp_min(0).narrow(1, all - new, new) // [B, T]
+            }
+        };
+        let angles = positions.to_kind(Kind::Float).unsqueeze(-1) * inverse_frequencies; // [B, T, Dh/2]
+        let angles = Tensor::cat(&[&angles, &angles], -1).unsqueeze(1); // [B, 1, T, Dh]
+        let kind = self.embed_tokens.kind();
+        Rotation { cos: angles.cos().to_kind(kind), sin: angles.sin().to_kind(kind) }
+    }
+}
+
+impl Rotation {
+    /// RoFormer (arXiv 2104.09864 §3.4.2) in the half-split layout of the checkpoints: pairs are (i, i + Dh/2).
+    ///
+    /// # Shapes
+    /// `x` [B, H, T, Dh] → the same
+    fn turn(&self, x: &Tensor) -> Tensor {
+        let halves = x.chunk(2, -1);
+        let swapped = Tensor::cat(&[-&halves[1], halves[0].shallow_clone()], -1);
+        x * &self.cos + swapped * &self.sin
+    }
+}
+
+impl Layer {
+    fn build(config: &DecoderConfig, weights: &mut Builder, i: usize, kind: usize) -> Result<Self> {
+        let path = format!("model.layers.{i}");
+        let self_attn = Attention::build(config, weights, &format!("{path}.self_attn"))?;
+        let mlp = Mlp::build(config, weights, &format!("{path}.mlp"))?;
+        let mut norm = |name: &str| {
+            weights.norm(&format!("{path}.{name}"), config.hidden_size, config.rms_norm_eps, norm_scale(config))
+        };
+        let input_layernorm = norm("input_layernorm")?;
+        // The same name stands for the norm before the feed-forward and, where there are more, for that after attention.
+        let post_attention_layernorm = norm("post_attention_layernorm")?;
+        let (attention_norm, mlp_input_norm, mlp_norm) = if config.post_norms {
+            let (before, after) = (norm("pre_feedforward_layernorm")?, norm("post_feedforward_layernorm")?);
+            (Some(post_attention_layernorm), before, Some(after))
+        } else {
+            (None, post_attention_layernorm, None)
+        };
+        Ok(Self { kind, input_layernorm, self_attn, attention_norm, mlp_input_norm, mlp, mlp_norm })
+    }
+
+    /// # Shapes
+    /// `x` [B, T, D] → [B, T, D]
+    fn forward(&self, x: &Tensor, view: &View, cache: Option<&mut LayerCache>, pass: &Pass<'_>) -> Tensor {
+        let x = x + normed(
+            self.self_attn.forward(&self.input_layernorm.forward(x), view, cache, pass),
+            &self.attention_norm,
+        );
+        &x + normed(self.mlp.forward(&self.mlp_input_norm.forward(&x), pass), &self.mlp_norm)
+    }
+}
+
+impl Attention {
+    fn build(config: &DecoderConfig, weights: &mut Builder, path: &str) -> Result<Self> {
+        let (hidden, head_dim, std) = (config.hidden_size, config.head_dim, config.initializer_range);
+        let (q_out, kv_out) = (config.num_attention_heads * head_dim, config.num_key_value_heads * head_dim);
+        let mut linear = |name: &str, input: i64, out: i64, bias: bool| {
+            weights.linear(&format!("{path}.{name}"), input, out, bias, std)
+        };
+        let q_proj = linear("q_proj", hidden, q_out, config.qkv_bias)?;
+        let k_proj = linear("k_proj", hidden, kv_out, config.qkv_bias)?;
+        let v_proj = linear("v_proj", hidden, kv_out, config.qkv_bias)?;
+        let o_proj = linear("o_proj", q_out, hidden, config.o_bias)?;
+        let mut norm = |name: &str| match config.qk_norm {
+            true => {
+                weights.norm(&format!("{path}.{name}"), head_dim, config.rms_norm_eps, norm_scale(config)).map(Some)
+            }
+            false => Ok(None),
+        };
+        let (q_norm, k_norm) = (norm("q_norm")?, norm("k_norm")?);
+        let (scale, softcap) = (config.attention_scale, config.attention_softcap);
+        Ok(Self { q_proj, k_proj, v_proj, o_proj, q_norm, k_norm, head_dim, scale, softcap })
+    }
+
+    /// # Shapes
+    /// `x` [B, T, D] → [B, T, D]
+    fn forward(&self, x: &Tensor, view: &View, cache: Option<&mut LayerCache>, pass: &Pass<'_>) -> Tensor {
+        let q = normed(heads(&self.q_proj.forward(x, pass), self.head_dim), &self.q_norm); // [B, H, T, Dh]
+        let k = normed(heads(&self.k_proj.forward(x, pass), self.head_dim), &self.k_norm); // [B, K, T, Dh]
+        let v = heads(&self.v_proj.forward(x, pass), self.head_dim);
+        let (q, k) = (view.rotation.turn(&q), view.rotation.turn(&k));
+        let (k, v) = match cache {
+            Some(cache) => cache.push(&k, &v), // [B, K, S, Dh]
+            None => (k, v),
+        };
+        self.o_proj.forward(&attend(&q, &k, &v, &view.mask, self.scale, self.softcap), pass)
+    }
+}
+
+impl Mlp {
+    fn build(config: &DecoderConfig, weights: &mut Builder, path: &str) -> Result<Self> {
+        let (hidden, inner, std) = (config.hidden_size, config.intermediate_size, config.initializer_range);
+        let mut linear = |name: &str, input: i64, out: i64| {
+            weights.linear(&format!("{path}.{name}"), input, out, config.mlp_bias, std)
+        };
+        Ok(Self {
+            gate_proj: linear("gate_proj", hidden, inner)?,
+            up_proj: linear("up_proj", hidden, inner)?,
+            down_proj: linear("down_proj", inner, hidden)?,
+            activation: config.activation,
+        })
+    }
+
+    /// # Shapes
+    /// `x` [B, T, D] → [B, T, D], by way of [B, T, F]
+    fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Tensor {
+        let gate = self.activation.apply(&self.gate_proj.forward(x, pass));
+        self.down_proj.forward(&(gate * self.up_proj.forward(x, pass)), pass)
+    }
+}
+
+fn norm_scale(config: &DecoderConfig) -> NormScale {
+    if config.gemma_scaling { NormScale::OnePlusWeight } else { NormScale::Weight }
+}
+
+fn normed(x: Tensor, norm: &Option<RmsNorm>) -> Tensor {
+    norm.as_ref().map_or_else(|| x.shallow_clone(), |norm| norm.forward(&x))
+}
+
+/// θ^(−2i/Dh), changed as the scaling says (Llama 3.1: by wavelength against the original context).
+fn inverse_frequencies(kind: &AttentionKind, head_dim: i64) -> Tensor {
+    let exponents = Tensor::arange_start_step(0, head_dim, 2, (Kind::Float, tch::Device::Cpu));
+    let plain = (exponents / head_dim as f64 * kind.rope_theta.ln()).exp().reciprocal();
+    let scaled = |f: f64| match &kind.rope_scaling {
+        None => f,
+        Some(RopeScaling::Linear { factor }) => f / factor,
+        Some(RopeScaling::Llama3 {
+            factor,
+            low_freq_factor: low,
+            high_freq_factor: high,
+            original_max_position_embeddings: context,
+        }) => {
+            let wavelength = TAU / f;
+            if wavelength < context / high {
+                f
+            } else if wavelength > context / low {
+                f / factor
+            } else {
+                let smooth = (context / wavelength - low) / (high - low);
+                (1.0 - smooth) * f / factor + smooth * f
+            }
+        }
+    };
+    let values = Vec::<f32>::try_from(&plain).unwrap_or_else(|error| panic!("{error}"));
+    Tensor::from_slice(&values.iter().map(|&f| scaled(f as f64) as f32).collect::<Vec<_>>())
+}

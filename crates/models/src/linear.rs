@@ -1,0 +1,89 @@
+//! A projection: dense or in 4 bits, with LoRA where the pass brings some for its path.
+
+use tailor_domain::Invalid;
+use tailor_quant::Float;
+use tailor_torch::QuantWeight;
+use tch::{Kind, Tensor};
+
+use crate::lora::{Adapters, Pass};
+
+/// The type in which activations and dequantised weights live.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Compute {
+    #[default]
+    F32,
+    Bf16,
+}
+
+impl Compute {
+    pub fn kind(self) -> Kind {
+        match self {
+            Self::F32 => Kind::Float,
+            Self::Bf16 => Kind::BFloat16,
+        }
+    }
+
+    pub fn float(self) -> Float {
+        match self {
+            Self::F32 => Float::F32,
+            Self::Bf16 => Float::Bf16,
+        }
+    }
+}
+
+impl std::str::FromStr for Compute {
+    type Err = Invalid;
+
+    /// As a base's manifest names it: `f32` or `bf16`.
+    fn from_str(name: &str) -> Result<Self, Invalid> {
+        match name {
+            "f32" => Ok(Self::F32),
+            "bf16" => Ok(Self::Bf16),
+            other => Err(Invalid::new("dtype", format!("{other:?} is neither bf16 nor f32"))),
+        }
+    }
+}
+
+/// A linear layer that can take LoRA.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LinearInfo {
+    /// Module path, as in the checkpoint without `.weight`.
+    pub path: String,
+    pub in_features: i64,
+    pub out_features: i64,
+    /// Whether its weight is in 4 bits.
+    pub quantized: bool,
+}
+
+pub(crate) enum Weight {
+    Dense(Tensor), // [out, in]
+    FourBit(QuantWeight),
+}
+
+pub(crate) struct Linear {
+    pub weight: Weight,
+    pub bias: Option<Tensor>, // [out]
+    /// Place in the base's list of linear layers: where a [`crate::LoraSet`] keeps what belongs to this one.
+    pub slot: usize,
+}
+
+impl Linear {
+    /// # Shapes
+    /// `x` [B, T, in] → [B, T, out]
+    pub fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Tensor {
+        let y = match &self.weight {
+            Weight::Dense(weight) => x.linear(weight, self.bias.as_ref()),
+            Weight::FourBit(weight) => {
+                tailor_torch::quant_linear(x, weight, self.bias.as_ref()).unwrap_or_else(|error| panic!("{error}"))
+            }
+        };
+        match &pass.adapters {
+            Adapters::None => y,
+            Adapters::One(set) => match set.slot(self.slot) {
+                None => y,
+                Some(lora) => lora.add_to(&y, x, pass.training),
+            },
+            Adapters::Rows(routes) => routes.add_to(y, x, self.slot),
+        }
+    }
+}

@@ -1,0 +1,33 @@
+//! Root mean square norm (arXiv 1910.07467): no mean, no bias, the mean square in f32.
+
+use tch::{Kind, Tensor};
+
+/// How the weight scales.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NormScale {
+    /// By w, in the compute type.
+    Weight,
+    /// By 1 + w, in f32 (Gemma).
+    OnePlusWeight,
+}
+
+pub(crate) struct RmsNorm {
+    pub weight: Tensor, // [D]
+    pub eps: f64,
+    pub scale: NormScale,
+}
+
+impl RmsNorm {
+    /// # Shapes
+    /// `x` [.., D] → [.., D]
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        let wide = x.to_kind(Kind::Float);
+        let mean_square = wide.square().mean_dim([-1i64].as_slice(), true, Kind::Float);
+        let normed = wide * (mean_square + self.eps).rsqrt();
+        // Back to the compute type before or after the weight, as the reference does: the order shows in bf16.
+        match self.scale {
+            NormScale::Weight => normed.to_kind(x.kind()) * &self.weight,
+            NormScale::OnePlusWeight => (normed * (self.weight.to_kind(Kind::Float) + 1.0)).to_kind(x.kind()),
+        }
+    }
+}

@@ -1,0 +1,317 @@
+//! T5 (arXiv 1910.10683), its v1.1 with gated GELU, and mT5 (arXiv 2010.11934).
+//!
+//! Attention is not scaled. Positions are a learned bias on the scores, by bucketed distance; block 0 of each stack owns
+//! it and the later blocks add the same. Cross-attention has none.
+
+use tch::{Kind, Tensor};
+
+use crate::attention::{Mask, attend, biased, causal_mask, heads};
+use crate::cache::{Cache, Cross, LayerCache};
+use crate::config::T5Config;
+use crate::linear::Linear;
+use crate::lora::Pass;
+use crate::norm::{NormScale, RmsNorm};
+use crate::weights::Builder;
+use crate::{Activation, Result};
+
+pub(crate) struct T5 {
+    shared: Tensor, // [V, D]
+    encoder: Stack,
+    decoder: Stack,
+    lm_head: Option<Tensor>, // [V, D]; None where it is the embedding
+    output_scale: Option<f64>,
+}
+
+struct Stack {
+    blocks: Vec<Block>,
+    final_layer_norm: RmsNorm,
+    positions: PositionBias,
+}
+
+struct Block {
+    self_norm: RmsNorm,
+    self_attention: Attention,
+    cross: Option<(RmsNorm, Attention)>,
+    feed_forward_norm: RmsNorm,
+    feed_forward: FeedForward,
+}
+
+struct Attention {
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    o: Linear,
+    head_dim: i64,
+}
+
+struct FeedForward {
+    /// `wi`, or `wi_0` where gated.
+    wi_0: Linear,
+    wi_1: Option<Linear>,
+    wo: Linear,
+    activation: Activation,
+}
+
+struct PositionBias {
+    weight: Tensor, // [buckets, H]
+    bidirectional: bool,
+    buckets: i64,
+    max_distance: i64,
+}
+
+impl T5 {
+    pub fn build(config: &T5Config, weights: &mut Builder) -> Result<Self> {
+        let (d, vocab) = (config.d_model, config.vocab_size);
+        let shared = weights.normal("shared.weight", &[vocab, d], config.initializer_factor)?;
+        let encoder = Stack::build(config, weights, "encoder")?;
+        let decoder = Stack::build(config, weights, "decoder")?;
+        let tied = if weights.is_random() { config.tie_word_embeddings } else { !weights.has("lm_head.weight") };
+        // A head of its own starts at D^-0.5 as in Mesh TensorFlow, so that the first logits are of order one.
+        let std = config.initializer_factor * (d as f64).powf(-0.5);
+        let lm_head = if tied { None } else { Some(weights.normal("lm_head.weight", &[vocab, d], std)?) };
+        let output_scale = config.scale_decoder_outputs.then(|| (d as f64).powf(-0.5));
+        Ok(Self { shared, encoder, decoder, lm_head, output_scale })
+    }
+
+    pub fn decoder_layers(&self) -> usize {
+        self.decoder.blocks.len()
+    }
+
+    /// # Shapes
+    /// `ids` and `mask` [B, Se] → [B, Se, D]
+    pub fn encode(&self, ids: &Tensor, mask: Option<&Tensor>, pass: &Pass<'_>) -> Tensor {
+        let tokens = ids.size()[1];
+        let bias = self.encoder.positions.bias(tokens, tokens); // [1, H, Se, Se]
+        let mask = match mask {
+            Some(mask) => biased(&bias, &key_mask(mask)),
+            None => bias,
+        };
+        let mut x = Tensor::embedding(&self.shared, ids, -1, false, false);
+        for block in &self.encoder.blocks {
+            x = block.forward(&x, &Mask::Given(mask.shallow_clone()), None, None, pass);
+        }
+        self.encoder.final_layer_norm.forward(&x)
+    }
+
+    /// Keys and values of the encoder's states for each decoder block.
+    pub fn cross(&self, states: &Tensor, mask: Option<&Tensor>, pass: &Pass<'_>) -> Cross {
+        let (batch, tokens, _) = crate::attention::shape3(states);
+        let all = || Tensor::ones([batch, tokens], (Kind::Int64, states.device()));
+        let pairs = self.decoder.blocks.iter().filter_map(|block| block.cross.as_ref());
+        Cross {
+            layers: pairs.map(|(_, attention)| attention.keys_values(states, pass)).collect(),
+            mask: mask.map_or_else(all, |mask| mask.to_kind(Kind::Int64)),
+        }
+    }
+
+    /// Final hidden states of the decoder, ready for [`T5::head`].
+    ///
+    /// # Shapes
+    /// `ids` [B, T] → [B, T, D]
+    pub fn decode(&self, ids: &Tensor, mask: Option<&Tensor>, cross: &Cross, pass: &Pass<'_>) -> Tensor {
+        let keys = mask.map_or_else(|| ids.ones_like(), Tensor::shallow_clone);
+        self.decode_with(ids, &keys, cross, None, pass)
+    }
+
+    /// As [`T5::decode`] for the next tokens of a decoding whose cache holds the encoder's side.
+    pub fn decode_next(&self, ids: &Tensor, cache: &mut Cache, pass: &Pass<'_>) -> Tensor {
+        let keys = cache.extend(&ids.ones_like());
+        let Some(cross) = cache.cross.take() else { panic!("a T5 cache holds the encoder's side") };
+        let hidden = self.decode_with(ids, &keys, &cross, Some(&mut cache.layers), pass);
+        cache.cross = Some(cross);
+        hidden
+    }
+
+    fn decode_with(
+        &self,
+        ids: &Tensor,
+        keys: &Tensor, // [B, S]
+        cross: &Cross,
+        mut cache: Option<&mut Vec<LayerCache>>,
+        pass: &Pass<'_>,
+    ) -> Tensor {
+        let (new, all) = (ids.size()[1], keys.size()[1]);
+        let bias = self.decoder.positions.bias(new, all); // [1, H, T, S]
+        let mask = Mask::Given(biased(&bias, &causal_mask(keys, new, None)));
+        let cross_mask = key_mask(&cross.mask);
+        let mut x = Tensor::embedding(&self.shared, ids, -1, false, false); // [B, T, D]
+        for (i, block) in self.decoder.blocks.iter().enumerate() {
+            let cache = cache.as_mut().and_then(|layers| layers.get_mut(i));
+            let (k, v) = &cross.layers[i];
+            x = block.forward(&x, &mask, cache, Some((k, v, &cross_mask)), pass);
+        }
+        let x = self.decoder.final_layer_norm.forward(&x);
+        match self.output_scale {
+            Some(scale) => x * scale,
+            None => x,
+        }
+    }
+
+    /// # Shapes
+    /// `hidden` [.., D] → [.., V]
+    pub fn head(&self, hidden: &Tensor) -> Tensor {
+        hidden.linear(self.lm_head.as_ref().unwrap_or(&self.shared), None::<&Tensor>)
+    }
+}
+
+/// [B, Se] → [B, 1, 1, Se]: every query sees the real keys.
+fn key_mask(mask: &Tensor) -> Tensor {
+    mask.to_kind(Kind::Bool).unsqueeze(1).unsqueeze(1)
+}
+
+impl Stack {
+    fn build(config: &T5Config, weights: &mut Builder, name: &str) -> Result<Self> {
+        let is_decoder = name == "decoder";
+        let layers = if is_decoder { config.num_decoder_layers } else { config.num_layers };
+        let bias = format!("{name}.block.0.layer.0.SelfAttention.relative_attention_bias.weight");
+        let buckets = config.relative_attention_num_buckets;
+        let std = config.initializer_factor * (config.d_model as f64).powf(-0.5);
+        let build = |i| Block::build(config, weights, &format!("{name}.block.{i}"), is_decoder);
+        let blocks = (0..layers).map(build).collect::<Result<_>>()?;
+        Ok(Self {
+            blocks,
+            final_layer_norm: weights.norm(
+                &format!("{name}.final_layer_norm"),
+                config.d_model,
+                config.layer_norm_epsilon,
+                NormScale::Weight,
+            )?,
+            positions: PositionBias {
+                weight: weights.normal(&bias, &[buckets, config.num_heads], std)?,
+                bidirectional: !is_decoder,
+                buckets,
+                max_distance: config.relative_attention_max_distance,
+            },
+        })
+    }
+}
+
+impl Block {
+    fn build(config: &T5Config, weights: &mut Builder, path: &str, is_decoder: bool) -> Result<Self> {
+        let norm = |weights: &mut Builder, layer: i64| {
+            weights.norm(
+                &format!("{path}.layer.{layer}.layer_norm"),
+                config.d_model,
+                config.layer_norm_epsilon,
+                NormScale::Weight,
+            )
+        };
+        let self_norm = norm(weights, 0)?;
+        let self_attention = Attention::build(config, weights, &format!("{path}.layer.0.SelfAttention"))?;
+        let cross = match is_decoder {
+            true => Some((
+                norm(weights, 1)?,
+                Attention::build(config, weights, &format!("{path}.layer.1.EncDecAttention"))?,
+            )),
+            false => None,
+        };
+        let last = if is_decoder { 2 } else { 1 };
+        let feed_forward_norm = norm(weights, last)?;
+        let feed_forward = FeedForward::build(config, weights, &format!("{path}.layer.{last}.DenseReluDense"))?;
+        Ok(Self { self_norm, self_attention, cross, feed_forward_norm, feed_forward })
+    }
+
+    /// # Shapes
+    /// `x` [B, T, D], `encoder` keys and values [B, H, Se, Dh] with their mask → [B, T, D]
+    fn forward(
+        &self,
+        x: &Tensor,
+        mask: &Mask,
+        cache: Option<&mut LayerCache>,
+        encoder: Option<(&Tensor, &Tensor, &Tensor)>,
+        pass: &Pass<'_>,
+    ) -> Tensor {
+        let normed = self.self_norm.forward(x);
+        let (k, v) = self.self_attention.keys_values(&normed, pass);
+        let (k, v) = match cache {
+            Some(cache) => cache.push(&k, &v),
+            None => (k, v),
+        };
+        let mut x = x + self.self_attention.forward(&normed, &k, &v, mask, pass);
+        if let (Some((norm, attention)), Some((k, v, seen))) = (&self.cross, encoder) {
+            let mask = Mask::Given(seen.shallow_clone());
+            x = &x + attention.forward(&norm.forward(&x), k, v, &mask, pass);
+        }
+        &x + self.feed_forward.forward(&self.feed_forward_norm.forward(&x), pass)
+    }
+}
+
+impl Attention {
+    fn build(config: &T5Config, weights: &mut Builder, path: &str) -> Result<Self> {
+        let (d, head_dim, factor) = (config.d_model, config.d_kv, config.initializer_factor);
+        let inner = config.num_heads * head_dim;
+        let mut linear = |name: &str, input: i64, out: i64, variance: i64| {
+            weights.linear(&format!("{path}.{name}"), input, out, false, factor * (variance as f64).powf(-0.5))
+        };
+        Ok(Self {
+            // The missing scale of the scores is in q's initial values.
+            q: linear("q", d, inner, d * head_dim)?,
+            k: linear("k", d, inner, d)?,
+            v: linear("v", d, inner, d)?,
+            o: linear("o", inner, d, inner)?,
+            head_dim,
+        })
+    }
+
+    /// `x` [B, S, D] → keys and values [B, H, S, Dh]
+    fn keys_values(&self, x: &Tensor, pass: &Pass<'_>) -> (Tensor, Tensor) {
+        (heads(&self.k.forward(x, pass), self.head_dim), heads(&self.v.forward(x, pass), self.head_dim))
+    }
+
+    /// # Shapes
+    /// `x` [B, T, D], `k` and `v` [B, H, S, Dh] → [B, T, D]
+    fn forward(&self, x: &Tensor, k: &Tensor, v: &Tensor, mask: &Mask, pass: &Pass<'_>) -> Tensor {
+        let q = heads(&self.q.forward(x, pass), self.head_dim); // [B, H, T, Dh]
+        self.o.forward(&attend(&q, k, v, mask, 1.0, None), pass)
+    }
+}
+
+impl FeedForward {
+    fn build(config: &T5Config, weights: &mut Builder, path: &str) -> Result<Self> {
+        let (d, inner, factor) = (config.d_model, config.d_ff, config.initializer_factor);
+        let mut linear = |name: &str, input: i64, out: i64| {
+            weights.linear(&format!("{path}.{name}"), input, out, false, factor * (input as f64).powf(-0.5))
+        };
+        let (wi_0, wi_1) = match config.gated {
+            true => (linear("wi_0", d, inner)?, Some(linear("wi_1", d, inner)?)),
+            false => (linear("wi", d, inner)?, None),
+        };
+        Ok(Self { wi_0, wi_1, wo: linear("wo", inner, d)?, activation: config.activation })
+    }
+
+    /// # Shapes
+    /// `x` [B, T, D] → [B, T, D], by way of [B, T, F]
+    fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Tensor {
+        let inner = self.activation.apply(&self.wi_0.forward(x, pass));
+        match &self.wi_1 {
+            Some(wi_1) => self.wo.forward(&(inner * wi_1.forward(x, pass)), pass),
+            None => self.wo.forward(&inner, pass),
+        }
+    }
+}
+
+impl PositionBias {
+    /// For the last `queries` of `keys` tokens → [1, H, T, S].
+    fn bias(&self, queries: i64, keys: i64) -> Tensor {
+        let options = (Kind::Int64, self.weight.device());
+        let of_queries = Tensor::arange_start(keys - queries, keys, options).unsqueeze(1); // [T, 1]
+        let distance = Tensor::arange(keys, options).unsqueeze(0) - of_queries; // [T, S]
+        let bias = Tensor::embedding(&self.weight, &self.bucket(&distance), -1, false, false); // [T, S, H]
+        bias.permute([2, 0, 1]).unsqueeze(0)
+    }
+
+    /// Half of the buckets for near distances one by one, half for far ones by their logarithm.
+    fn bucket(&self, distance: &Tensor) -> Tensor {
+        let (buckets, sign, distance) = match self.bidirectional {
+            true => (self.buckets / 2, distance.gt(0).to_kind(Kind::Int64) * (self.buckets / 2), distance.abs()),
+            false => (self.buckets, distance.zeros_like(), (-distance).clamp_min(0)),
+        };
+        let exact = buckets / 2;
+        let logarithm = (distance.to_kind(Kind::Float) / exact as f64).log()
+            / (self.max_distance as f64 / exact as f64).ln()
+            * (buckets - exact) as f64;
+        // ln 0 is minus infinity, but those entries are near ones; clamp so that the conversion is defined.
+        let far = (logarithm.clamp(0.0, buckets as f64).to_kind(Kind::Int64) + exact).clamp_max(buckets - 1);
+        sign + distance.where_self(&distance.lt(exact), &far)
+    }
+}

@@ -1,0 +1,152 @@
+//! Where parameters come from: a mapped checkpoint, or a seeded generator. Names are checkpoint keys.
+
+use std::collections::BTreeSet;
+
+use safetensors::Dtype;
+use tailor_quant::Checkpoint;
+use tailor_torch::QuantWeight;
+use tch::{Device, Kind, Tensor};
+
+use crate::linear::{Compute, Linear, LinearInfo, Weight};
+use crate::norm::{NormScale, RmsNorm};
+use crate::{Error, Result};
+
+/// A dense tensor of the base under its checkpoint key.
+#[derive(Debug)]
+pub struct Parameter {
+    pub name: String,
+    pub tensor: Tensor,
+}
+
+/// Hands out parameters to the models and keeps account of them.
+pub(crate) struct Builder<'a> {
+    source: Source<'a>,
+    compute: Compute,
+    device: Device,
+    pub parameters: Vec<Parameter>,
+    pub linears: Vec<LinearInfo>,
+    pub quantized_bytes: usize,
+    pub quantized_parameters: u64,
+    used: BTreeSet<String>,
+}
+
+pub(crate) enum Source<'a> {
+    Checkpoint(&'a Checkpoint),
+    /// libtorch's generator, seeded by the caller.
+    Random,
+}
+
+impl<'a> Builder<'a> {
+    pub fn new(source: Source<'a>, compute: Compute, device: Device) -> Self {
+        Self {
+            source,
+            compute,
+            device,
+            parameters: Vec::new(),
+            linears: Vec::new(),
+            quantized_bytes: 0,
+            quantized_parameters: 0,
+            used: BTreeSet::new(),
+        }
+    }
+
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    pub fn is_random(&self) -> bool {
+        matches!(self.source, Source::Random)
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        match &self.source {
+            Source::Checkpoint(checkpoint) => checkpoint.contains(name),
+            Source::Random => true,
+        }
+    }
+
+    /// A dense tensor; when new, normal with this deviation.
+    pub fn normal(&mut self, name: &str, shape: &[i64], std: f64) -> Result<Tensor> {
+        self.dense(name, shape, |options| Tensor::randn(shape, options) * std)
+    }
+
+    /// A norm; when new, one that leaves the scale alone.
+    pub fn norm(&mut self, path: &str, size: i64, eps: f64, scale: NormScale) -> Result<RmsNorm> {
+        let weight = self.dense(&format!("{path}.weight"), &[size], |options| match scale {
+            NormScale::Weight => Tensor::ones([size], options),
+            NormScale::OnePlusWeight => Tensor::zeros([size], options),
+        })?;
+        Ok(RmsNorm { weight, eps, scale })
+    }
+
+    /// A linear layer that can take LoRA: in 4 bits if the checkpoint has it so.
+    pub fn linear(&mut self, path: &str, input: i64, out: i64, bias: bool, std: f64) -> Result<Linear> {
+        let name = format!("{path}.weight");
+        let weight = match self.four_bit(&name, input, out)? {
+            Some(weight) => Weight::FourBit(weight),
+            None => Weight::Dense(self.normal(&name, &[out, input], std)?),
+        };
+        let bias = match bias {
+            true => Some(self.dense(&format!("{path}.bias"), &[out], |options| Tensor::zeros([out], options))?),
+            false => None,
+        };
+        let slot = self.linears.len();
+        let quantized = matches!(weight, Weight::FourBit(_));
+        self.linears.push(LinearInfo { path: path.to_owned(), in_features: input, out_features: out, quantized });
+        Ok(Linear { weight, bias, slot })
+    }
+
+    fn four_bit(&mut self, name: &str, input: i64, out: i64) -> Result<Option<QuantWeight>> {
+        let Source::Checkpoint(checkpoint) = &self.source else { return Ok(None) };
+        let Some(weight) = checkpoint.quantized(name)? else { return Ok(None) };
+        if weight.shape() != [out as usize, input as usize] {
+            let problem = format!("4-bit shape {:?}; config.json needs [{out}, {input}]", weight.shape());
+            return Err(Error::tensor(name, problem));
+        }
+        self.used.insert(name.to_owned());
+        self.quantized_bytes += weight.resident_bytes();
+        self.quantized_parameters += weight.elements() as u64;
+        Ok(QuantWeight::new(weight))
+    }
+
+    fn dense(&mut self, name: &str, shape: &[i64], new: impl FnOnce((Kind, Device)) -> Tensor) -> Result<Tensor> {
+        let tensor = match &self.source {
+            Source::Random => new((Kind::Float, self.device)).set_requires_grad(true),
+            Source::Checkpoint(checkpoint) => {
+                let stored = checkpoint.tensor(name)?;
+                if !stored.shape.iter().map(|&side| side as i64).eq(shape.iter().copied()) {
+                    let problem = format!("shape {:?}; config.json needs {shape:?}", stored.shape);
+                    return Err(Error::tensor(name, problem));
+                }
+                let kind = match stored.dtype {
+                    Dtype::F32 => Kind::Float,
+                    Dtype::BF16 => Kind::BFloat16,
+                    Dtype::F16 => Kind::Half,
+                    other => return Err(Error::tensor(name, format!("type {other:?}; F32, BF16 or F16 is needed"))),
+                };
+                let tensor = Tensor::f_from_data_size(&stored.bytes, shape, kind)?;
+                tensor.f_to_kind(self.compute.kind())?.f_to_device(self.device)?
+            }
+        };
+        self.used.insert(name.to_owned());
+        self.parameters.push(Parameter { name: name.to_owned(), tensor: tensor.shallow_clone() });
+        Ok(tensor)
+    }
+
+    /// A tensor of the checkpoint that the config has no place for, if any: running without it would give other results.
+    pub fn unused(&self) -> Option<String> {
+        let Source::Checkpoint(checkpoint) = &self.source else { return None };
+        let known = |name: &str| {
+            let weight = name.split_once(".weight.").map(|(module, _)| format!("{module}.weight"));
+            self.used.contains(weight.as_deref().unwrap_or(name)) || is_redundant(name)
+        };
+        checkpoint.names().find(|name| !known(name)).map(str::to_owned)
+    }
+}
+
+/// Copies of tied tensors and buffers that old checkpoints carry.
+fn is_redundant(name: &str) -> bool {
+    matches!(name, "lm_head.weight" | "encoder.embed_tokens.weight" | "decoder.embed_tokens.weight")
+        || name.ends_with(".rotary_emb.inv_freq")
+        || name == "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
+}

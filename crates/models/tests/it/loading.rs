@@ -1,0 +1,156 @@
+//! Folders in and out, and what is refused before memory is taken.
+
+use std::fs;
+
+use serde_json::{Value, json};
+use tailor_models::{Base, Config, Pass};
+use tailor_quant::Float;
+use tch::Device;
+
+use crate::{Golden, load, logits, model_folder, relative_difference};
+
+fn config(name: &str) -> Value {
+    serde_json::from_slice(&fs::read(model_folder(name).join("config.json")).unwrap()).unwrap()
+}
+
+#[test]
+fn unsupported_or_inconsistent_config_is_refused_by_field() {
+    let refused = |name: &str, field: &str, value: Value| {
+        let mut config = config(name);
+        config[field] = value;
+        Config::parse(config.to_string().as_bytes()).unwrap_err().to_string()
+    };
+    for (name, field, value) in [
+        ("llama-gqa", "model_type", json!("mamba")),
+        ("llama-gqa", "vocab_size", json!(0)),
+        ("llama-gqa", "vocab_size", json!("many")),
+        ("llama-gqa", "hidden_size", json!(1_000_000_000)),
+        ("llama-gqa", "num_key_value_heads", json!(3)),
+        ("llama-gqa", "hidden_act", json!("tanh")),
+        ("llama-gqa", "rms_norm_eps", json!(-1.0)),
+        ("llama-gqa", "head_dim", json!(7)),
+        ("llama-gqa", "eos_token_id", json!([2, 96])),
+        ("llama-gqa", "rope_parameters", json!([])),
+        ("qwen3-window", "layer_types", json!(["full_attention"])),
+        ("qwen3-window", "layer_types", json!(["full_attention", "linear_attention"])),
+        ("qwen2", "layer_types", json!(["full_attention", "sliding_attention"])),
+        ("mistral-window", "sliding_window", json!(0)),
+        ("gemma2", "attn_logit_softcapping", json!(-1.0)),
+        ("gemma2", "hidden_activation", json!("tanh")),
+        ("gemma3", "use_bidirectional_attention", json!(true)),
+        ("gemma3", "model_type", json!("gemma3")),
+        ("t5-v11", "feed_forward_proj", json!("gated-tanh")),
+        ("t5-v11", "relative_attention_num_buckets", json!(7)),
+        ("t5-v11", "d_kv", json!(null)),
+    ] {
+        let message = refused(name, field, value.clone());
+        assert!(message.contains(field), "{field} = {value}: {message}");
+    }
+    let message = refused("llama-gqa", "rope_parameters", json!({"rope_type": "yarn", "factor": 2.0}));
+    assert!(message.contains("rope_type") && message.contains("yarn"), "{message}");
+    assert!(Config::parse(b"[1]").unwrap_err().to_string().contains("not a JSON object"));
+}
+
+#[test]
+fn config_that_does_not_match_the_tensors_is_refused_by_tensor() {
+    let refused = |field: &str, value: Value| {
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = config("llama-gqa-nf4");
+        config[field] = value;
+        fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+        let weights = "model.safetensors";
+        fs::copy(model_folder("llama-gqa-nf4").join(weights), folder.path().join(weights)).unwrap();
+        match Base::load(folder.path(), &Default::default()) {
+            Ok(_) => panic!("must be refused"),
+            Err(error) => error.to_string(),
+        }
+    };
+    let message = refused("vocab_size", json!(97));
+    assert!(message.contains("model.embed_tokens.weight") && message.contains("[97, 32]"), "{message}");
+    let message = refused("intermediate_size", json!(128));
+    assert!(message.contains("mlp.gate_proj.weight") && message.contains("[128, 32]"), "{message}");
+    let message = refused("num_hidden_layers", json!(3));
+    assert!(message.contains("model.layers.2"), "{message}");
+    let message = refused("num_hidden_layers", json!(1));
+    assert!(message.contains("model.layers.1") && message.contains("no place"), "{message}");
+}
+
+#[test]
+fn older_rope_fields_mean_the_same() {
+    let new = config("llama-gqa");
+    let mut old = new.clone();
+    let rope = old.as_object_mut().unwrap().remove("rope_parameters").unwrap();
+    old["rope_theta"] = rope["rope_theta"].clone();
+    old["rope_scaling"] = rope;
+    let parse = |config: &Value| Config::parse(config.to_string().as_bytes()).unwrap();
+    assert_eq!(parse(&new), parse(&old));
+}
+
+#[test]
+fn gemma_3_of_older_transformers_means_the_same() {
+    let new = config("gemma3");
+    let mut old = new.clone();
+    let fields = old.as_object_mut().unwrap();
+    let rope = fields.remove("rope_parameters").unwrap();
+    for absent in ["layer_types", "_sliding_window_pattern"] {
+        fields.remove(absent);
+    }
+    fields.insert("sliding_window_pattern".into(), json!(2));
+    fields.insert("rope_theta".into(), rope["full_attention"]["rope_theta"].clone());
+    fields.insert("rope_scaling".into(), json!({"rope_type": "linear", "factor": 4.0}));
+    fields.insert("rope_local_base_freq".into(), rope["sliding_attention"]["rope_theta"].clone());
+    let parse = |config: &Value| Config::parse(config.to_string().as_bytes()).unwrap();
+    assert_eq!(parse(&new), parse(&old));
+}
+
+#[test]
+fn a_window_that_is_not_said_is_the_reference_s_and_null_is_none() {
+    let window = |value: Option<Value>| {
+        let mut config = config("mistral-window");
+        config.as_object_mut().unwrap().remove("sliding_window");
+        if let Some(value) = value {
+            config["sliding_window"] = value;
+        }
+        let Config::Decoder(parsed) = Config::parse(config.to_string().as_bytes()).unwrap() else {
+            panic!("a decoder")
+        };
+        parsed.attention_kinds[0].sliding_window
+    };
+    assert_eq!(window(None), Some(4096));
+    assert_eq!(window(Some(Value::Null)), None);
+    assert_eq!(window(Some(json!(7))), Some(7));
+}
+
+#[test]
+fn random_base_trains_saves_and_loads_again() {
+    for name in ["llama-tied", "gemma3", "t5-v11", "t5-tied"] {
+        let mut text = config(name);
+        if name == "t5-v11" {
+            text["tie_word_embeddings"] = json!(false);
+        }
+        let base = Base::random(text.to_string().as_bytes(), Device::Cpu, 7).unwrap();
+        let golden = Golden::of(name);
+        let before = logits(&base, &golden, &Pass::base());
+        let loss = before.logsumexp([-1i64].as_slice(), false).mean(tch::Kind::Float);
+        tailor_torch::backward(&[(&loss, None)], false).unwrap();
+        for parameter in base.parameters() {
+            assert!(parameter.tensor.grad().defined(), "{name}: {} has no gradient", parameter.name);
+        }
+        let folder = tempfile::tempdir().unwrap();
+        base.save_folder(folder.path(), Float::F32).unwrap();
+        let again = Base::load(folder.path(), &Default::default()).unwrap();
+        // Not to the bit: a trainable position bias takes another attention kernel than a frozen one.
+        assert!(relative_difference(&logits(&again, &golden, &Pass::base()), &before) < 1e-5, "{name}");
+        assert_eq!(again.parameter_count(), base.parameter_count());
+
+        let same_seed = Base::random(text.to_string().as_bytes(), Device::Cpu, 7).unwrap();
+        assert_eq!(relative_difference(&logits(&same_seed, &golden, &Pass::base()), &before), 0.0, "{name}");
+    }
+}
+
+#[test]
+fn base_in_4_bits_is_not_saved_as_dense() {
+    let folder = tempfile::tempdir().unwrap();
+    let message = load("llama-gqa-nf4").save_folder(folder.path(), Float::F32).unwrap_err().to_string();
+    assert!(message.contains("in 4 bits"), "{message}");
+}

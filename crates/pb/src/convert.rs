@@ -1,0 +1,281 @@
+//! Between wire and domain. Into the domain everything is checked; out of it nothing can fail.
+
+use tailor_domain as domain;
+use tailor_domain::{AdapterManifest, AliasMove, BaseManifest, DatasetManifest, Digest, Family, Invalid, QuantCode};
+
+use crate::{common, dataset, registry, training};
+
+impl From<&domain::FileRef> for common::FileRef {
+    fn from(file: &domain::FileRef) -> Self {
+        Self { name: file.name.clone(), digest: file.digest.to_string(), size_bytes: file.size_bytes }
+    }
+}
+
+impl TryFrom<common::FileRef> for domain::FileRef {
+    type Error = Invalid;
+
+    fn try_from(file: common::FileRef) -> Result<Self, Invalid> {
+        let plain = !file.name.is_empty()
+            && file.name.len() <= 128
+            && !file.name.starts_with('.')
+            && file.name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+        if !plain {
+            return Err(Invalid::new("files.name", format!("{:?} is not a plain file name", file.name)));
+        }
+        Ok(Self { digest: Digest::try_new(file.digest)?, name: file.name, size_bytes: file.size_bytes })
+    }
+}
+
+/// # Errors
+/// The text names no code.
+pub fn quant_code(text: &str) -> Result<QuantCode, Invalid> {
+    match text {
+        "nf4" => Ok(QuantCode::Nf4),
+        "nf4-single" => Ok(QuantCode::Nf4Single),
+        "fp4" => Ok(QuantCode::Fp4),
+        "uniform4" => Ok(QuantCode::Uniform4),
+        "none" => Ok(QuantCode::None),
+        other => Err(Invalid::new("quant", format!("{other:?} is none of nf4, nf4-single, fp4, uniform4, none"))),
+    }
+}
+
+pub fn family(text: &str) -> Result<Family, Invalid> {
+    match text {
+        "decoder" => Ok(Family::Decoder),
+        "encoder-decoder" => Ok(Family::EncoderDecoder),
+        other => Err(Invalid::new("family", format!("{other:?} is neither decoder nor encoder-decoder"))),
+    }
+}
+
+pub fn family_name(family: Family) -> &'static str {
+    match family {
+        Family::Decoder => "decoder",
+        Family::EncoderDecoder => "encoder-decoder",
+    }
+}
+
+impl From<&BaseManifest> for registry::Base {
+    fn from(base: &BaseManifest) -> Self {
+        Self {
+            name: base.name.to_string(),
+            fingerprint: base.fingerprint.to_string(),
+            family: family_name(base.family).into(),
+            model_type: base.model_type.clone(),
+            quant: base.quant.as_str().into(),
+            dtype: base.dtype.clone(),
+            parameters: base.parameters,
+            size_bytes: base.size_bytes(),
+            files: base.files.iter().map(Into::into).collect(),
+            created_at_ms: base.created_at_ms,
+        }
+    }
+}
+
+impl TryFrom<registry::Base> for BaseManifest {
+    type Error = Invalid;
+
+    fn try_from(base: registry::Base) -> Result<Self, Invalid> {
+        Ok(Self {
+            name: base.name.parse()?,
+            fingerprint: Digest::try_new(base.fingerprint)?,
+            family: family(&base.family)?,
+            model_type: base.model_type,
+            quant: quant_code(&base.quant)?,
+            dtype: base.dtype,
+            parameters: base.parameters,
+            files: base.files.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
+            created_at_ms: base.created_at_ms,
+        })
+    }
+}
+
+impl From<&AdapterManifest> for registry::AdapterVersion {
+    /// `aliases` is left empty: they are not part of the manifest.
+    fn from(manifest: &AdapterManifest) -> Self {
+        Self {
+            adapter: manifest.adapter.to_string(),
+            version: manifest.version.0,
+            digest: manifest.digest().to_string(),
+            config_digest: manifest.config.to_string(),
+            weights_digest: manifest.weights.to_string(),
+            weights_size_bytes: manifest.weights_size_bytes,
+            tokenizer_digest: manifest.tokenizer.to_string(),
+            base: manifest.base.to_string(),
+            base_fingerprint: manifest.base_fingerprint.to_string(),
+            quant: manifest.quant.as_str().into(),
+            prompt_template: manifest.prompt_template.clone(),
+            dataset: manifest.dataset.clone().unwrap_or_default(),
+            dataset_digest: manifest.dataset_digest.as_ref().map(ToString::to_string).unwrap_or_default(),
+            job_id: manifest.job.as_ref().map(ToString::to_string).unwrap_or_default(),
+            metrics: manifest.metrics.iter().map(|(name, value)| (name.clone(), *value)).collect(),
+            notes: manifest.notes.clone(),
+            created_at_ms: manifest.created_at_ms,
+            aliases: Vec::new(),
+        }
+    }
+}
+
+/// An alias' entry in the words of the wire.
+pub fn alias(adapter: &domain::AdapterName, entry: &AliasMove) -> registry::Alias {
+    registry::Alias {
+        adapter: adapter.to_string(),
+        alias: entry.alias.to_string(),
+        version: entry.to.0,
+        previous_version: entry.from.map_or(0, |version| version.0),
+        sequence: entry.seq,
+        who: entry.who.clone(),
+        why: entry.why.clone(),
+        at_ms: entry.at_ms,
+        rollback: entry.rollback,
+    }
+}
+
+impl From<&DatasetManifest> for dataset::Dataset {
+    fn from(manifest: &DatasetManifest) -> Self {
+        Self {
+            name: manifest.name.to_string(),
+            version: manifest.version.0,
+            digest: manifest.digest().to_string(),
+            rows_train: manifest.report.rows_train,
+            rows_validation: manifest.report.rows_validation,
+            rows_dropped: manifest.report.rows_dropped(),
+            source_size_bytes: manifest.source_size_bytes,
+            prompt_template: manifest.prompt_template.clone(),
+            created_at_ms: manifest.created_at_ms,
+        }
+    }
+}
+
+impl From<&DatasetManifest> for dataset::Report {
+    fn from(manifest: &DatasetManifest) -> Self {
+        let report = &manifest.report;
+        Self {
+            dataset: Some(manifest.into()),
+            rows_read: report.rows_read,
+            dropped: report.dropped.iter().map(|(reason, count)| (reason.to_string(), *count)).collect(),
+            examples: report
+                .examples
+                .iter()
+                .map(|row| dataset::DroppedRow {
+                    line: row.line,
+                    field: row.field.clone().unwrap_or_default(),
+                    reason: row.reason.to_string(),
+                    detail: row.detail.clone(),
+                })
+                .collect(),
+            labels_before: report.labels_before.clone().into_iter().collect(),
+            labels_after: report.labels_after.clone().into_iter().collect(),
+            length_histogram: report
+                .length_histogram
+                .iter()
+                .map(|(up_to, rows)| dataset::LengthBucket { up_to_characters: *up_to, rows: *rows })
+                .collect(),
+        }
+    }
+}
+
+impl From<training::Lora> for domain::LoraSpec {
+    fn from(lora: training::Lora) -> Self {
+        let default = Self::default();
+        Self {
+            rank: lora.rank.unwrap_or(default.rank),
+            alpha: lora.alpha.unwrap_or(default.alpha),
+            dropout: lora.dropout.unwrap_or(default.dropout),
+            target_modules: lora.target_modules,
+        }
+    }
+}
+
+impl From<&domain::LoraSpec> for training::Lora {
+    fn from(lora: &domain::LoraSpec) -> Self {
+        Self {
+            rank: Some(lora.rank),
+            alpha: Some(lora.alpha),
+            dropout: Some(lora.dropout),
+            target_modules: lora.target_modules.clone(),
+        }
+    }
+}
+
+impl From<training::Training> for domain::TrainSpec {
+    fn from(train: training::Training) -> Self {
+        let default = Self::default();
+        let batch_rows = train.batch_rows.unwrap_or(default.batch_rows);
+        Self {
+            learning_rate: train.learning_rate.unwrap_or(default.learning_rate),
+            warmup_ratio: train.warmup_ratio.unwrap_or(default.warmup_ratio),
+            weight_decay: train.weight_decay.unwrap_or(default.weight_decay),
+            max_grad_norm: train.max_grad_norm.unwrap_or(default.max_grad_norm),
+            epochs: train.epochs.unwrap_or(default.epochs),
+            max_steps: train.max_steps.unwrap_or(default.max_steps),
+            batch_rows,
+            micro_batch_rows: train.micro_batch_rows.filter(|rows| *rows > 0).unwrap_or(batch_rows),
+            max_tokens: train.max_tokens.unwrap_or(default.max_tokens),
+            target_loss: train.target_loss.unwrap_or(default.target_loss),
+            seed: train.seed.unwrap_or(default.seed),
+            max_new_tokens: train.max_new_tokens.unwrap_or(default.max_new_tokens),
+            max_validation_rows: train.max_validation_rows.unwrap_or(default.max_validation_rows),
+        }
+    }
+}
+
+impl From<&domain::TrainSpec> for training::Training {
+    fn from(train: &domain::TrainSpec) -> Self {
+        Self {
+            learning_rate: Some(train.learning_rate),
+            warmup_ratio: Some(train.warmup_ratio),
+            weight_decay: Some(train.weight_decay),
+            max_grad_norm: Some(train.max_grad_norm),
+            epochs: Some(train.epochs),
+            max_steps: Some(train.max_steps),
+            batch_rows: Some(train.batch_rows),
+            micro_batch_rows: Some(train.micro_batch_rows),
+            max_tokens: Some(train.max_tokens),
+            target_loss: Some(train.target_loss),
+            seed: Some(train.seed),
+            max_new_tokens: Some(train.max_new_tokens),
+            max_validation_rows: Some(train.max_validation_rows),
+        }
+    }
+}
+
+impl From<&domain::StepMetrics> for training::Step {
+    fn from(step: &domain::StepMetrics) -> Self {
+        Self {
+            step: step.step,
+            total_steps: step.total_steps,
+            loss: step.loss,
+            grad_norm: step.grad_norm,
+            learning_rate: step.learning_rate,
+            tokens: step.tokens,
+            tokens_per_second: step.tokens_per_second,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_name_that_is_a_path_is_refused() {
+        for bad in ["../config.json", "a/b", "", ".hidden", "a\\b"] {
+            let file = common::FileRef { name: bad.into(), digest: "0".repeat(64), size_bytes: 1 };
+            assert!(domain::FileRef::try_from(file).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn unset_training_fields_take_the_domain_defaults() {
+        let spec = domain::TrainSpec::from(training::Training::default());
+        assert_eq!(spec, domain::TrainSpec::default());
+        let back = domain::TrainSpec::from(training::Training::from(&spec));
+        assert_eq!(back, spec);
+    }
+
+    #[test]
+    fn a_micro_batch_of_zero_means_the_whole_batch() {
+        let wire = training::Training { batch_rows: Some(4), micro_batch_rows: Some(0), ..Default::default() };
+        assert_eq!(domain::TrainSpec::from(wire).micro_batch_rows, 4);
+    }
+}

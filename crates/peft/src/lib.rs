@@ -1,0 +1,17 @@
+//! The PEFT adapter folder (`adapter_config.json`, `adapter_model.safetensors`): read, check, write.
+//!
+//! What is read here is hostile until checked: sizes are bounded before anything is allocated, pickles are refused,
+//! every tensor's name, shape, rank and values are checked, and a setting that Tailor cannot honour is refused by name
+//! rather than ignored. What is written here is deterministic and loads in `peft` itself. No tensor library.
+
+mod adapter;
+mod config;
+mod error;
+mod folder;
+mod pattern;
+mod weights;
+
+pub use adapter::{Adapter, LinearShape, LoraPair};
+pub use config::{AdapterConfig, Modules};
+pub use error::{Error, Result};
+pub use folder::{CONFIG_FILE, Limits, PICKLE_FILE, WEIGHTS_FILE};

@@ -1,0 +1,269 @@
+//! A Hugging Face folder in, a folder in bitsandbytes' layout out, one tensor in memory at a time.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+use tailor_domain::{Digest, Family, QuantCode};
+
+use crate::checkpoint::state_key;
+use crate::fingerprint::Fingerprint;
+use crate::{Backend, BlockSize, Checkpoint, Code, Error, Float, Quantized, Result, Scales, quantize};
+
+mod rules;
+mod writer;
+
+use rules::Rules;
+use writer::{Slot, Writer};
+
+/// Largest config.json or tokenizer file read.
+const MAX_TEXT_BYTES: u64 = 256 << 20;
+
+/// Files copied unchanged when the source has them. Names are never taken from content.
+const COPIED: [&str; 11] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    "tokenizer.model",
+    "spiece.model",
+    "vocab.json",
+    "merges.txt",
+    "LICENSE",
+];
+
+/// How to quantise a folder.
+#[derive(Debug, Clone)]
+pub struct QuantOptions {
+    pub code: QuantCode,
+    pub blocksize: BlockSize,
+    pub backend: Backend,
+    /// Type in which bitsandbytes is told to compute: `bf16` or `f32`.
+    pub compute: Float,
+}
+
+impl Default for QuantOptions {
+    fn default() -> Self {
+        Self { code: QuantCode::Nf4, blocksize: BlockSize::DEFAULT, backend: Backend::default(), compute: Float::Bf16 }
+    }
+}
+
+impl QuantOptions {
+    /// What the fingerprint says about the coding. The type of the arithmetic is part of it: it is written into the
+    /// folder and changes every answer.
+    pub fn coding(&self) -> String {
+        format!("{} {} {:?} {}", self.code.as_str(), self.blocksize.get(), self.backend, self.compute.as_str())
+    }
+
+    fn code(&self) -> Option<(Code, bool)> {
+        match self.code {
+            QuantCode::Nf4 => Some((Code::Nf4, true)),
+            QuantCode::Nf4Single => Some((Code::Nf4, false)),
+            QuantCode::Fp4 => Some((Code::Fp4, false)),
+            QuantCode::Uniform4 => Some((Code::Uniform4, false)),
+            QuantCode::None => None,
+        }
+    }
+}
+
+/// How far the work is, after each tensor.
+#[derive(Debug, Clone, Copy)]
+pub struct Progress<'a> {
+    pub tensor: &'a str,
+    pub done: usize,
+    pub of: usize,
+    pub bytes_read: u64,
+    pub bytes_total: u64,
+}
+
+/// What was made.
+#[derive(Debug, Clone)]
+pub struct QuantReport {
+    pub fingerprint: Digest,
+    pub family: Family,
+    pub model_type: String,
+    /// Parameters of the source.
+    pub parameters: u64,
+    /// Weights now in 4 bits.
+    pub quantized: usize,
+    pub source_bytes: u64,
+    pub bytes: u64,
+}
+
+/// Quantises the linear weights of `source` into the new or empty folder `target`; the rest is copied.
+///
+/// A source that bitsandbytes already quantised, or [`QuantCode::None`], is copied as it is. A target that was left
+/// unfinished has no `config.json`: that is written last.
+///
+/// # Errors
+/// An unsupported `model_type`, a tensor that is missing, not finite or of a type that is not a float, a full disk, a
+/// target that is not empty.
+pub fn quantize_folder(
+    source: &Path,
+    target: &Path,
+    options: &QuantOptions,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<QuantReport> {
+    let (config_bytes, tokenizer_bytes) = identity_files(source)?;
+    let config_path = source.join("config.json");
+    let mut config: Map<String, Value> = serde_json::from_slice(&config_bytes)
+        .map_err(|error| Error::file(&config_path, format!("not a JSON object: {error}")))?;
+    let rules = Rules::of(&config).map_err(|problem| Error::file(&config_path, problem))?;
+    let checkpoint = Checkpoint::open(source)?;
+    let code = if config.contains_key("quantization_config") { None } else { options.code() };
+    prepare_target(target)?;
+
+    let names: Vec<&str> = checkpoint.names().collect();
+    let mut report = QuantReport {
+        fingerprint: Digest::of(b""),
+        family: rules.family(),
+        model_type: rules.model_type().to_owned(),
+        parameters: 0,
+        quantized: 0,
+        source_bytes: 0,
+        bytes: 0,
+    };
+    let mut slots = Vec::new();
+    let mut bytes_total = 0;
+    for name in &names {
+        let tensor = checkpoint.tensor(name)?;
+        bytes_total += tensor.bytes.len() as u64;
+        let take = code.filter(|_| rules.quantizes(name) && tensor.shape.len() == 2);
+        slots.extend(Slot::of(name, &tensor, take, options.blocksize.get()));
+    }
+    report.parameters = parameters(&checkpoint)?;
+
+    let weights = target.join("model.safetensors");
+    let mut writer = Writer::create(&weights, slots)?;
+    let mut fingerprint = Fingerprint::new(&config_bytes, &tokenizer_bytes, &options.coding());
+    for (done, name) in names.iter().enumerate() {
+        let tensor = checkpoint.tensor(name)?;
+        fingerprint.tensor(name, &tensor);
+        match code.filter(|_| rules.quantizes(name) && tensor.shape.len() == 2) {
+            None => writer.put(name, &tensor.bytes)?,
+            Some((code, double)) => {
+                let dtype = tensor
+                    .float()
+                    .ok_or_else(|| checkpoint.tensor_error(name, format!("type {:?} is no float", tensor.dtype)))?;
+                let values = dtype.decode(&tensor.bytes);
+                let backend = options.backend;
+                let weight = quantize(&values, &tensor.shape, dtype, code, options.blocksize, double, backend)
+                    .map_err(|error| checkpoint.tensor_error(name, error.to_string()))?;
+                put_quantized(&mut writer, name, &weight)?;
+                report.quantized += 1;
+            }
+        }
+        report.source_bytes += tensor.bytes.len() as u64;
+        progress(Progress {
+            tensor: name,
+            done: done + 1,
+            of: names.len(),
+            bytes_read: report.source_bytes,
+            bytes_total,
+        });
+    }
+    if code.is_some() && report.quantized == 0 {
+        return Err(Error::file(source, format!("no linear weight of a {} model found", rules.model_type())));
+    }
+    report.bytes = writer.finish()?;
+    report.fingerprint = fingerprint.finish();
+
+    for name in COPIED {
+        let from = source.join(name);
+        if from.is_file() {
+            fs::copy(&from, target.join(name)).map_err(Error::io(&target.join(name)))?;
+        }
+    }
+    if let Some((code, double)) = code {
+        config.insert("quantization_config".into(), quantization_config(code, double, options, &rules));
+    }
+    let text = serde_json::to_string_pretty(&config).map_err(|error| Error::file(&config_path, error.to_string()))?;
+    let path = target.join("config.json");
+    fs::write(&path, text + "\n").map_err(Error::io(&path))?;
+    Ok(report)
+}
+
+fn put_quantized(writer: &mut Writer, name: &str, weight: &Quantized) -> Result<()> {
+    let floats = |values: &[f32]| bytemuck::cast_slice::<f32, u8>(values).to_vec();
+    writer.put(name, weight.packed())?;
+    match weight.scales() {
+        Scales::Single(absmax) => writer.put(&format!("{name}.absmax"), &floats(absmax))?,
+        Scales::Nested { codes, map, absmax, .. } => {
+            writer.put(&format!("{name}.absmax"), codes)?;
+            writer.put(&format!("{name}.nested_absmax"), &floats(absmax))?;
+            writer.put(&format!("{name}.nested_quant_map"), &floats(map.as_slice()))?;
+        }
+        Scales::Affine { width, minimum } => {
+            writer.put(&format!("{name}.width"), &floats(width))?;
+            writer.put(&format!("{name}.minimum"), &floats(minimum))?;
+        }
+    }
+    if weight.code() != Code::Uniform4 {
+        writer.put(&format!("{name}.quant_map"), &floats(weight.values()))?;
+    }
+    writer.put(&state_key(name, weight.code()), &weight.state().encode())
+}
+
+fn quantization_config(code: Code, double: bool, options: &QuantOptions, rules: &Rules) -> Value {
+    if code == Code::Uniform4 {
+        return json!({ "quant_method": "tailor", "code": "uniform4", "blocksize": options.blocksize.get() });
+    }
+    json!({
+        "quant_method": "bitsandbytes",
+        "load_in_4bit": true,
+        "load_in_8bit": false,
+        "_load_in_4bit": true,
+        "_load_in_8bit": false,
+        "bnb_4bit_quant_type": code.as_str(),
+        "bnb_4bit_use_double_quant": double,
+        "bnb_4bit_compute_dtype": options.compute.as_str(),
+        "bnb_4bit_quant_storage": "uint8",
+        "llm_int8_skip_modules": rules.skipped(),
+        "llm_int8_enable_fp32_cpu_offload": false,
+        "llm_int8_has_fp16_weight": false,
+        "llm_int8_threshold": 6.0,
+    })
+}
+
+/// Parameters of a checkpoint, 4-bit weights counted by their true shape.
+fn parameters(checkpoint: &Checkpoint) -> Result<u64> {
+    let mut parameters = 0;
+    for name in checkpoint.names() {
+        let of_a_quantized_weight = name.split_once(".weight.").is_some();
+        if of_a_quantized_weight {
+            continue;
+        }
+        parameters += match checkpoint.quantized(name)? {
+            Some(weight) => weight.elements() as u64,
+            None => checkpoint.tensor(name)?.elements() as u64,
+        };
+    }
+    Ok(parameters)
+}
+
+/// The bytes of `config.json` and of the tokenizer (empty where there is none).
+pub(crate) fn identity_files(folder: &Path) -> Result<(Vec<u8>, Vec<u8>)> {
+    let config = read_bounded(&folder.join("config.json"))?;
+    let tokenizer = folder.join("tokenizer.json");
+    let tokenizer = if tokenizer.exists() { read_bounded(&tokenizer)? } else { Vec::new() };
+    Ok((config, tokenizer))
+}
+
+fn read_bounded(path: &Path) -> Result<Vec<u8>> {
+    let size = fs::metadata(path).map_err(Error::io(path))?.len();
+    if size > MAX_TEXT_BYTES {
+        return Err(Error::file(path, format!("{size} bytes; the limit is {MAX_TEXT_BYTES}")));
+    }
+    fs::read(path).map_err(Error::io(path))
+}
+
+fn prepare_target(target: &Path) -> Result<()> {
+    fs::create_dir_all(target).map_err(Error::io(target))?;
+    let mut entries = fs::read_dir(target).map_err(Error::io(target))?;
+    if entries.next().is_some() {
+        return Err(Error::file(target, "folder is not empty; give a new one"));
+    }
+    Ok(())
+}

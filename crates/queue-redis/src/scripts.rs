@@ -1,0 +1,48 @@
+//! The Lua scripts, each with the shared part in front, and the keys they work on.
+
+use redis::{Script, ScriptInvocation};
+
+use crate::STREAM;
+
+/// In the order of `common.lua`. The braces keep all keys on one node of a cluster.
+const KEYS: [&str; 5] = [STREAM, "{tailor}:entries", "{tailor}:deadlines", "{tailor}:leases", "{tailor}:epochs"];
+
+macro_rules! script {
+    ($file:literal) => {
+        Script::new(concat!(include_str!("lua/common.lua"), include_str!($file)))
+    };
+}
+
+pub(crate) struct Scripts {
+    pub(crate) enqueue: Script,
+    pub(crate) lease: Script,
+    pub(crate) heartbeat: Script,
+    pub(crate) ack: Script,
+    pub(crate) release: Script,
+    pub(crate) depth: Script,
+}
+
+impl Scripts {
+    pub(crate) fn new() -> Self {
+        Self {
+            enqueue: script!("lua/enqueue.lua"),
+            lease: script!("lua/lease.lua"),
+            heartbeat: script!("lua/heartbeat.lua"),
+            ack: script!("lua/ack.lua"),
+            release: script!("lua/release.lua"),
+            depth: script!("lua/depth.lua"),
+        }
+    }
+}
+
+/// The script with its keys and arguments, ready to be sent, more than once if need be.
+pub(crate) fn call<'a>(script: &'a Script, arguments: &[&str]) -> ScriptInvocation<'a> {
+    let mut invocation = script.prepare_invoke();
+    for key in KEYS {
+        invocation.key(key);
+    }
+    for argument in arguments {
+        invocation.arg(*argument);
+    }
+    invocation
+}

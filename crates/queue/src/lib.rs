@@ -1,0 +1,105 @@
+//! The job queue: which job runs next, and who holds it.
+//!
+//! The queue is the fast path, not the truth. It may lose everything it holds: a reconciler enqueues again whatever the
+//! object store says is unfinished. It promises less than a database, and exactly this:
+//!
+//! - a job is in the queue at most once, either queued or leased;
+//! - a lease is held by one worker until its deadline; a heartbeat moves the deadline;
+//! - each lease of a job has a higher epoch than the one before, and a call with an old epoch is refused;
+//! - a lease that runs out puts its job back into the queue.
+//!
+//! Delivery is at least once. That a result is published once is the object store's business, not the queue's.
+
+mod error;
+mod in_process;
+
+#[cfg(feature = "conformance")]
+pub mod conformance;
+
+use std::fmt;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tailor_domain::JobId;
+
+pub use error::{Error, Result};
+pub use in_process::InProcessQueue;
+
+/// One worker's right to run one job, until the deadline that the last heartbeat set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lease {
+    pub job: JobId,
+    /// Higher than that of every earlier lease of this job; names this lease in later calls.
+    pub epoch: u64,
+    pub worker: String,
+    /// How long the lease lasts from the moment it is given, and again from each heartbeat.
+    pub ttl: Duration,
+    /// The W3C `traceparent` of the request that made the job, so that one trace follows it here.
+    pub trace: Option<String>,
+}
+
+/// How much work waits and how much is under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Depth {
+    pub queued: u64,
+    pub leased: u64,
+}
+
+/// A queue of job ids with leases. Implementations pass `conformance::check`.
+#[async_trait]
+pub trait JobQueue: Send + Sync + fmt::Debug + 'static {
+    /// Queues a job; says whether it was added. Does nothing while the job is queued or leased.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`]; the job may or may not be queued then, and the same call may be made again.
+    async fn enqueue(&self, job: &JobId, trace: Option<String>) -> Result<bool>;
+
+    /// Takes the job that has waited longest, waiting up to `wait` for one to come; `None` when none came.
+    ///
+    /// Dropping the returned future is safe: a job that was taken and not returned comes back when its lease runs out.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    async fn lease(&self, worker: &str, ttl: Duration, wait: Duration) -> Result<Option<Lease>>;
+
+    /// Moves the lease's deadline to `lease.ttl` from now.
+    ///
+    /// # Errors
+    /// [`Error::LeaseLost`]: stop working on the job. [`Error::Unavailable`]: try again before the deadline.
+    async fn heartbeat(&self, lease: &Lease) -> Result<()>;
+
+    /// Ends the lease and takes the job out of the queue: it is finished, whatever the outcome.
+    ///
+    /// # Errors
+    /// [`Error::LeaseLost`]: somebody else has the job or will get it. [`Error::Unavailable`].
+    async fn ack(&self, lease: &Lease) -> Result<()>;
+
+    /// Ends the lease and puts the job at the back of the queue.
+    ///
+    /// # Errors
+    /// As [`JobQueue::ack`].
+    async fn release(&self, lease: &Lease) -> Result<()>;
+
+    /// # Errors
+    /// [`Error::Unavailable`].
+    async fn depth(&self) -> Result<Depth>;
+
+    /// Wakes those who wait for this job's log to grow. A hint: it may be lost.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    async fn notify(&self, job: &JobId) -> Result<()>;
+
+    /// Waits until somebody calls [`JobQueue::notify`] for this job, at most `timeout`; says whether somebody may have.
+    /// Only calls made while it waits count, so read the log again after it returns, whatever it says.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    async fn wait_changed(&self, job: &JobId, timeout: Duration) -> Result<bool>;
+
+    /// Whether the queue answers.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`], [`Error::Refused`].
+    async fn ping(&self) -> Result<()>;
+}

@@ -1,0 +1,26 @@
+//! What every service needs around its logic: settings, telemetry, health, reflection, auth, shutdown, errors.
+//!
+//! A service's `main` is [`boot::main`] with a function that builds its gRPC routes; everything else is here, once.
+
+pub mod auth;
+pub mod boot;
+pub mod client;
+pub mod clock;
+pub mod health;
+pub mod hint;
+pub mod page;
+pub mod server;
+pub mod settings;
+pub mod shutdown;
+pub mod spool;
+pub mod status;
+pub mod store;
+pub mod telemetry;
+pub mod trace;
+
+pub use client::{Client, connect};
+pub use clock::Clock;
+pub use page::Page;
+pub use server::{Serving, serve};
+pub use settings::Settings;
+pub use status::{Coded, status};

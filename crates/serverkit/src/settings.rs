@@ -1,0 +1,360 @@
+//! Settings of all services: defaults, then a TOML file, then the environment (`TAILOR__STORE__URL=…`), then flags.
+//!
+//! One file serves the whole system; a service reads what concerns it. Everything is checked at start, and an error names
+//! the key.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+/// Prefix of environment variables; `__` separates the levels of a key.
+pub const ENV_PREFIX: &str = "TAILOR";
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("settings: {problem}; keys come from {sources}")]
+    Unreadable { problem: String, sources: String },
+    #[error("settings: {key}: {problem}")]
+    Invalid { key: &'static str, problem: String },
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// Where this service listens.
+    pub listen: SocketAddr,
+    /// How long requests in flight may take to finish after a stop signal.
+    pub shutdown_grace_ms: u64,
+    /// Where bases and scratch files live on this machine. May be lost at any time.
+    pub cache_dir: PathBuf,
+    pub log: Log,
+    pub telemetry: Telemetry,
+    pub auth: Auth,
+    pub store: Store,
+    pub queue: Queue,
+    pub services: Services,
+    pub dataset: Dataset,
+    pub registry: Registry,
+    pub trainer: Trainer,
+    pub gateway: Gateway,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// A tracing filter, e.g. `info,tailor_trainer=debug`.
+    pub filter: String,
+    pub format: LogFormat,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Telemetry {
+    /// An OTLP/gRPC receiver, e.g. `http://127.0.0.1:4317`. Absent: no traces leave the process.
+    pub otlp_endpoint: Option<String>,
+}
+
+#[derive(Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Auth {
+    /// When set, every call but health must carry `authorization: Bearer <token>`, and our own calls do.
+    pub token: Option<String>,
+}
+
+impl std::fmt::Debug for Auth {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Auth").field("token", &self.token.as_ref().map(|_| "…")).finish()
+    }
+}
+
+#[derive(Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Store {
+    /// `file:///path`, a plain path, or `s3://bucket/prefix`.
+    pub url: String,
+    /// For S3: the server's address, e.g. `http://store:9000`; absent means AWS.
+    pub endpoint: Option<String>,
+    pub region: Option<String>,
+    pub access_key_id: Option<String>,
+    pub secret_access_key: Option<String>,
+    /// Whether plain HTTP is acceptable.
+    pub allow_http: bool,
+    /// Whether to make the S3 bucket at start if it is not there, for a store of one's own such as compose's.
+    pub create_bucket: bool,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").field("url", &self.url).field("endpoint", &self.endpoint).finish_non_exhaustive()
+    }
+}
+
+#[derive(Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Queue {
+    /// `redis://host:port/db`.
+    pub url: Option<String>,
+}
+
+impl std::fmt::Debug for Queue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The address may carry a password.
+        f.debug_struct("Queue").field("url", &self.url.as_ref().map(|_| "redis://…")).finish()
+    }
+}
+
+/// Where the services find each other.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Services {
+    pub dataset: String,
+    pub trainer: String,
+    pub registry: String,
+    pub gateway: String,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Dataset {
+    pub max_upload_bytes: u64,
+    pub max_line_bytes: usize,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Registry {
+    /// Largest blob taken: one file of a base's folder.
+    pub max_blob_bytes: u64,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Trainer {
+    /// Answer the TrainingService.
+    pub api: bool,
+    /// Lease and train jobs.
+    pub worker: bool,
+    /// How long a worker may be silent before its job goes to another.
+    pub lease_ms: u64,
+    /// How often unfinished jobs are put back into the queue.
+    pub reconcile_ms: u64,
+    /// Attempts before a job that keeps losing its worker is failed.
+    pub max_attempts: u64,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Gateway {
+    /// Sequences waiting for the device before callers are turned away.
+    pub max_queue: usize,
+    /// Sequences in one step.
+    pub max_batch: usize,
+    /// How long an alias' target may be remembered.
+    pub alias_ttl_ms: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            shutdown_grace_ms: 10_000,
+            cache_dir: PathBuf::from(".tailor/cache"),
+            log: Log::default(),
+            telemetry: Telemetry::default(),
+            auth: Auth::default(),
+            store: Store::default(),
+            queue: Queue::default(),
+            services: Services::default(),
+            dataset: Dataset::default(),
+            registry: Registry::default(),
+            trainer: Trainer::default(),
+            gateway: Gateway::default(),
+        }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { filter: "info".into(), format: LogFormat::Text }
+    }
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Self {
+            url: ".tailor/store".into(),
+            endpoint: None,
+            region: None,
+            access_key_id: None,
+            secret_access_key: None,
+            allow_http: false,
+            create_bucket: false,
+        }
+    }
+}
+
+impl Default for Services {
+    fn default() -> Self {
+        Self {
+            dataset: "http://127.0.0.1:50051".into(),
+            trainer: "http://127.0.0.1:50052".into(),
+            registry: "http://127.0.0.1:50053".into(),
+            gateway: "http://127.0.0.1:50054".into(),
+        }
+    }
+}
+
+impl Default for Dataset {
+    fn default() -> Self {
+        Self { max_upload_bytes: 4 << 30, max_line_bytes: 1 << 20 }
+    }
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        Self { max_blob_bytes: 64 << 30 }
+    }
+}
+
+impl Default for Trainer {
+    fn default() -> Self {
+        Self { api: true, worker: true, lease_ms: 30_000, reconcile_ms: 10_000, max_attempts: 5 }
+    }
+}
+
+impl Default for Gateway {
+    fn default() -> Self {
+        Self { max_queue: 256, max_batch: 32, alias_ttl_ms: 100 }
+    }
+}
+
+impl Settings {
+    /// Reads defaults, `file`, environment and `overrides` (dotted key, value), in this order, and checks the result.
+    ///
+    /// # Errors
+    /// An unreadable file, an unknown key, a value of the wrong type or outside its limits; the message names the key.
+    pub fn load(file: Option<&Path>, overrides: &[(String, String)]) -> Result<Self, Error> {
+        let sources = match file {
+            Some(path) => format!("{}, environment variables {ENV_PREFIX}__… and flags", path.display()),
+            None => format!("environment variables {ENV_PREFIX}__… and flags"),
+        };
+        let unreadable =
+            |error: config::ConfigError| Error::Unreadable { problem: error.to_string(), sources: sources.clone() };
+        let mut builder = config::Config::builder();
+        if let Some(path) = file {
+            builder = builder.add_source(config::File::from(path).format(config::FileFormat::Toml));
+        }
+        let environment = config::Environment::with_prefix(ENV_PREFIX)
+            .prefix_separator("__")
+            .separator("__")
+            .ignore_empty(true)
+            .try_parsing(true);
+        builder = builder.add_source(environment);
+        for (key, value) in overrides {
+            builder = builder.set_override(key, value.as_str()).map_err(unreadable)?;
+        }
+        let settings: Self = builder.build().map_err(unreadable)?.try_deserialize().map_err(unreadable)?;
+        settings.validate()?;
+        Ok(settings)
+    }
+
+    fn validate(&self) -> Result<(), Error> {
+        let positive = |key: &'static str, value: u64| match value {
+            0 => Err(Error::Invalid { key, problem: "0 is not allowed; give a positive number".into() }),
+            _ => Ok(()),
+        };
+        positive("dataset.max_upload_bytes", self.dataset.max_upload_bytes)?;
+        positive("dataset.max_line_bytes", self.dataset.max_line_bytes as u64)?;
+        positive("registry.max_blob_bytes", self.registry.max_blob_bytes)?;
+        positive("trainer.reconcile_ms", self.trainer.reconcile_ms)?;
+        positive("trainer.max_attempts", self.trainer.max_attempts)?;
+        positive("gateway.max_queue", self.gateway.max_queue as u64)?;
+        positive("gateway.max_batch", self.gateway.max_batch as u64)?;
+        if self.trainer.lease_ms < 300 {
+            let problem = format!("{} ms is too short to heartbeat in; the least is 300", self.trainer.lease_ms);
+            return Err(Error::Invalid { key: "trainer.lease_ms", problem });
+        }
+        if !self.trainer.api && !self.trainer.worker {
+            return Err(Error::Invalid { key: "trainer.api", problem: "api and worker are both off".into() });
+        }
+        for (key, url) in [
+            ("services.dataset", &self.services.dataset),
+            ("services.trainer", &self.services.trainer),
+            ("services.registry", &self.services.registry),
+            ("services.gateway", &self.services.gateway),
+        ] {
+            if !(url.starts_with("http://") || url.starts_with("https://")) {
+                let problem = format!("{url:?} is no address; write http://host:port");
+                return Err(Error::Invalid { key, problem });
+            }
+        }
+        Ok(())
+    }
+
+    pub fn shutdown_grace(&self) -> Duration {
+        Duration::from_millis(self.shutdown_grace_ms)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn over(key: &str, value: &str) -> Result<Settings, Error> {
+        Settings::load(None, &[(key.into(), value.into())])
+    }
+
+    #[test]
+    fn a_flag_changes_one_key_and_leaves_the_others() {
+        let settings = over("trainer.lease_ms", "1000").expect("valid");
+        assert_eq!(settings.trainer.lease_ms, 1000);
+        assert_eq!(settings.trainer.max_attempts, Trainer::default().max_attempts);
+    }
+
+    #[test]
+    fn an_unknown_key_is_named() {
+        let message = over("trainer.leese_ms", "1").expect_err("unknown").to_string();
+        assert!(message.contains("leese_ms"), "{message}");
+    }
+
+    #[test]
+    fn a_value_of_the_wrong_type_is_named_by_its_key() {
+        let message = over("gateway.max_batch", "many").expect_err("no number").to_string();
+        assert!(message.contains("gateway.max_batch") || message.contains("max_batch"), "{message}");
+    }
+
+    #[test]
+    fn a_value_outside_its_limits_is_named_by_its_key() {
+        let message = over("trainer.lease_ms", "5").expect_err("too short").to_string();
+        assert_eq!(message, "settings: trainer.lease_ms: 5 ms is too short to heartbeat in; the least is 300");
+        assert!(over("gateway.max_queue", "0").is_err());
+        assert!(over("services.dataset", "localhost:1").is_err());
+    }
+
+    #[test]
+    fn the_sample_file_shows_the_defaults() {
+        let sample = include_str!("../../../deploy/tailor.example.toml");
+        let sample = config::File::from_str(sample, config::FileFormat::Toml);
+        let sample = config::Config::builder().add_source(sample).build().expect("TOML");
+        let sample: Settings = sample.try_deserialize().expect("known keys");
+        assert_eq!(format!("{sample:#?}"), format!("{:#?}", Settings::default()));
+    }
+
+    #[test]
+    fn secrets_do_not_show_in_debug_output() {
+        let mut settings = Settings::default();
+        settings.auth.token = Some("hush".into());
+        settings.store.secret_access_key = Some("hush".into());
+        settings.queue.url = Some("redis://:hush@host".into());
+        assert!(!format!("{settings:?}").contains("hush"));
+    }
+}

@@ -1,0 +1,115 @@
+//! From an error's code to a gRPC status with details, once for all services.
+
+use std::fmt::Display;
+use std::time::Duration;
+
+use tailor_domain::{ErrorCode, Invalid};
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+/// An error that says what its caller can do about it.
+pub trait Coded: Display {
+    fn code(&self) -> ErrorCode;
+}
+
+impl Coded for Invalid {
+    fn code(&self) -> ErrorCode {
+        self.code()
+    }
+}
+
+impl Coded for tailor_blobs::Error {
+    fn code(&self) -> ErrorCode {
+        self.code()
+    }
+}
+
+/// How long a caller should wait before it sends a retryable request again.
+const RETRY_AFTER: Duration = Duration::from_millis(500);
+
+/// The one mapping from our codes to gRPC's.
+pub fn grpc_code(code: ErrorCode) -> Code {
+    match code {
+        ErrorCode::InvalidArgument => Code::InvalidArgument,
+        ErrorCode::NotFound => Code::NotFound,
+        ErrorCode::AlreadyExists => Code::AlreadyExists,
+        ErrorCode::FailedPrecondition => Code::FailedPrecondition,
+        ErrorCode::Aborted => Code::Aborted,
+        ErrorCode::ResourceExhausted => Code::ResourceExhausted,
+        ErrorCode::Unavailable => Code::Unavailable,
+        ErrorCode::Unauthenticated => Code::Unauthenticated,
+        ErrorCode::Cancelled => Code::Cancelled,
+        ErrorCode::DataLoss => Code::DataLoss,
+        ErrorCode::Internal => Code::Internal,
+    }
+}
+
+/// The machine-readable name of a code, sent as `google.rpc.ErrorInfo.reason`.
+fn reason(code: ErrorCode) -> &'static str {
+    match code {
+        ErrorCode::InvalidArgument => "INVALID_ARGUMENT",
+        ErrorCode::NotFound => "NOT_FOUND",
+        ErrorCode::AlreadyExists => "ALREADY_EXISTS",
+        ErrorCode::FailedPrecondition => "FAILED_PRECONDITION",
+        ErrorCode::Aborted => "ABORTED",
+        ErrorCode::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        ErrorCode::Unavailable => "UNAVAILABLE",
+        ErrorCode::Unauthenticated => "UNAUTHENTICATED",
+        ErrorCode::Cancelled => "CANCELLED",
+        ErrorCode::DataLoss => "DATA_LOSS",
+        ErrorCode::Internal => "INTERNAL",
+    }
+}
+
+/// An error as a `google.rpc.Status`: its message, its reason, and when to come again where that helps.
+pub fn status<E: Coded + ?Sized>(error: &E) -> Status {
+    let code = error.code();
+    if code == ErrorCode::Internal || code == ErrorCode::DataLoss {
+        tracing::error!(%error, "request failed by a defect of ours");
+    }
+    let mut details = ErrorDetails::new();
+    details.set_error_info(reason(code), "tailor", std::collections::HashMap::new());
+    if code.retryable() {
+        details.set_retry_info(Some(RETRY_AFTER));
+    }
+    Status::with_error_details(grpc_code(code), error.to_string(), details)
+}
+
+/// The domain's code of a status that another service sent us, so that it can be passed on.
+pub fn code_of(status: &Status) -> ErrorCode {
+    match status.code() {
+        Code::Ok | Code::Unknown | Code::Internal | Code::Unimplemented => ErrorCode::Internal,
+        Code::Cancelled => ErrorCode::Cancelled,
+        Code::InvalidArgument | Code::OutOfRange => ErrorCode::InvalidArgument,
+        Code::DeadlineExceeded | Code::Unavailable => ErrorCode::Unavailable,
+        Code::NotFound => ErrorCode::NotFound,
+        Code::AlreadyExists => ErrorCode::AlreadyExists,
+        Code::PermissionDenied | Code::Unauthenticated => ErrorCode::Unauthenticated,
+        Code::ResourceExhausted => ErrorCode::ResourceExhausted,
+        Code::FailedPrecondition => ErrorCode::FailedPrecondition,
+        Code::Aborted => ErrorCode::Aborted,
+        Code::DataLoss => ErrorCode::DataLoss,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_carries_the_message_and_the_reason() {
+        let sent = status(&Invalid::new("lora.rank", "0 is outside 1 to 1024"));
+        assert_eq!(sent.code(), Code::InvalidArgument);
+        assert_eq!(sent.message(), "lora.rank: 0 is outside 1 to 1024");
+        let info = sent.get_details_error_info().expect("error info");
+        assert_eq!(info.reason, "INVALID_ARGUMENT");
+        assert!(sent.get_details_retry_info().is_none(), "the same request would fail again");
+    }
+
+    #[test]
+    fn codes_survive_the_wire() {
+        for code in [ErrorCode::NotFound, ErrorCode::Aborted, ErrorCode::ResourceExhausted, ErrorCode::DataLoss] {
+            assert_eq!(code_of(&Status::new(grpc_code(code), "")), code);
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! Structured logs to stderr; traces over OTLP where an endpoint is set, and only there.
+
+use std::io::IsTerminal as _;
+
+use opentelemetry::trace::TracerProvider as _;
+use opentelemetry_otlp::WithExportConfig as _;
+use opentelemetry_sdk::trace::SdkTracerProvider;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _};
+
+use crate::settings::{LogFormat, Settings};
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("settings: log.filter: {0:?} is no tracing filter; write for example info,tailor_trainer=debug")]
+    Filter(String),
+    #[error("settings: telemetry.otlp_endpoint: {endpoint:?} cannot be used: {problem}")]
+    Otlp { endpoint: String, problem: String },
+    #[error("telemetry was set up twice in one process")]
+    Twice,
+}
+
+/// Sends what is still buffered when dropped.
+pub struct Guard {
+    provider: Option<SdkTracerProvider>,
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if let Some(provider) = &self.provider
+            && let Err(error) = provider.shutdown()
+        {
+            eprintln!("telemetry: the last spans were not sent: {error}");
+        }
+    }
+}
+
+/// Sets up logs and traces for the whole process.
+///
+/// # Errors
+/// A filter or an endpoint that cannot be used; the message names the key.
+pub fn init(service: &'static str, settings: &Settings) -> Result<Guard, Error> {
+    let filter = EnvFilter::try_new(&settings.log.filter).map_err(|_| Error::Filter(settings.log.filter.clone()))?;
+    let logs = match settings.log.format {
+        LogFormat::Json => tracing_subscriber::fmt::layer().json().with_writer(std::io::stderr).boxed(),
+        // Colours only for a person: a file or a container's log keeps the escape codes as they are.
+        LogFormat::Text => tracing_subscriber::fmt::layer()
+            .with_ansi(std::io::stderr().is_terminal())
+            .with_writer(std::io::stderr)
+            .boxed(),
+    };
+    let provider = match &settings.telemetry.otlp_endpoint {
+        None => None,
+        Some(endpoint) => Some(tracer(service, endpoint)?),
+    };
+    opentelemetry::global::set_text_map_propagator(opentelemetry_sdk::propagation::TraceContextPropagator::new());
+    let traces = provider.as_ref().map(|provider| {
+        let ours = tracing_subscriber::filter::filter_fn(|metadata| metadata.target().starts_with("tailor"));
+        tracing_opentelemetry::layer().with_tracer(provider.tracer("tailor")).with_filter(ours)
+    });
+    tracing_subscriber::registry().with(traces).with(logs.with_filter(filter)).try_init().map_err(|_| Error::Twice)?;
+    Ok(Guard { provider })
+}
+
+fn tracer(service: &'static str, endpoint: &str) -> Result<SdkTracerProvider, Error> {
+    let exporter = opentelemetry_otlp::SpanExporter::builder()
+        .with_tonic()
+        .with_endpoint(endpoint)
+        .build()
+        .map_err(|error| Error::Otlp { endpoint: endpoint.into(), problem: error.to_string() })?;
+    let resource = opentelemetry_sdk::Resource::builder().with_service_name(service).build();
+    Ok(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build())
+}

@@ -1,0 +1,123 @@
+//! What can be wrong with a file, a tokenizer, a template or a shard; by what the caller can do about it.
+
+use tailor_domain::ErrorCode;
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why one row cannot be trained on although it is well formed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    #[error("{tokens} tokens, the limit is {limit}")]
+    TooLong { tokens: usize, limit: usize },
+    #[error("no token of the target is left to learn from")]
+    NothingToLearn,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("the file is empty; it must have at least one row")]
+    Empty,
+
+    #[error("the file is {kind}, not text; {remedy}")]
+    NotText { kind: String, remedy: String },
+
+    #[error("line {line}: more than {limit} bytes without an end of line; this is no row file")]
+    EndlessLine { line: u64, limit: u64 },
+
+    #[error("line {line}: {problem}")]
+    Header { line: u64, problem: String },
+
+    /// `likeliest` is the column that looks most like the one that was asked for.
+    #[error("{}", missing_column(wanted, found, likeliest.as_deref()))]
+    MissingColumn { wanted: String, found: Vec<String>, likeliest: Option<String> },
+
+    #[error("no row is left: {problem}")]
+    NoRows { problem: String },
+
+    #[error("field {field}: {problem}")]
+    Option { field: &'static str, problem: String },
+
+    #[error("column {column} has more than {limit} different labels; it is no label column, name another or none")]
+    TooManyLabels { column: String, limit: usize },
+
+    #[error("the rows take more than {limit} bytes; split the file")]
+    TooMuch { limit: u64 },
+
+    #[error("cannot read the file: {0}")]
+    Io(#[from] std::io::Error),
+
+    /// One of the tokenizer's files; `field` is empty when it is the whole file.
+    #[error("{file}: {}{problem}", prefixed(field))]
+    Tokenizer { file: String, field: String, problem: String },
+
+    #[error("chat template: {problem}")]
+    ChatTemplate { problem: String },
+
+    #[error("prompt template: {problem}")]
+    PromptTemplate { problem: String },
+
+    /// The row cannot be used; others may.
+    #[error("row refused: {0}")]
+    Row(Refusal),
+
+    #[error("shard: {problem}")]
+    Shard { problem: String },
+
+    #[error("packing: {problem}")]
+    Packing { problem: String },
+}
+
+impl Error {
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::Empty
+            | Self::NotText { .. }
+            | Self::EndlessLine { .. }
+            | Self::Header { .. }
+            | Self::MissingColumn { .. }
+            | Self::NoRows { .. }
+            | Self::Option { .. }
+            | Self::TooManyLabels { .. }
+            | Self::TooMuch { .. }
+            | Self::Tokenizer { .. }
+            | Self::ChatTemplate { .. }
+            | Self::PromptTemplate { .. }
+            | Self::Row(_)
+            | Self::Packing { .. } => ErrorCode::InvalidArgument,
+            Self::Shard { .. } => ErrorCode::DataLoss,
+            Self::Io(_) => ErrorCode::Internal,
+        }
+    }
+
+    pub fn retryable(&self) -> bool {
+        self.code().retryable()
+    }
+
+    pub(crate) fn tokenizer(file: &str, field: &str, problem: impl Into<String>) -> Self {
+        Self::Tokenizer { file: file.to_owned(), field: field.to_owned(), problem: problem.into() }
+    }
+
+    pub(crate) fn shard(problem: impl Into<String>) -> Self {
+        Self::Shard { problem: problem.into() }
+    }
+}
+
+fn prefixed(field: &str) -> String {
+    if field.is_empty() { String::new() } else { format!("field {field}: ") }
+}
+
+fn missing_column(wanted: &str, found: &[String], likeliest: Option<&str>) -> String {
+    const LISTED: usize = 20;
+    let mut message = format!(
+        "no column for {wanted}; the file has {}",
+        found.iter().take(LISTED).map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", ")
+    );
+    if found.len() > LISTED {
+        message.push_str(&format!(" and {} more", found.len() - LISTED));
+    }
+    match likeliest {
+        Some(name) => message.push_str(&format!("; did you mean {name:?}?")),
+        None => message.push_str("; name the column"),
+    }
+    message
+}

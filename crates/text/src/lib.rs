@@ -1,0 +1,25 @@
+//! Text on its way to a model: row files, cleaning, tokenizers, chat templates, label masks, packing, shards, and the
+//! metrics of what comes back.
+//!
+//! Data travels one way: [`rows`] → [`clean`] → [`example`] (with [`tokenizer`] and [`chat`]) → [`shard`] → [`pack`].
+//! Everything read here may be hostile: memory is bounded by the limits that each reader is given, and no input panics.
+
+pub mod chat;
+pub mod clean;
+mod error;
+pub mod example;
+pub mod metrics;
+pub mod pack;
+pub mod rows;
+mod seed;
+pub mod shard;
+pub mod template;
+pub mod tokenizer;
+
+pub use chat::{ChatTemplate, Message};
+pub use clean::{CleanOptions, Cleaned, Cleaner, Holdout};
+pub use error::{Error, Refusal, Result};
+pub use example::{Example, ExampleBuilder};
+pub use rows::{ColumnMap, Columns, Format, Outcome, Row, RowLimits, RowReader};
+pub use template::PromptTemplate;
+pub use tokenizer::{Tokenizer, TokenizerFiles};

@@ -1,0 +1,175 @@
+//! Rows of (input, expected output) from a CSV or JSONL stream, in bounded memory.
+//!
+//! A whole file is refused when it cannot be what it claims (binary, UTF-16, no such column, an endless line); a single
+//! row is dropped with its line, field and reason. Fields are trimmed. CSV is RFC 4180 with `,`, `;` or tab (whichever the
+//! header uses); a quote that never closes costs one line, not the rest of the file.
+
+mod columns;
+mod csv;
+mod jsonl;
+mod lines;
+
+use std::io::Read;
+
+use serde::{Deserialize, Serialize};
+use tailor_domain::DropReason;
+use tailor_domain::dataset::DroppedRow;
+
+pub use columns::{ColumnMap, Columns};
+
+use crate::error::{Error, Result};
+
+/// One cleaned row. Its JSON is how rows are kept between steps.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Row {
+    /// 1-based line of the uploaded file where the row starts.
+    pub line: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    pub input: String,
+    pub target: String,
+}
+
+/// What became of one record of the file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    Row(Row),
+    Dropped(DroppedRow),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    Csv,
+    Jsonl,
+}
+
+impl Format {
+    /// By name (`csv`, `jsonl`), or if that is empty by the file's ending.
+    ///
+    /// # Errors
+    /// Neither says which format it is.
+    pub fn detect(name: &str, file_name: &str) -> Result<Self> {
+        let ending = file_name.rsplit_once('.').map_or("", |(_, ending)| ending).to_ascii_lowercase();
+        let asked = if name.is_empty() { ending } else { name.to_ascii_lowercase() };
+        match asked.as_str() {
+            "csv" | "tsv" => Ok(Self::Csv),
+            "jsonl" | "ndjson" => Ok(Self::Jsonl),
+            other => Err(Error::Option {
+                field: "format",
+                problem: format!("{other:?} of file {file_name:?} is not supported; use csv or jsonl"),
+            }),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct RowLimits {
+    /// A longer row is dropped without being kept in memory.
+    pub max_line_bytes: usize,
+    /// A longer line ends the reading: no row file has it.
+    pub max_skipped_bytes: u64,
+}
+
+impl Default for RowLimits {
+    fn default() -> Self {
+        Self { max_line_bytes: 1 << 20, max_skipped_bytes: 64 << 20 }
+    }
+}
+
+/// Reads rows one by one. Ends after the first `Err`: that is about the whole file.
+pub struct RowReader<R> {
+    source: Source<R>,
+    done: bool,
+}
+
+enum Source<R> {
+    Csv(csv::CsvRows<R>),
+    Jsonl(jsonl::JsonRows<R>),
+}
+
+impl<R: Read> RowReader<R> {
+    /// Reads the beginning of the file and finds the columns.
+    ///
+    /// # Errors
+    /// The file is empty, not text, or lacks a column.
+    pub fn open(reader: R, format: Format, columns: &ColumnMap, limits: RowLimits) -> Result<Self> {
+        let lines = lines::Lines::open(reader, limits)?;
+        let source = match format {
+            Format::Csv => Source::Csv(csv::CsvRows::open(lines, columns)?),
+            Format::Jsonl => Source::Jsonl(jsonl::JsonRows::open(lines, columns)?),
+        };
+        Ok(Self { source, done: false })
+    }
+
+    pub fn columns(&self) -> &Columns {
+        match &self.source {
+            Source::Csv(rows) => &rows.columns,
+            Source::Jsonl(rows) => &rows.columns,
+        }
+    }
+}
+
+impl<R: Read> Iterator for RowReader<R> {
+    type Item = Result<Outcome>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.done {
+            return None;
+        }
+        let next = match &mut self.source {
+            Source::Csv(rows) => rows.next_outcome(),
+            Source::Jsonl(rows) => rows.next_outcome(),
+        }
+        .transpose();
+        self.done = !matches!(next, Some(Ok(_)));
+        next
+    }
+}
+
+/// A field of a record: absent, or its bytes.
+struct Fields {
+    id: Option<String>,
+    label: Option<String>,
+    input: String,
+    target: String,
+}
+
+fn dropped(line: u64, field: Option<&str>, reason: DropReason, detail: impl Into<String>) -> DroppedRow {
+    DroppedRow { line, field: field.map(str::to_owned), reason, detail: detail.into() }
+}
+
+/// The rules that hold whatever the format: input and target have something in them.
+fn finish_row(line: u64, columns: &Columns, fields: Fields) -> Outcome {
+    let trimmed = |text: String| if text.trim().len() == text.len() { text } else { text.trim().to_owned() };
+    let (input, target) = (trimmed(fields.input), trimmed(fields.target));
+    if input.is_empty() {
+        return Outcome::Dropped(dropped(line, Some(&columns.input), DropReason::EmptyInput, "the field is empty"));
+    }
+    if target.is_empty() {
+        return Outcome::Dropped(dropped(line, Some(&columns.target), DropReason::EmptyTarget, "the field is empty"));
+    }
+    let present = |text: Option<String>| text.map(trimmed).filter(|text| !text.is_empty());
+    Outcome::Row(Row { line, id: present(fields.id), label: present(fields.label), input, target })
+}
+
+/// Text for a message: one line, not too long.
+fn excerpt(text: &str) -> String {
+    const LONGEST: usize = 60;
+    let mut short: String = text.chars().take(LONGEST).map(|c| if c.is_control() { ' ' } else { c }).collect();
+    if text.chars().nth(LONGEST).is_some() {
+        short.push('…');
+    }
+    short
+}
+
+fn invalid_utf8(line: u64, field: Option<&str>, bytes: &[u8], error: std::str::Utf8Error) -> DroppedRow {
+    let at = error.valid_up_to();
+    let byte = bytes.get(at).copied().unwrap_or_default();
+    let detail = format!("byte 0x{byte:02X} at position {} is not UTF-8; save the file as UTF-8", at + 1);
+    dropped(line, field, DropReason::InvalidUtf8, detail)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,121 @@
+use super::*;
+use crate::seed::SplitMix;
+
+const VOCABULARY: u32 = 1000;
+
+fn random_record(random: &mut SplitMix, kind: ShardKind, row: u32) -> Record {
+    let ids = |random: &mut SplitMix| {
+        let length = 1 + random.below(20);
+        (0..length).map(|_| random.below(VOCABULARY as usize) as u32).collect::<Vec<_>>()
+    };
+    let content = match kind {
+        ShardKind::Decoder => {
+            let ids = ids(random);
+            let in_loss = ids.iter().map(|_| random.below(2) == 1).collect();
+            Content::Example(Example::Decoder { ids, in_loss })
+        }
+        ShardKind::EncoderDecoder => {
+            Content::Example(Example::EncoderDecoder { encoder: ids(random), labels: ids(random) })
+        }
+        ShardKind::Prompts => Content::Prompt(ids(random)),
+    };
+    Record { row, content }
+}
+
+fn write(kind: ShardKind, records: &[Record]) -> Vec<u8> {
+    let mut writer = ShardWriter::new(Vec::new(), kind, VOCABULARY).expect("writes");
+    for record in records {
+        writer.push(record).expect("writes");
+    }
+    writer.finish().expect("writes")
+}
+
+fn read(bytes: &[u8]) -> Result<Vec<Record>> {
+    ShardReader::open(bytes, ShardLimits { max_tokens_a_row: 64 })?.collect()
+}
+
+fn sample(kind: ShardKind, seed: u64) -> Vec<Record> {
+    let mut random = SplitMix::new(seed);
+    (0..30).map(|row| random_record(&mut random, kind, row)).collect()
+}
+
+const KINDS: [ShardKind; 3] = [ShardKind::Decoder, ShardKind::EncoderDecoder, ShardKind::Prompts];
+
+#[test]
+fn records_come_back_as_they_went() {
+    for kind in KINDS {
+        for seed in 0..20 {
+            let records = sample(kind, seed);
+            let bytes = write(kind, &records);
+            assert_eq!(read(&bytes).expect("reads"), records);
+            assert_eq!(write(kind, &records), bytes, "the same records give the same bytes");
+        }
+        assert_eq!(read(&write(kind, &[])).expect("reads"), []);
+    }
+}
+
+#[test]
+fn a_reader_says_what_it_holds() {
+    let bytes = write(ShardKind::Prompts, &sample(ShardKind::Prompts, 1));
+    let reader = ShardReader::open(bytes.as_slice(), ShardLimits::default()).expect("opens");
+    assert_eq!((reader.kind(), reader.vocabulary()), (ShardKind::Prompts, VOCABULARY));
+}
+
+#[test]
+fn every_truncation_and_every_changed_byte_is_found() {
+    for kind in KINDS {
+        let bytes = write(kind, &sample(kind, 9)[..4]);
+        for length in 0..bytes.len() {
+            assert!(read(&bytes[..length]).is_err(), "{kind:?} cut to {length} of {}", bytes.len());
+        }
+        for at in 0..bytes.len() {
+            let mut changed = bytes.clone();
+            changed[at] ^= 1 << (at % 8);
+            assert!(read(&changed).is_err(), "{kind:?} with byte {at} changed");
+        }
+        let mut longer = bytes.clone();
+        longer.push(0);
+        assert!(read(&longer).is_err(), "{kind:?} with a byte more");
+    }
+}
+
+#[test]
+fn a_claim_of_many_ids_allocates_nothing() {
+    let mut bytes = write(ShardKind::Prompts, &[]);
+    bytes.truncate(16);
+    bytes.push(RECORD);
+    bytes.extend(0u32.to_le_bytes());
+    bytes.extend(u32::MAX.to_le_bytes());
+    let error = read(&bytes).expect_err("too many");
+    assert!(error.to_string().contains("claims 4294967295 ids, the limit is 64"), "{error}");
+}
+
+#[test]
+fn what_breaks_a_rule_is_not_written() {
+    let mut writer = ShardWriter::new(Vec::new(), ShardKind::Decoder, 10).expect("writes");
+    for content in [
+        Content::Prompt(vec![1]),
+        Content::Example(Example::EncoderDecoder { encoder: vec![1], labels: vec![1] }),
+        Content::Example(Example::Decoder { ids: vec![1, 2], in_loss: vec![true] }),
+        Content::Example(Example::Decoder { ids: vec![10], in_loss: vec![true] }),
+        Content::Example(Example::Decoder { ids: vec![], in_loss: vec![] }),
+    ] {
+        assert!(writer.push(&Record { row: 3, content: content.clone() }).is_err(), "{content:?}");
+    }
+    let bytes = writer.finish().expect("writes");
+    assert_eq!(read(&bytes).expect("the refused left no trace"), []);
+}
+
+#[test]
+fn bytes_of_something_else_are_refused_by_what_they_are() {
+    for (bytes, wanted) in [
+        (&b"TLRSHD02aaaaaaaaaaaaaaaa"[..], "another version"),
+        (b"PK\x03\x04aaaaaaaaaaaaaaaaaaa", "no shard"),
+        (b"TLRSHD01\x09\0\0\0aaaaaaaaaa", "kind 9"),
+        (b"", "breaks off"),
+    ] {
+        let error = read(bytes).expect_err(wanted);
+        assert!(error.to_string().contains(wanted), "{error}");
+        assert_eq!(error.code(), tailor_domain::ErrorCode::DataLoss);
+    }
+}

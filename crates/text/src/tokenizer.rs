@@ -1,0 +1,272 @@
+//! A base's own tokenizer: `tokenizer.json`, `tokenizer_config.json` and, where there is one, `chat_template.jinja`.
+
+mod settings;
+mod stream;
+
+use std::fs::File;
+use std::io::Read;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+
+pub use stream::TextStream;
+
+use crate::chat::ChatTemplate;
+use crate::error::{Error, Result};
+use settings::Settings;
+
+pub const TOKENIZER_FILE: &str = "tokenizer.json";
+pub const SETTINGS_FILE: &str = "tokenizer_config.json";
+pub const CHAT_TEMPLATE_FILE: &str = "chat_template.jinja";
+
+/// The largest vocabularies in use (Gemma's) take 35 MB.
+const MAX_TOKENIZER_BYTES: usize = 128 << 20;
+/// Settings may hold each of some thousand reserved tokens.
+const MAX_SETTINGS_BYTES: usize = 4 << 20;
+
+/// The bytes of the files, wherever they come from.
+#[derive(Debug, Clone, Copy)]
+pub struct TokenizerFiles<'a> {
+    pub tokenizer: &'a [u8],
+    pub settings: Option<&'a [u8]>,
+    pub chat_template: Option<&'a [u8]>,
+}
+
+/// Cheap to clone; safe to share between threads.
+#[derive(Clone)]
+pub struct Tokenizer {
+    inner: Arc<tokenizers::Tokenizer>,
+    special: Special,
+    chat: Option<Arc<ChatTemplate>>,
+}
+
+/// Ids of the tokens with a meaning of their own.
+#[derive(Debug, Clone, Default)]
+struct Special {
+    bos: Option<u32>,
+    eos: Option<u32>,
+    pad: Option<u32>,
+    unk: Option<u32>,
+    /// What the tokenizer puts before and after every text.
+    prefix: Vec<u32>,
+    suffix: Vec<u32>,
+}
+
+impl Tokenizer {
+    /// # Errors
+    /// A file is missing, too large or wrong; names the file and the field.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let tokenizer = read_bounded(folder, TOKENIZER_FILE, MAX_TOKENIZER_BYTES)?.ok_or_else(|| {
+            let problem = format!("folder {} has none; a base needs its tokenizer", folder.display());
+            Error::tokenizer(TOKENIZER_FILE, "", problem)
+        })?;
+        let settings = read_bounded(folder, SETTINGS_FILE, MAX_SETTINGS_BYTES)?;
+        let chat_template = read_bounded(folder, CHAT_TEMPLATE_FILE, MAX_SETTINGS_BYTES)?;
+        Self::from_files(TokenizerFiles {
+            tokenizer: &tokenizer,
+            settings: settings.as_deref(),
+            chat_template: chat_template.as_deref(),
+        })
+    }
+
+    /// # Errors
+    /// A file is too large or wrong; names the file and the field.
+    pub fn from_files(files: TokenizerFiles<'_>) -> Result<Self> {
+        within(TOKENIZER_FILE, files.tokenizer.len(), MAX_TOKENIZER_BYTES)?;
+        // The library answers some malformed files with a panic; a hostile base must not take the process with it.
+        let parsed = catch_unwind(AssertUnwindSafe(|| tokenizers::Tokenizer::from_bytes(files.tokenizer)));
+        let mut inner = match parsed {
+            Ok(Ok(tokenizer)) => tokenizer,
+            Ok(Err(error)) => return Err(Error::tokenizer(TOKENIZER_FILE, "", format!("not a tokenizer: {error}"))),
+            Err(_) => {
+                return Err(Error::tokenizer(TOKENIZER_FILE, "", "not a tokenizer: its parts contradict each other"));
+            }
+        };
+        // Rows are cut and padded here, where it is reported, never silently by the tokenizer.
+        inner.with_padding(None);
+        inner
+            .with_truncation(None)
+            .map_err(|error| Error::tokenizer(TOKENIZER_FILE, "truncation", error.to_string()))?;
+
+        let settings = match files.settings {
+            Some(bytes) => {
+                within(SETTINGS_FILE, bytes.len(), MAX_SETTINGS_BYTES)?;
+                Settings::parse(bytes)?
+            }
+            None => Settings::default(),
+        };
+        let template = match files.chat_template {
+            Some(bytes) => {
+                within(CHAT_TEMPLATE_FILE, bytes.len(), MAX_SETTINGS_BYTES)?;
+                let text = std::str::from_utf8(bytes)
+                    .map_err(|_| Error::tokenizer(CHAT_TEMPLATE_FILE, "", "not UTF-8; save it as UTF-8"))?;
+                Some(text.to_owned())
+            }
+            None => settings.chat_template.clone(),
+        };
+        let chat = template.map(|source| ChatTemplate::parse(&source, settings.special_texts())).transpose()?;
+        let special = Special::find(&inner, &settings)?;
+        Ok(Self { inner: Arc::new(inner), special, chat: chat.map(Arc::new) })
+    }
+
+    /// The ids of the text alone, without what the tokenizer adds around every text.
+    ///
+    /// # Errors
+    /// The tokenizer fails on the text.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        Ok(self.encoding(text)?.get_ids().to_vec())
+    }
+
+    /// As `encode`, with the begin and end tokens that the tokenizer adds around every text.
+    ///
+    /// # Errors
+    /// The tokenizer fails on the text.
+    pub fn encode_with_special(&self, text: &str) -> Result<Vec<u32>> {
+        let ids = self.encode(text)?;
+        Ok(self.special.prefix.iter().copied().chain(ids).chain(self.special.suffix.iter().copied()).collect())
+    }
+
+    fn encoding(&self, text: &str) -> Result<tokenizers::Encoding> {
+        self.inner
+            .encode(text, false)
+            .map_err(|error| Error::tokenizer(TOKENIZER_FILE, "", format!("cannot encode a text: {error}")))
+    }
+
+    /// Text of the ids. Special tokens are left out when `skip_special` is set.
+    ///
+    /// # Errors
+    /// The tokenizer fails on the ids.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
+        self.inner.decode(ids, skip_special).map_err(|error| {
+            Error::tokenizer(TOKENIZER_FILE, "decoder", format!("cannot decode {} ids: {error}", ids.len()))
+        })
+    }
+
+    /// Decodes ids as they come, giving whole characters only.
+    pub fn stream(&self, skip_special: bool) -> TextStream {
+        TextStream::new(self.clone(), skip_special)
+    }
+
+    /// The token as the vocabulary spells it, e.g. `▁Hello`.
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    pub fn token_id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// One more than the largest id.
+    pub fn vocabulary_size(&self) -> usize {
+        self.inner.get_vocab_size(true)
+    }
+
+    pub fn bos(&self) -> Option<u32> {
+        self.special.bos
+    }
+
+    pub fn eos(&self) -> Option<u32> {
+        self.special.eos
+    }
+
+    pub fn pad(&self) -> Option<u32> {
+        self.special.pad
+    }
+
+    pub fn unk(&self) -> Option<u32> {
+        self.special.unk
+    }
+
+    /// What stands before every text, e.g. the begin token.
+    pub fn prefix(&self) -> &[u32] {
+        &self.special.prefix
+    }
+
+    pub fn chat_template(&self) -> Option<&ChatTemplate> {
+        self.chat.as_deref()
+    }
+
+    /// # Errors
+    /// The base names no end token: a model could never learn where to stop.
+    pub fn required_eos(&self) -> Result<u32> {
+        self.special.eos.ok_or_else(|| {
+            Error::tokenizer(SETTINGS_FILE, "eos_token", "missing; a model cannot learn to stop without it")
+        })
+    }
+}
+
+impl Special {
+    fn find(inner: &tokenizers::Tokenizer, settings: &Settings) -> Result<Self> {
+        let id = |field: &str, token: &Option<String>| {
+            let Some(token) = token else { return Ok(None) };
+            let problem = || format!("{token:?} is not in the vocabulary of {TOKENIZER_FILE}");
+            inner.token_to_id(token).map(Some).ok_or_else(|| Error::tokenizer(SETTINGS_FILE, field, problem()))
+        };
+        // A pad or unknown token that does not exist is only missing when somebody needs it.
+        let lenient = |token: &Option<String>| token.as_ref().and_then(|token| inner.token_to_id(token));
+        let mut special = Self {
+            bos: id("bos_token", &settings.bos)?,
+            eos: id("eos_token", &settings.eos)?,
+            pad: lenient(&settings.pad),
+            unk: lenient(&settings.unk),
+            ..Self::default()
+        };
+        let encode = |add_special| {
+            let encoding = inner.encode("a", add_special);
+            encoding
+                .map(|encoding| encoding.get_ids().to_vec())
+                .map_err(|error| Error::tokenizer(TOKENIZER_FILE, "", format!("cannot encode the text \"a\": {error}")))
+        };
+        let (bare, full) = (encode(false)?, encode(true)?);
+        let start = if bare.is_empty() { None } else { full.windows(bare.len()).position(|window| window == bare) };
+        if let Some(start) = start {
+            special.prefix = full[..start].to_vec();
+            special.suffix = full[start + bare.len()..].to_vec();
+        }
+        around(&mut special.prefix, settings.add_bos, special.bos);
+        around(&mut special.suffix, settings.add_eos, special.eos);
+        Ok(special)
+    }
+}
+
+/// `add_bos_token` and `add_eos_token`, where they are given, overrule what `tokenizer.json` does.
+fn around(tokens: &mut Vec<u32>, wanted: Option<bool>, token: Option<u32>) {
+    let (Some(wanted), Some(token)) = (wanted, token) else { return };
+    match (wanted, tokens.contains(&token)) {
+        (true, false) => tokens.push(token),
+        (false, true) => tokens.retain(|other| *other != token),
+        (true, true) | (false, false) => {}
+    }
+}
+
+fn within(file: &str, size: usize, limit: usize) -> Result<()> {
+    if size > limit {
+        return Err(Error::tokenizer(file, "", format!("{size} bytes, the limit is {limit}")));
+    }
+    Ok(())
+}
+
+fn read_bounded(folder: &Path, name: &str, limit: usize) -> Result<Option<Vec<u8>>> {
+    let unreadable = |error: std::io::Error| Error::tokenizer(name, "", format!("cannot be read: {error}"));
+    let file = match File::open(folder.join(name)) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(unreadable(error)),
+    };
+    let mut bytes = Vec::new();
+    file.take(limit as u64 + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    within(name, bytes.len(), limit)?;
+    Ok(Some(bytes))
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tokenizer")
+            .field("vocabulary_size", &self.vocabulary_size())
+            .field("special", &self.special)
+            .finish()
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,84 @@
+//! The fields of `tokenizer_config.json` that matter here.
+
+use serde_json::{Map, Value};
+
+use super::SETTINGS_FILE;
+use crate::chat::SpecialTexts;
+use crate::error::{Error, Result};
+
+#[derive(Debug, Clone, Default)]
+pub(super) struct Settings {
+    pub bos: Option<String>,
+    pub eos: Option<String>,
+    pub pad: Option<String>,
+    pub unk: Option<String>,
+    pub add_bos: Option<bool>,
+    pub add_eos: Option<bool>,
+    pub chat_template: Option<String>,
+}
+
+impl Settings {
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
+        let value: Value = serde_json::from_slice(bytes)
+            .map_err(|error| Error::tokenizer(SETTINGS_FILE, "", format!("not JSON: {error}")))?;
+        let Value::Object(map) = value else {
+            return Err(Error::tokenizer(SETTINGS_FILE, "", "must be a JSON object"));
+        };
+        Ok(Self {
+            bos: token(&map, "bos_token")?,
+            eos: token(&map, "eos_token")?,
+            pad: token(&map, "pad_token")?,
+            unk: token(&map, "unk_token")?,
+            add_bos: flag(&map, "add_bos_token")?,
+            add_eos: flag(&map, "add_eos_token")?,
+            chat_template: chat_template(&map)?,
+        })
+    }
+
+    pub fn special_texts(&self) -> SpecialTexts {
+        SpecialTexts { bos: self.bos.clone(), eos: self.eos.clone(), pad: self.pad.clone(), unk: self.unk.clone() }
+    }
+}
+
+fn wrong(field: &str, wanted: &str) -> Error {
+    Error::tokenizer(SETTINGS_FILE, field, format!("must be {wanted}"))
+}
+
+/// A text, or an object with the text as `content`.
+fn token(map: &Map<String, Value>, field: &str) -> Result<Option<String>> {
+    match map.get(field) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text.clone())),
+        Some(Value::Object(token)) => match token.get("content") {
+            Some(Value::String(text)) => Ok(Some(text.clone())),
+            _ => Err(wrong(field, "a text or an object with the text as content")),
+        },
+        Some(_) => Err(wrong(field, "a text or an object with the text as content")),
+    }
+}
+
+fn flag(map: &Map<String, Value>, field: &str) -> Result<Option<bool>> {
+    match map.get(field) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::Bool(flag)) => Ok(Some(*flag)),
+        Some(_) => Err(wrong(field, "true or false")),
+    }
+}
+
+/// One template, or several with names, of which `default` counts.
+fn chat_template(map: &Map<String, Value>) -> Result<Option<String>> {
+    const FIELD: &str = "chat_template";
+    const WANTED: &str = "a text, or a list of objects with name and template";
+    match map.get(FIELD) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text.clone())),
+        Some(Value::Array(named)) => {
+            let default = named.iter().find(|entry| entry.get("name").and_then(Value::as_str) == Some("default"));
+            let template = default.and_then(|entry| entry.get("template")).and_then(Value::as_str);
+            template
+                .map(|text| Some(text.to_owned()))
+                .ok_or_else(|| wrong(FIELD, "a list with a template named default"))
+        }
+        Some(_) => Err(wrong(FIELD, WANTED)),
+    }
+}

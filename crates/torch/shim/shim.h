@@ -1,0 +1,48 @@
+// The C surface of the shim. Tensor handles are `at::Tensor*`, as in tch.
+//
+// Every function returns 0, or 1 with the message in `tailor_last_error` (of the calling thread): no C++ exception
+// leaves this file. The shim holds no policy and keeps nothing but one scratch buffer a thread.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+extern "C" {
+
+// Element types of dequantised weights.
+enum TailorFloat : int32_t { TAILOR_F32 = 0, TAILOR_BF16 = 1 };
+
+// What the shim needs of a 4-bit weight. The functions are Rust's; `self` is shared and thread-safe.
+struct TailorWeightOps {
+  // Writes out·in elements of type `dtype` to `data`. Returns 0, or 1 when it could not.
+  int32_t (*dequantize)(const void* self, void* data, int32_t dtype);
+  void (*retain)(const void* self);
+  void (*release)(const void* self);
+};
+
+// y = x·Wᵀ + bias with W [out, in] dequantised into scratch, in the type of x; not saved for backward, which
+// dequantises again. `bias` may be null.
+int32_t tailor_quant_linear(const void* x, const void* bias, const void* weight, const TailorWeightOps* ops,
+                            int64_t out, int64_t in, void** result);
+
+// y + scale · (x·Aᵀ)·Bᵀ in the type of A and B, rounded to the type of y. Saves x, x·Aᵀ and the parameters.
+int32_t tailor_lora(const void* y, const void* x, const void* a, const void* b, double scale, void** result);
+
+// Runs the backward pass from `tensors` with the given gradients, adding to the leaves' gradients.
+int32_t tailor_backward(const void* const* tensors, const void* const* gradients, size_t count, bool keep_graph);
+
+// f(x) without keeping anything but x; backward runs f again and goes through it. `f` returns a new handle or null.
+struct TailorSegment {
+  void* (*run)(const void* self, const void* x);
+  void (*release)(const void* self);
+};
+int32_t tailor_checkpoint(const void* x, const void* self, const TailorSegment* segment, void** result);
+
+// State of the CPU's random generator as a byte tensor.
+int32_t tailor_rng_state(void** result);
+int32_t tailor_set_rng_state(const void* state);
+
+// Drops this thread's scratch buffer.
+void tailor_drop_scratch();
+
+const char* tailor_last_error();
+}

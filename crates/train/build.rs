@@ -1,0 +1,3 @@
+fn main() {
+    tailor_torch_link::emit()
+}

@@ -1,0 +1,53 @@
+//! What can go wrong in training, by what the caller can do about it.
+
+use tailor_domain::{ErrorCode, Invalid};
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
+    #[error("row {row}: {problem}; tokenise the dataset again with this base")]
+    Row { row: usize, problem: String },
+    #[error(
+        "no row to train on: of {rows} rows {too_long} are longer than train.max_tokens = {max_tokens} and \
+         {without_target} have no target token; raise train.max_tokens or look at the dataset's report"
+    )]
+    NoRows { rows: usize, too_long: usize, without_target: usize, max_tokens: u32 },
+    #[error(
+        "step {step}: {what} is not finite (loss {loss}, gradient norm {grad_norm}) over rows {rows}; \
+         lower train.learning_rate, or look at those rows"
+    )]
+    NotFinite { step: u64, what: &'static str, loss: f64, grad_norm: f64, rows: String },
+    #[error("{at}: {source}{}", remedy(source))]
+    Device { at: String, source: tailor_models::Error },
+    #[error("the trained adapter cannot be kept: {0}")]
+    Adapter(#[from] tailor_peft::Error),
+}
+
+impl Error {
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::Invalid(_) | Self::Row { .. } => ErrorCode::InvalidArgument,
+            Self::NoRows { .. } | Self::NotFinite { .. } => ErrorCode::FailedPrecondition,
+            Self::Device { source, .. } => source.code(),
+            Self::Adapter(source) => source.code(),
+        }
+    }
+
+    /// Memory may be free again on the next attempt; little else here mends itself.
+    pub fn retryable(&self) -> bool {
+        self.code().retryable()
+    }
+
+    /// Says where a failure of the model or of torch happened.
+    pub(crate) fn at(place: impl Into<String>) -> impl FnOnce(tailor_models::Error) -> Self {
+        move |source| Self::Device { at: place.into(), source }
+    }
+}
+
+fn remedy(error: &tailor_models::Error) -> &'static str {
+    match error.code() {
+        ErrorCode::ResourceExhausted => "; lower train.micro_batch_rows or train.max_tokens",
+        _ => "",
+    }
+}

@@ -1,0 +1,26 @@
+//! QLoRA training (arXiv 2305.14314): a frozen 4-bit base, a LoRA adapter in f32, and the loop that fits it to rows.
+//!
+//! [`train`] and [`predict`] run on the calling thread, which owns the device, and return when they are done; an
+//! [`Observer`] sees every step and can end the run between two of them. A failure is an [`Error`], never a panic.
+//!
+//! One step: `batches` picks rows, `collate` pads them, the model makes hidden states, `loss` goes forward
+//! through the output layer and backward through everything, `optimizer` clips and updates.
+
+mod batches;
+mod collate;
+mod error;
+mod init;
+mod loss;
+mod modules;
+mod optimizer;
+mod predict;
+mod rows;
+mod schedule;
+mod summary;
+mod trainer;
+
+pub use error::Error;
+pub use predict::predict;
+pub use summary::{Observer, Outcome, Summary};
+pub use tailor_text::Example;
+pub use trainer::{Trained, train};

@@ -1,0 +1,89 @@
+//! What training reports while it runs and when it ends.
+
+use std::collections::VecDeque;
+
+use tailor_domain::StepMetrics;
+
+/// Steps whose mean loss decides whether the loss is acceptable.
+const WINDOW: usize = 20;
+
+/// Watches a run from outside. Called between steps, on the device's thread.
+pub trait Observer {
+    fn on_step(&mut self, step: &StepMetrics);
+    /// True ends the run after the present step; what was learnt is kept.
+    fn should_stop(&mut self) -> bool;
+}
+
+/// Watches nothing and never stops a run.
+impl Observer for () {
+    fn on_step(&mut self, _: &StepMetrics) {}
+    fn should_stop(&mut self) -> bool {
+        false
+    }
+}
+
+/// Why a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// The budget of epochs and steps is used up.
+    Finished,
+    /// The loss is acceptable.
+    TargetLoss,
+    /// The observer asked for it.
+    Stopped,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Summary {
+    pub steps: u64,
+    /// Tokens of all steps, padding not counted.
+    pub tokens: u64,
+    /// Mean loss of the last 20 steps.
+    pub final_loss: f64,
+    pub seconds: f64,
+    pub tokens_per_second: f64,
+    pub outcome: Outcome,
+    /// The process's highest resident memory.
+    pub peak_memory_bytes: u64,
+    /// Rows left out because they are too long or have no target.
+    pub rows_left_out: usize,
+}
+
+/// The losses of the last [`WINDOW`] steps.
+#[derive(Default)]
+pub struct RecentLoss(VecDeque<f64>);
+
+impl RecentLoss {
+    pub fn push(&mut self, loss: f64) {
+        if self.0.len() == WINDOW {
+            self.0.pop_front();
+        }
+        self.0.push_back(loss);
+    }
+
+    pub fn mean(&self) -> f64 {
+        self.0.iter().sum::<f64>() / self.0.len().max(1) as f64
+    }
+
+    /// Whether a full window's mean is at most `target`; a target of 0 is never reached.
+    pub fn reached(&self, target: f64) -> bool {
+        target > 0.0 && self.0.len() == WINDOW && self.mean() <= target
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_lucky_step_is_not_an_acceptable_loss() {
+        let mut recent = RecentLoss::default();
+        recent.push(0.0);
+        assert!(!recent.reached(0.5), "the window is not full");
+        (0..WINDOW).for_each(|_| recent.push(1.0));
+        recent.push(0.0);
+        assert!(!recent.reached(0.5));
+        assert!(recent.reached(0.95));
+        assert!(!recent.reached(0.0), "0 switches it off");
+    }
+}

@@ -1,0 +1,40 @@
+//! `cargo xtask bench`: the table of benchmarks. A new one is a new row.
+
+use anyhow::{Result, bail};
+
+use crate::{libtorch, process, workspace};
+
+struct Bench {
+    name: &'static str,
+    about: &'static str,
+    /// How Cargo finds it: package, and the flag and name of the target.
+    package: &'static str,
+    target: [&'static str; 2],
+}
+
+const BENCHES: &[Bench] = &[Bench {
+    name: "memory",
+    about: "peak memory of one training step with and without the 4-bit base",
+    package: "tailor-train",
+    target: ["--example", "bench_memory"],
+}];
+
+/// `cargo xtask bench NAME [ARGUMENTS]`
+pub fn bench(arguments: &[String]) -> Result<()> {
+    let Some((name, rest)) = arguments.split_first() else {
+        println!("{}", list());
+        return Ok(());
+    };
+    let Some(bench) = BENCHES.iter().find(|bench| bench.name == name) else {
+        bail!("there is no benchmark {name}; there are:\n{}", list());
+    };
+    libtorch::setup()?;
+    let mut command = workspace::cargo();
+    command.args(["run", "--release", "--package", bench.package]).args(bench.target).arg("--").args(rest);
+    process::run(&mut command)
+}
+
+fn list() -> String {
+    let rows = BENCHES.iter().map(|bench| format!("  {:10} {}", bench.name, bench.about));
+    rows.collect::<Vec<_>>().join("\n")
+}

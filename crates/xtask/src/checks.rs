@@ -1,0 +1,203 @@
+//! `cargo xtask test|parity|golden|compose`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+use crate::tools::python::Venv;
+use crate::tools::{nextest, redis};
+use crate::{libtorch, process, workspace};
+
+const COMPOSE: &str = "tests/compose/run.py";
+/// The compose test's exit status where it cannot run.
+const SKIPPED: i32 = 77;
+
+/// Builds the programs as the tests build them. With `--bins` alone Cargo would unify the features of fewer crates and
+/// compile half of the dependencies a second time.
+const BUILD_ALL: [&str; 3] = ["build", "--workspace", "--all-targets"];
+
+/// What a program or test is told about the peers it may use.
+struct Peers {
+    variables: Vec<(&'static str, PathBuf)>,
+}
+
+impl Peers {
+    fn of_tests() -> Result<Self> {
+        let venv =
+            Venv::ensure("venv-test", "tests/python/requirements.txt", "an S3-compatible server and a gRPC client")?;
+        let variables = vec![
+            ("TAILOR_TEST_REDIS", redis::server()?),
+            ("TAILOR_TEST_PYTHON", venv.python()),
+            ("TAILOR_TEST_MOTO", venv.script("moto_server")),
+            ("TAILOR_BIN_DIR", workspace::programs()?),
+        ];
+        for (name, path) in &variables {
+            println!("{name}={}", path.display());
+        }
+        Ok(Self { variables })
+    }
+
+    fn give_to(&self, mut command: Command) -> Command {
+        command.envs(self.variables.iter().map(|(name, path)| (name, path)));
+        // With its peers at hand no test may skip itself.
+        command.env("TAILOR_TEST_REQUIRE", "1");
+        command
+    }
+}
+
+/// `cargo xtask test [FILTER ...]`
+pub fn test(filters: &[String]) -> Result<()> {
+    libtorch::setup()?;
+    let peers = Peers::of_tests()?;
+    let runner = nextest::runner()?;
+    if filters.is_empty() {
+        process::heading("format");
+        process::run(workspace::cargo().args(["fmt", "--all", "--check"])).context("`cargo fmt` mends that")?;
+        process::heading("lints");
+        process::run(workspace::cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+    }
+    process::heading("programs");
+    process::run(workspace::cargo().args(BUILD_ALL))?;
+    process::heading("tests");
+    process::run(&mut peers.give_to(runner.command(filters)))?;
+    if !filters.is_empty() {
+        return Ok(());
+    }
+    process::heading("doc tests");
+    doc_tests()?;
+    process::heading("docker compose");
+    compose(&["--bin-dir".to_owned(), workspace::programs()?.to_string_lossy().into_owned()])?;
+    println!("\nall tests passed");
+    Ok(())
+}
+
+/// `cargo xtask parity [NAME ...]`
+pub fn parity(names: &[String]) -> Result<()> {
+    libtorch::setup()?;
+    let venv = parity_venv()?;
+    process::heading("programs");
+    process::run(workspace::cargo().args(BUILD_ALL))?;
+    run_scripts(&venv, "tests/parity", "check_", names)
+}
+
+/// `cargo xtask golden [NAME ...]`
+pub fn golden(names: &[String]) -> Result<()> {
+    run_scripts(&parity_venv()?, "tests/golden", "make_", names)
+}
+
+/// `cargo xtask compose [ARGUMENTS]`
+pub fn compose(arguments: &[String]) -> Result<()> {
+    libtorch::setup()?;
+    let mut command = Command::new("python3");
+    command.arg(COMPOSE).args(arguments).current_dir(workspace::root());
+    let status = process::status(&mut command)?;
+    // A skip has said so itself, in its own frame.
+    ensure!(status.success() || status.code() == Some(SKIPPED), "{COMPOSE} failed ({status})");
+    Ok(())
+}
+
+fn parity_venv() -> Result<Venv> {
+    let note = "torch, transformers, peft and bitsandbytes (some 3 GB to download, once)";
+    Venv::ensure("venv-parity", "tests/parity/requirements.txt", note)
+}
+
+/// Runs a folder's scripts to the end, all of them, and names those that failed.
+fn run_scripts(venv: &Venv, folder: &str, prefix: &str, names: &[String]) -> Result<()> {
+    let scripts = scripts(&workspace::root().join(folder), prefix, names)?;
+    let programs = workspace::programs()?;
+    let mut failed = Vec::new();
+    for script in &scripts {
+        process::heading(script);
+        let mut command = Command::new(venv.python());
+        command.arg(Path::new(folder).join(script)).current_dir(workspace::root());
+        command.env("TAILOR_BIN_DIR", &programs).env("TAILOR_TEST_PYTHON", venv.python());
+        if !process::status(&mut command)?.success() {
+            failed.push(script.as_str());
+        }
+    }
+    ensure!(failed.is_empty(), "{} of {} scripts failed: {}", failed.len(), scripts.len(), failed.join(", "));
+    println!("\nall {} scripts of {folder} succeeded", scripts.len());
+    Ok(())
+}
+
+fn scripts(folder: &Path, prefix: &str, names: &[String]) -> Result<Vec<String>> {
+    let entries = fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
+    let files = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let mut scripts: Vec<String> = files
+        .filter(|file| file.starts_with(prefix) && file.ends_with(".py"))
+        .filter(|file| names.is_empty() || names.iter().any(|name| file.contains(name.as_str())))
+        .collect();
+    scripts.sort();
+    if scripts.is_empty() {
+        bail!("no {prefix}*.py in {} matches {names:?}", folder.display());
+    }
+    Ok(scripts)
+}
+
+/// Doc tests get none of the link arguments of build scripts, so crates that end up with libtorch cannot have any.
+fn doc_tests() -> Result<()> {
+    let metadata = workspace::metadata()?;
+    let mut command = workspace::cargo();
+    command.args(["test", "--doc", "--quiet"]);
+    for package in libraries_without(&metadata, "tch") {
+        command.args(["--package", &package]);
+    }
+    process::run(&mut command)
+}
+
+/// The workspace's library packages that do not depend on a crate, directly or through one another.
+fn libraries_without(metadata: &Value, banned: &str) -> Vec<String> {
+    let packages = metadata.get("packages").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let name = |value: &Value| value.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let list = |value: &Value, key: &str| value.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
+    let mut with = vec![banned.to_owned()];
+    loop {
+        let depends = |package: &Value| list(package, "dependencies").iter().any(|other| with.contains(&name(other)));
+        let newly = packages.iter().filter(|package| depends(package)).map(name).filter(|found| !with.contains(found));
+        let newly: Vec<String> = newly.collect();
+        if newly.is_empty() {
+            break;
+        }
+        with.extend(newly);
+    }
+    let is_library = |target: &Value| list(target, "kind").iter().any(|kind| kind == "lib");
+    let libraries = packages.iter().filter(|package| list(package, "targets").iter().any(is_library)).map(name);
+    libraries.filter(|library| !with.contains(library)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn libraries_that_reach_libtorch_through_another_have_no_doc_tests() {
+        let package = |name: &str, kind: &str, dependencies: &[&str]| {
+            let dependencies: Vec<Value> = dependencies.iter().map(|name| json!({ "name": name })).collect();
+            json!({ "name": name, "targets": [{ "kind": [kind] }], "dependencies": dependencies })
+        };
+        let metadata = json!({ "packages": [
+            package("domain", "lib", &["serde"]),
+            package("train", "lib", &["models", "domain"]),
+            package("models", "lib", &["torch"]),
+            package("torch", "lib", &["tch"]),
+            package("cli", "bin", &["domain"]),
+        ]});
+        assert_eq!(libraries_without(&metadata, "tch"), ["domain"]);
+    }
+
+    #[test]
+    fn scripts_are_chosen_by_prefix_and_name() {
+        let folder = tempfile::tempdir().unwrap();
+        for file in ["check_quant.py", "check_adapters.py", "common.py", "check_notes.txt"] {
+            fs::write(folder.path().join(file), "").unwrap();
+        }
+        assert_eq!(scripts(folder.path(), "check_", &[]).unwrap(), ["check_adapters.py", "check_quant.py"]);
+        assert_eq!(scripts(folder.path(), "check_", &["quant".to_owned()]).unwrap(), ["check_quant.py"]);
+        let message = scripts(folder.path(), "check_", &["speed".to_owned()]).unwrap_err().to_string();
+        assert!(message.contains("speed"), "{message}");
+    }
+}

@@ -1,0 +1,163 @@
+//! `cargo xtask`: set-up, demo, tests, benchmarks, fixtures.
+//!
+//! Everything that a newcomer or the CI types beyond plain Cargo is a command of this table. Each says what it installs
+//! or starts, keeps it in the cache outside the clone, and can be run again at any time.
+
+mod bench;
+mod checks;
+mod libtorch;
+mod lock;
+mod process;
+mod programs;
+mod tools;
+mod workspace;
+
+use std::env;
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+
+struct Task {
+    name: &'static str,
+    arguments: &'static str,
+    about: &'static str,
+    /// What `cargo xtask help NAME` adds.
+    details: &'static str,
+    run: fn(&[String]) -> Result<()>,
+}
+
+const TASKS: &[Task] = &[
+    Task {
+        name: "demo",
+        arguments: "[ARGUMENTS OF tailor demo]",
+        about: "the whole loop on the shipped data and base: set-up, build, train, serve",
+        details: "Fetches libtorch if need be, builds `tailor`, and runs `tailor demo`. What it makes is under .tailor/;\n\
+                  a second run continues from there. `cargo xtask demo --help` shows the demo's own flags.",
+        run: programs::demo,
+    },
+    Task {
+        name: "test",
+        arguments: "[FILTER ...]",
+        about: "format, lints, all tests, with the servers they need",
+        details: "Without a filter: cargo fmt --check, clippy, every test, doc tests, and the compose test (skipped, loudly,\n\
+                  where no Docker engine runs). With a filter: only the tests whose names contain it.\n\
+                  redis-server is taken from TAILOR_REDIS_SERVER or PATH, or installed by apt-get when you are root; the\n\
+                  S3-compatible server and the gRPC client go into a virtualenv in the cache; cargo-nextest is built into\n\
+                  the cache if you have none.",
+        run: checks::test,
+    },
+    Task {
+        name: "parity",
+        arguments: "[NAME ...]",
+        about: "live comparisons with the Python tools (torch, transformers, peft, bitsandbytes)",
+        details: "Runs tests/parity/check_*.py, or those whose names contain NAME, in a virtualenv of its own in the cache.\n\
+                  The first run downloads some 3 GB: pip's torch comes with the CUDA libraries.",
+        run: checks::parity,
+    },
+    Task {
+        name: "compose",
+        arguments: "[ARGUMENTS OF tests/compose/run.py]",
+        about: "docker-compose.yml with real containers, walked as the README says",
+        details: "Without --bin-dir the programs are built in release mode first. `cargo xtask compose --help` shows the flags.",
+        run: checks::compose,
+    },
+    Task {
+        name: "bench",
+        arguments: "NAME [ARGUMENTS]",
+        about: "a benchmark; without a name, the list of them",
+        details: "",
+        run: bench::bench,
+    },
+    Task {
+        name: "setup",
+        arguments: "",
+        about: "libtorch for the CPU, into the cache; afterwards a plain `cargo build` works",
+        details: "Takes what it needs (135 MB) out of the wheels on the package index that pip is configured for, checks every\n\
+                  file, and links .libtorch to it. A download that broke off goes on where it stopped.\n\
+                  TAILOR_CACHE      the cache, instead of ~/.cache/tailor\n\
+                  TAILOR_LIBTORCH   a libtorch of your own: no download\n\
+                  PIP_INDEX_URL     another package index\n\
+                  HTTPS_PROXY       a proxy",
+        run: |_| libtorch::setup().map(|folder| println!("libtorch: {}", folder.display())),
+    },
+    Task {
+        name: "make-bases",
+        arguments: "[ARGUMENTS OF tailor-bases]",
+        about: "pretrains the two tiny bases under bases/ again",
+        details: "Seeded: the same machine makes the same files.",
+        run: programs::make_bases,
+    },
+    Task {
+        name: "golden",
+        arguments: "[NAME ...]",
+        about: "makes the golden fixtures again, with the Python tools",
+        details: "Runs tests/golden/make_*.py, or those whose names contain NAME, in the virtualenv of `parity`.",
+        run: checks::golden,
+    },
+];
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    match dispatch(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("\nerror: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(arguments: &[String]) -> Result<()> {
+    let (name, rest) = match arguments.split_first() {
+        None => ("help", arguments),
+        Some((name, rest)) => (name.as_str(), rest),
+    };
+    if matches!(name, "help" | "--help" | "-h") {
+        println!("{}", help(rest.first().map(String::as_str))?);
+        return Ok(());
+    }
+    // `cargo xtask demo -- --flag` and `cargo xtask demo --flag` mean the same.
+    let rest = rest.strip_prefix(&["--".to_owned()]).unwrap_or(rest);
+    (find(name)?.run)(rest)
+}
+
+fn find(name: &str) -> Result<&'static Task> {
+    match TASKS.iter().find(|task| task.name == name) {
+        Some(task) => Ok(task),
+        None => bail!("there is no `cargo xtask {name}`; `cargo xtask help` lists what there is"),
+    }
+}
+
+fn help(about: Option<&str>) -> Result<String> {
+    if let Some(name) = about {
+        let task = find(name)?;
+        return Ok(format!("cargo xtask {} {}\n\n{}\n\n{}", task.name, task.arguments, task.about, task.details));
+    }
+    let mut text = String::from("cargo xtask TASK\n\n");
+    for task in TASKS {
+        text += &format!("  {:11} {}\n", task.name, task.about);
+    }
+    text += "  help TASK   what a task does, installs and reads\n\n";
+    text += "New here? `cargo xtask demo`. Everything installed goes to ~/.cache/tailor (TAILOR_CACHE moves it).";
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn help_lists_every_task() {
+        let text = help(None).unwrap();
+        for task in TASKS {
+            assert!(text.contains(&format!("  {} ", task.name)), "{} is missing", task.name);
+            assert!(help(Some(task.name)).unwrap().contains(task.about));
+        }
+    }
+
+    #[test]
+    fn unknown_task_leads_to_the_list() {
+        let message = dispatch(&["tset".to_owned()]).unwrap_err().to_string();
+        assert!(message.contains("tset") && message.contains("cargo xtask help"), "{message}");
+    }
+}

@@ -1,0 +1,85 @@
+//! Virtualenvs in the cache. Running Tailor needs no Python; testing it against the real peers does.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::lock::Lock;
+use crate::{process, workspace};
+
+/// Written last: what the virtualenv holds, and for which Python.
+const MARKER: &str = "tailor-requirements.txt";
+
+pub struct Venv {
+    folder: PathBuf,
+}
+
+impl Venv {
+    /// A virtualenv that holds a committed list of requirements; made or brought up to date where it does not.
+    pub fn ensure(name: &str, requirements: &str, note: &str) -> Result<Self> {
+        let cache = workspace::cache()?;
+        let venv = Self { folder: cache.join(name) };
+        let requirements = workspace::root().join(requirements);
+        let wanted =
+            fs::read_to_string(&requirements).with_context(|| format!("cannot read {}", requirements.display()))?;
+        let wanted = format!("# {}\n{wanted}", version()?);
+        if venv.holds(&wanted) {
+            return Ok(venv);
+        }
+        let _lock = Lock::take(&cache.join(format!("{name}.lock")), name)?;
+        if venv.holds(&wanted) {
+            return Ok(venv);
+        }
+        process::heading(&format!("installing {note} into {}", venv.folder.display()));
+        venv.install(&requirements)?;
+        let marker = venv.folder.join(MARKER);
+        fs::write(&marker, wanted).with_context(|| format!("cannot write {}", marker.display()))?;
+        Ok(venv)
+    }
+
+    pub fn python(&self) -> PathBuf {
+        self.script("python")
+    }
+
+    /// A program that a package brought.
+    pub fn script(&self, name: &str) -> PathBuf {
+        self.folder.join("bin").join(name)
+    }
+
+    fn holds(&self, wanted: &str) -> bool {
+        fs::read_to_string(self.folder.join(MARKER)).is_ok_and(|held| held == wanted)
+    }
+
+    fn install(&self, requirements: &Path) -> Result<()> {
+        let quiet = ["install", "--quiet", "--disable-pip-version-check", "--requirement"];
+        if process::succeeds(Command::new(self.python()).args(["-m", "pip", "--version"]))
+            || process::succeeds(Command::new(interpreter()).args(["-m", "venv"]).arg(&self.folder))
+        {
+            return process::run(Command::new(self.python()).args(["-m", "pip"]).args(quiet).arg(requirements));
+        }
+        // Debian's python3 cannot put pip into a virtualenv without the package python3-venv; the pip outside can serve it.
+        let bare = ["-m", "venv", "--clear", "--without-pip"];
+        process::run(Command::new(interpreter()).args(bare).arg(&self.folder))?;
+        let mut pip = Command::new(interpreter());
+        pip.args(["-m", "pip", "--python"]).arg(self.python()).args(quiet).arg(requirements);
+        process::run(&mut pip)
+            .context("pip is needed, 22.3 or newer (Debian: apt-get install python3-pip python3-venv)")
+    }
+}
+
+/// The Python that virtualenvs are made with.
+fn interpreter() -> String {
+    env::var("TAILOR_PYTHON").unwrap_or_else(|_| "python3".to_owned())
+}
+
+fn version() -> Result<String> {
+    let interpreter = interpreter();
+    let output = Command::new(&interpreter).arg("--version").output();
+    let output = output
+        .with_context(|| format!("cannot run {interpreter}: install Python 3.10 or newer, or set TAILOR_PYTHON"))?;
+    ensure!(output.status.success(), "{interpreter} --version failed");
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}

@@ -1,0 +1,42 @@
+//! From an uploaded file to cleaned rows on disk: read, check, balance, split. Blocking; runs off the async threads.
+
+use std::fs::File;
+use std::path::Path;
+
+use tailor_domain::Report;
+use tailor_text::{Cleaner, PromptTemplate, RowLimits, RowReader};
+use tempfile::TempPath;
+
+use crate::upload::Header;
+use crate::{Error, Result, rows};
+
+/// A file's rows, cleaned and split, in temporary files of JSON lines.
+#[derive(Debug)]
+pub struct Ingested {
+    pub train: TempPath,
+    pub validation: TempPath,
+    /// With `{input}`, whatever the caller called the column.
+    pub prompt_template: String,
+    pub report: Report,
+}
+
+/// # Errors
+/// [`Error::File`]: the file cannot become a dataset. [`Error::Spool`]: the disk is full.
+pub fn ingest(source: &Path, header: &Header, limits: RowLimits, folder: &Path) -> Result<Ingested> {
+    let unfit = |source: tailor_text::Error| Error::File { file: header.file_name.clone(), source };
+    let file = File::open(source).map_err(|error| unfit(error.into()))?;
+    let mut cleaner = Cleaner::new(header.clean.clone()).map_err(unfit)?;
+    let reader = RowReader::open(file, header.format, &header.columns, limits).map_err(unfit)?;
+    let input_column = Some(reader.columns().input.as_str());
+    let template = PromptTemplate::parse(&header.prompt_template, input_column).map_err(unfit)?;
+    for outcome in reader {
+        outcome.and_then(|outcome| cleaner.push(outcome)).map_err(unfit)?;
+    }
+    let cleaned = cleaner.finish().map_err(unfit)?;
+    Ok(Ingested {
+        train: rows::write(&cleaned.train, folder)?,
+        validation: rows::write(&cleaned.validation, folder)?,
+        prompt_template: template.to_string(),
+        report: cleaned.report,
+    })
+}

@@ -1,0 +1,103 @@
+//! DatasetService: rows of (input, expected output) from upload to shards.
+//!
+//! Data travels one way, and each step leaves an immutable object in the store:
+//!
+//! ```text
+//! upload ──▶ ingest ──▶ versions                    shards ──▶ trainer            score ◀── trainer's predictions
+//! (spool)    (check,    (manifest: the dataset      (ids and loss mask; for       (compares with the targets,
+//!             clean,     exists from here on)        validation prompts only)      which never leave this service)
+//!             split)
+//! ```
+//!
+//! The targets of validation rows are in one blob, whose digest no answer names. The shards that a trainer reads are made
+//! of its inputs alone.
+
+mod bases;
+mod error;
+mod grpc;
+mod ingest;
+mod preview;
+mod rows;
+mod score;
+mod shards;
+mod upload;
+mod versions;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tailor_blobs::Store;
+use tailor_pb::dataset::dataset_service_server::DatasetServiceServer;
+use tailor_serverkit::spool::Limit;
+use tailor_serverkit::{Clock, Serving, Settings, clock, limited, serve};
+use tailor_text::RowLimits;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+
+pub use error::{Error, Result};
+
+/// Files that are checked, cleaned or tokenised at once; each may hold a gigabyte of rows in memory.
+const MAX_AT_ONCE: usize = 4;
+
+/// The dataset service's logic. Cheap to clone.
+#[derive(Clone)]
+pub struct Datasets {
+    store: Store,
+    clock: Clock,
+    /// Where uploads and work in progress lie.
+    spool_dir: PathBuf,
+    upload_limit: Limit,
+    row_limits: RowLimits,
+    /// Permits for work that takes memory and a processor.
+    work: Arc<Semaphore>,
+    tokenizers: bases::Cache,
+}
+
+impl Datasets {
+    pub fn new(settings: &Settings, store: Store, clock: Clock) -> Self {
+        let max_line_bytes = settings.dataset.max_line_bytes;
+        let max_skipped_bytes = RowLimits::default().max_skipped_bytes.max(max_line_bytes as u64);
+        Self {
+            store,
+            clock,
+            spool_dir: settings.cache_dir.join("spool"),
+            upload_limit: Limit { bytes: settings.dataset.max_upload_bytes, setting: "dataset.max_upload_bytes" },
+            row_limits: RowLimits { max_line_bytes, max_skipped_bytes },
+            work: Arc::new(Semaphore::new(MAX_AT_ONCE)),
+            tokenizers: bases::Cache::default(),
+        }
+    }
+
+    /// Runs work off the threads that answer calls.
+    pub(crate) async fn off_thread<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let stopped = || Error::Stopped { what: "the work on the dataset" };
+        let permit = self.work.clone().acquire_owned().await.map_err(|_| stopped())?;
+        let span = tracing::Span::current();
+        let task = tokio::task::spawn_blocking(move || {
+            // Held until the work ends, even if the caller has gone.
+            let _permit = permit;
+            span.in_scope(work)
+        });
+        task.await.map_err(|_| stopped())?
+    }
+}
+
+/// Serves datasets over `store` until `stop`.
+///
+/// # Errors
+/// [`Error::Listener`].
+pub async fn start(
+    settings: &Settings,
+    store: Store,
+    listener: TcpListener,
+    stop: CancellationToken,
+) -> Result<Serving> {
+    let datasets = Datasets::new(settings, store, clock::system());
+    let server = limited!(DatasetServiceServer::new(grpc::Api::new(datasets)));
+    serve("dataset", listener, Routes::new(server), settings, stop).await.map_err(Error::Listener)
+}

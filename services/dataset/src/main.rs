@@ -1,0 +1,14 @@
+//! `tailor-dataset`: the dataset service as a process of its own.
+
+use std::process::ExitCode;
+
+use tailor_serverkit::{boot, store};
+
+fn main() -> ExitCode {
+    let about = "Checks, cleans, splits and tokenises uploaded rows";
+    boot::main("tailor-dataset", 50051, about, |settings, listener, stop| async move {
+        let store = store::open(&settings).await?;
+        let serving = tailor_dataset::start(&settings, store, listener, stop).await?;
+        Ok(serving.finished().await?)
+    })
+}

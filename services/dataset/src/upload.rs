@@ -1,0 +1,101 @@
+//! One file on its way in: received into the spool, checked there, and only then stored. The manifest comes last, so a
+//! dataset is either whole or not there, whatever fails.
+
+use futures::{Stream, StreamExt as _};
+use tailor_domain::{DatasetManifest, DatasetName, Digest, Version};
+use tailor_serverkit::spool::{Spool, Spooled};
+use tailor_text::{CleanOptions, ColumnMap, Format};
+
+use crate::ingest::{self, Ingested};
+use crate::versions::Fresh;
+use crate::{Datasets, Error, Result};
+
+/// What the first message of an upload says.
+#[derive(Debug, Clone)]
+pub struct Header {
+    pub name: DatasetName,
+    /// What the caller calls the file; for messages.
+    pub file_name: String,
+    pub format: Format,
+    pub columns: ColumnMap,
+    pub prompt_template: String,
+    pub clean: CleanOptions,
+    pub sha256: Option<Digest>,
+    pub new_version: bool,
+}
+
+/// A dataset, and whether this upload made it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Uploaded {
+    pub manifest: DatasetManifest,
+    pub created: bool,
+}
+
+impl Datasets {
+    /// Receives a file and makes a dataset version of it. The same file with the same options is stored once.
+    ///
+    /// # Errors
+    /// [`Error::File`], [`Error::WrongBytes`], [`Error::AlreadyExists`], [`Error::Spool`] (too large, disk full),
+    /// [`Error::BrokenOff`], [`Error::Store`]. No dataset was made then.
+    pub async fn upload(&self, header: Header, chunks: impl Stream<Item = Result<Vec<u8>>>) -> Result<Uploaded> {
+        let source = self.receive(&header, chunks).await?;
+        let (source, ingested) = self.ingest(&header, source).await?;
+        let manifest = self.store_parts(&header, &source, ingested).await?;
+        match self.add_version(&manifest, header.new_version).await? {
+            Fresh::Created(manifest) => {
+                let report = &manifest.report;
+                tracing::info!(
+                    dataset = %manifest.name, version = %manifest.version, train = report.rows_train,
+                    validation = report.rows_validation, dropped = report.rows_dropped(), "dataset created"
+                );
+                Ok(Uploaded { manifest, created: true })
+            }
+            Fresh::Known(manifest) => Ok(Uploaded { manifest, created: false }),
+        }
+    }
+
+    async fn receive(&self, header: &Header, chunks: impl Stream<Item = Result<Vec<u8>>>) -> Result<Spooled> {
+        let mut spool = Spool::create(&self.spool_dir, self.upload_limit)?;
+        let mut chunks = std::pin::pin!(chunks);
+        while let Some(chunk) = chunks.next().await.transpose()? {
+            spool.write(&chunk).await?;
+        }
+        let spooled = spool.finish().await?;
+        match &header.sha256 {
+            Some(announced) if *announced != spooled.digest => Err(Error::WrongBytes {
+                file: header.file_name.clone(),
+                announced: announced.clone(),
+                found: spooled.digest.clone(),
+            }),
+            Some(_) | None => Ok(spooled),
+        }
+    }
+
+    async fn ingest(&self, header: &Header, source: Spooled) -> Result<(Spooled, Ingested)> {
+        let (header, limits, folder) = (header.clone(), self.row_limits, self.spool_dir.clone());
+        self.off_thread(move || {
+            let ingested = ingest::ingest(source.path(), &header, limits, &folder)?;
+            Ok((source, ingested))
+        })
+        .await
+    }
+
+    /// Stores the bytes. Without a manifest nobody sees them, and storing them again is storing them once.
+    async fn store_parts(&self, header: &Header, source: &Spooled, parts: Ingested) -> Result<DatasetManifest> {
+        let source = self.store.put_blob_file(source.path()).await?;
+        let train = self.store.put_blob_file(&parts.train).await?;
+        let validation = self.store.put_blob_file(&parts.validation).await?;
+        Ok(DatasetManifest {
+            name: header.name.clone(),
+            // The number is taken when the manifest is created.
+            version: Version(0),
+            source: source.digest,
+            source_size_bytes: source.size_bytes,
+            train: train.digest,
+            validation: validation.digest,
+            prompt_template: parts.prompt_template,
+            report: parts.report,
+            created_at_ms: (self.clock)(),
+        })
+    }
+}

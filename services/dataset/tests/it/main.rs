@@ -1,0 +1,10 @@
+//! The dataset service over real gRPC on a free port.
+
+mod failures;
+mod preview;
+mod score;
+mod shards;
+mod shipped;
+mod support;
+mod uploads;
+mod versions;

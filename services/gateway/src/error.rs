@@ -1,0 +1,64 @@
+//! What can go wrong with a request for text, by what its sender can do about it.
+
+use tailor_domain::{BaseName, ErrorCode, Invalid};
+use tailor_serverkit::Coded;
+use tailor_serverkit::status::code_of;
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
+    #[error("name a model: base, adapter, or both")]
+    NoModel,
+    #[error("adapter {adapter} was made for base {its_base}, not for {asked}; leave the base out, or name {its_base}")]
+    OtherBase { adapter: String, its_base: BaseName, asked: BaseName },
+    /// The base was registered anew under its name since the adapter was published.
+    #[error("adapter {adapter} was made for another {base} (fingerprint {wanted}); the one here has {found}")]
+    OtherFingerprint { adapter: String, base: BaseName, wanted: String, found: String },
+    #[error("adapter {adapter} cannot be used: {problem}")]
+    BadAdapter { adapter: String, problem: String },
+    #[error("no adapter with digest {0} is resident")]
+    NotResident(String),
+    #[error("{service}: {}", .status.message())]
+    Service { service: &'static str, status: Box<tonic::Status> },
+    #[error(transparent)]
+    Address(#[from] tailor_serverkit::client::Error),
+    #[error(transparent)]
+    Store(#[from] tailor_blobs::Error),
+    #[error(transparent)]
+    Text(#[from] tailor_text::Error),
+    #[error(transparent)]
+    Engine(#[from] tailor_engine::Error),
+    #[error("the listener has no address: {0}")]
+    Listen(std::io::Error),
+}
+
+impl Error {
+    pub fn service(service: &'static str) -> impl FnOnce(tonic::Status) -> Self {
+        move |status| Self::Service { service, status: Box::new(status) }
+    }
+
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::Invalid(error) => error.code(),
+            Self::NoModel | Self::Address(_) => ErrorCode::InvalidArgument,
+            Self::OtherBase { .. } | Self::OtherFingerprint { .. } | Self::BadAdapter { .. } => {
+                ErrorCode::FailedPrecondition
+            }
+            Self::NotResident(_) => ErrorCode::NotFound,
+            Self::Service { status, .. } => code_of(status),
+            Self::Store(error) => error.code(),
+            Self::Text(error) => error.code(),
+            Self::Engine(error) => error.code(),
+            Self::Listen(_) => ErrorCode::Internal,
+        }
+    }
+}
+
+impl Coded for Error {
+    fn code(&self) -> ErrorCode {
+        self.code()
+    }
+}

@@ -1,0 +1,72 @@
+//! What can go wrong in the registry, by what the caller can do about it.
+
+use tailor_domain::{Digest, ErrorCode, Invalid};
+use tailor_serverkit::{Coded, spool};
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
+
+    /// `hint` says what exists instead, or what to do.
+    #[error("{what}; {hint}")]
+    NotFound { what: String, hint: String },
+
+    #[error("{what}; {remedy}")]
+    AlreadyExists { what: String, remedy: String },
+
+    /// The request is fine, but something must happen first.
+    #[error("{what}; {remedy}")]
+    NotReady { what: String, remedy: String },
+
+    /// Another writer was faster, or a newer attempt took over.
+    #[error("{what}; {remedy}")]
+    Superseded { what: String, remedy: String },
+
+    #[error("blob {digest} was not stored: {problem}; nothing was kept, upload it again")]
+    WrongBytes { digest: Digest, problem: String },
+
+    /// The adapter is unsound, or was made for another base.
+    #[error("adapter {adapter} was not published: {source}")]
+    Adapter { adapter: String, source: tailor_peft::Error },
+
+    /// A file of the base is not what the base's format says.
+    #[error("base {base}: file {file}: {problem}")]
+    Base { base: String, file: String, problem: String },
+
+    #[error("the upload broke off: {problem}; nothing was kept")]
+    BrokenOff { problem: String },
+
+    #[error(transparent)]
+    Spool(#[from] spool::Error),
+
+    #[error(transparent)]
+    Store(#[from] tailor_blobs::Error),
+
+    #[error("the listener has no address: {0}")]
+    Listener(std::io::Error),
+}
+
+impl Coded for Error {
+    fn code(&self) -> ErrorCode {
+        match self {
+            Self::Invalid(error) => error.code(),
+            Self::NotFound { .. } => ErrorCode::NotFound,
+            Self::AlreadyExists { .. } => ErrorCode::AlreadyExists,
+            Self::NotReady { .. } => ErrorCode::FailedPrecondition,
+            Self::Superseded { .. } => ErrorCode::Aborted,
+            Self::WrongBytes { .. } | Self::Base { .. } => ErrorCode::InvalidArgument,
+            // For a publish, what was sent is wrong, whichever way it is wrong.
+            Self::Adapter { source, .. } => match source.code() {
+                ErrorCode::FailedPrecondition => ErrorCode::InvalidArgument,
+                other => other,
+            },
+            Self::BrokenOff { .. } => ErrorCode::Cancelled,
+            Self::Spool(error) => error.code(),
+            Self::Store(error) => error.code(),
+            Self::Listener(_) => ErrorCode::Internal,
+        }
+    }
+}

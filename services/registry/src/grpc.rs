@@ -1,0 +1,251 @@
+//! The wire: parse into domain types, call the logic, convert. No decision is made here.
+
+use futures::stream::BoxStream;
+use futures::{StreamExt as _, TryStreamExt as _};
+use tailor_domain::{AdapterName, AliasName, BaseName, Digest, Invalid, JobId, Version};
+use tailor_pb::convert;
+use tailor_pb::registry::adapter_registry_server::AdapterRegistry;
+use tailor_pb::registry::upload_blob_request::Part;
+use tailor_pb::registry::{
+    Adapter, AdapterVersion, Alias, Base, DownloadBlobRequest, DownloadBlobResponse, GetAliasHistoryRequest,
+    GetAliasHistoryResponse, GetBaseRequest, GetVersionRequest, ListAdaptersRequest, ListAdaptersResponse,
+    ListBasesRequest, ListBasesResponse, ListVersionsRequest, ListVersionsResponse, PublishVersionRequest,
+    RegisterBaseRequest, ResolveRequest, RollbackRequest, SetAliasRequest, UploadBlobRequest, UploadBlobResponse,
+};
+use tailor_serverkit::{Page, status};
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::aliases::{Expected, Reason};
+use crate::bases::NewBase;
+use crate::blobs::Announced;
+use crate::catalog::AdapterSummary;
+use crate::publish::{NewVersion, Origin, check_words};
+use crate::versions::AliasedVersion;
+use crate::{Error, Registry, Result};
+
+/// Largest piece of a blob in one message, in both directions.
+const MAX_CHUNK_BYTES: usize = 1 << 20;
+
+pub struct Api {
+    registry: Registry,
+}
+
+impl Api {
+    pub fn new(registry: Registry) -> Self {
+        Self { registry }
+    }
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+
+fn answer<T>(outcome: Result<T>) -> Answer<T> {
+    outcome.map(Response::new).map_err(|error| status(&error))
+}
+
+#[tonic::async_trait]
+impl AdapterRegistry for Api {
+    async fn upload_blob(&self, request: Request<Streaming<UploadBlobRequest>>) -> Answer<UploadBlobResponse> {
+        let mut parts = request.into_inner();
+        let outcome = async {
+            let first = parts.message().await.map_err(broken_off)?;
+            let announced = match first.and_then(|message| message.part) {
+                Some(Part::Header(header)) => {
+                    Announced { digest: Digest::try_new(header.digest)?, size_bytes: header.size_bytes }
+                }
+                Some(Part::Chunk(_)) | None => {
+                    return Err(Invalid::new("header", "the first message must name digest and size").into());
+                }
+            };
+            let chunks = parts.map_err(broken_off).and_then(|message| std::future::ready(chunk(message)));
+            let digest = self.registry.upload_blob(announced, chunks).await?;
+            Ok(UploadBlobResponse { digest: digest.to_string() })
+        };
+        answer(outcome.await)
+    }
+
+    type DownloadBlobStream = BoxStream<'static, Result<DownloadBlobResponse, Status>>;
+
+    async fn download_blob(&self, request: Request<DownloadBlobRequest>) -> Answer<Self::DownloadBlobStream> {
+        let outcome = async {
+            let digest = Digest::try_new(request.into_inner().digest)?;
+            self.registry.download_blob(&digest).await
+        };
+        let pieces = outcome.await.map_err(|error| status(&error))?;
+        let messages = pieces
+            .map_ok(|piece| {
+                let chunks: Vec<_> = piece.chunks(MAX_CHUNK_BYTES).map(<[u8]>::to_vec).collect();
+                futures::stream::iter(chunks.into_iter().map(|chunk| Ok(DownloadBlobResponse { chunk })))
+            })
+            .map_err(|error| status(&error))
+            .try_flatten();
+        Ok(Response::new(messages.boxed()))
+    }
+
+    async fn register_base(&self, request: Request<RegisterBaseRequest>) -> Answer<Base> {
+        let outcome = async {
+            let base = new_base(request.into_inner())?;
+            Ok(Base::from(&self.registry.register_base(base).await?))
+        };
+        answer(outcome.await)
+    }
+
+    async fn get_base(&self, request: Request<GetBaseRequest>) -> Answer<Base> {
+        let outcome = async {
+            let name = BaseName::try_new(request.into_inner().name)?;
+            Ok(Base::from(&self.registry.base(&name).await?))
+        };
+        answer(outcome.await)
+    }
+
+    async fn list_bases(&self, request: Request<ListBasesRequest>) -> Answer<ListBasesResponse> {
+        let outcome = async {
+            let page = Page::parse(request.into_inner().page)?;
+            let (bases, next_page_token) = self.registry.list_bases(&page).await?;
+            Ok(ListBasesResponse { bases: bases.iter().map(Into::into).collect(), next_page_token })
+        };
+        answer(outcome.await)
+    }
+
+    async fn publish_version(&self, request: Request<PublishVersionRequest>) -> Answer<AdapterVersion> {
+        let outcome = async {
+            let new = new_version(request.into_inner())?;
+            let manifest = self.registry.publish(new).await?;
+            Ok(AdapterVersion::from(&manifest))
+        };
+        answer(outcome.await)
+    }
+
+    async fn get_version(&self, request: Request<GetVersionRequest>) -> Answer<AdapterVersion> {
+        let outcome = async {
+            let GetVersionRequest { adapter, version } = request.into_inner();
+            let version = self.registry.version(&AdapterName::try_new(adapter)?, Version(version)).await?;
+            Ok(wire_version(version))
+        };
+        answer(outcome.await)
+    }
+
+    async fn list_versions(&self, request: Request<ListVersionsRequest>) -> Answer<ListVersionsResponse> {
+        let outcome = async {
+            let ListVersionsRequest { adapter, page } = request.into_inner();
+            let (adapter, page) = (AdapterName::try_new(adapter)?, Page::parse(page)?);
+            let (versions, next_page_token) = self.registry.list_versions(&adapter, &page).await?;
+            Ok(ListVersionsResponse { versions: versions.into_iter().map(wire_version).collect(), next_page_token })
+        };
+        answer(outcome.await)
+    }
+
+    async fn list_adapters(&self, request: Request<ListAdaptersRequest>) -> Answer<ListAdaptersResponse> {
+        let outcome = async {
+            let page = Page::parse(request.into_inner().page)?;
+            let (adapters, next_page_token) = self.registry.list_adapters(&page).await?;
+            Ok(ListAdaptersResponse { adapters: adapters.into_iter().map(wire_adapter).collect(), next_page_token })
+        };
+        answer(outcome.await)
+    }
+
+    async fn set_alias(&self, request: Request<SetAliasRequest>) -> Answer<Alias> {
+        let outcome = async {
+            let SetAliasRequest { adapter, alias, version, expected_version, who, why } = request.into_inner();
+            let (adapter, alias) = (AdapterName::try_new(adapter)?, AliasName::try_new(alias)?);
+            let expected = match expected_version {
+                None => Expected::Anything,
+                Some(0) => Expected::Absent,
+                Some(version) => Expected::Version(Version(version)),
+            };
+            let reason = Reason::try_new(who, why)?;
+            let entry = self.registry.set_alias(&adapter, &alias, Version(version), expected, reason).await?;
+            Ok(convert::alias(&adapter, &entry))
+        };
+        answer(outcome.await)
+    }
+
+    async fn rollback(&self, request: Request<RollbackRequest>) -> Answer<Alias> {
+        let outcome = async {
+            let RollbackRequest { adapter, alias, who, why } = request.into_inner();
+            let (adapter, alias) = (AdapterName::try_new(adapter)?, AliasName::try_new(alias)?);
+            let entry = self.registry.rollback(&adapter, &alias, Reason::try_new(who, why)?).await?;
+            Ok(convert::alias(&adapter, &entry))
+        };
+        answer(outcome.await)
+    }
+
+    async fn get_alias_history(&self, request: Request<GetAliasHistoryRequest>) -> Answer<GetAliasHistoryResponse> {
+        let outcome = async {
+            let GetAliasHistoryRequest { adapter, alias } = request.into_inner();
+            let (adapter, alias) = (AdapterName::try_new(adapter)?, AliasName::try_new(alias)?);
+            let moves = self.registry.alias_history(&adapter, &alias).await?;
+            Ok(GetAliasHistoryResponse { moves: moves.iter().map(|entry| convert::alias(&adapter, entry)).collect() })
+        };
+        answer(outcome.await)
+    }
+
+    async fn resolve(&self, request: Request<ResolveRequest>) -> Answer<AdapterVersion> {
+        let outcome = async {
+            let reference = request.into_inner().reference.parse()?;
+            Ok(wire_version(self.registry.resolve(&reference).await?))
+        };
+        answer(outcome.await)
+    }
+}
+
+fn broken_off(cause: Status) -> Error {
+    Error::BrokenOff { problem: cause.message().to_owned() }
+}
+
+fn chunk(message: UploadBlobRequest) -> Result<Vec<u8>> {
+    match message.part {
+        Some(Part::Chunk(bytes)) if bytes.len() <= MAX_CHUNK_BYTES => Ok(bytes),
+        Some(Part::Chunk(bytes)) => {
+            Err(Invalid::new("chunk", format!("{} bytes; the limit is {MAX_CHUNK_BYTES}", bytes.len())).into())
+        }
+        Some(Part::Header(_)) => Err(Invalid::new("header", "only the first message may carry it").into()),
+        None => Err(Invalid::new("chunk", "the message is empty").into()),
+    }
+}
+
+fn new_base(request: RegisterBaseRequest) -> Result<NewBase, Invalid> {
+    Ok(NewBase {
+        name: BaseName::try_new(request.name)?,
+        fingerprint: Digest::try_new(request.fingerprint)?,
+        quant: convert::quant_code(&request.quant)?,
+        dtype: request.dtype,
+        files: request.files.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
+        parameters: request.parameters,
+    })
+}
+
+fn new_version(request: PublishVersionRequest) -> Result<NewVersion, Invalid> {
+    let origin = match request.job_id.as_str() {
+        "" => None,
+        job => Some(Origin { job: JobId::try_new(job)?, fence: request.fence }),
+    };
+    let given = |text: String| Some(text).filter(|text| !text.is_empty());
+    let template = given(request.prompt_template).unwrap_or_else(|| "{input}".to_owned());
+    let new = NewVersion {
+        adapter: AdapterName::try_new(request.adapter)?,
+        base: BaseName::try_new(request.base)?,
+        config: Digest::try_new(request.config_digest)?,
+        weights: Digest::try_new(request.weights_digest)?,
+        prompt_template: template,
+        dataset: given(request.dataset),
+        dataset_digest: given(request.dataset_digest).map(Digest::try_new).transpose()?,
+        origin,
+        metrics: request.metrics.into_iter().collect(),
+        notes: request.notes,
+    };
+    check_words(&new)?;
+    Ok(new)
+}
+
+fn wire_version(version: AliasedVersion) -> AdapterVersion {
+    AdapterVersion { aliases: version.aliases, ..AdapterVersion::from(&version.manifest) }
+}
+
+fn wire_adapter(adapter: AdapterSummary) -> Adapter {
+    Adapter {
+        name: adapter.name.to_string(),
+        latest_version: adapter.latest.0,
+        base: adapter.base.to_string(),
+        aliases: adapter.aliases.into_iter().map(|(alias, version)| (alias, version.0)).collect(),
+    }
+}

@@ -1,0 +1,340 @@
+//! One attempt at a job: prepare, train, evaluate, publish.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tailor_blobs::Store;
+use tailor_domain::{BaseManifest, Digest, JobEvent, JobId, JobSpec, LogKind, StepMetrics, Version};
+use tailor_models::{Base, LoadOptions};
+use tailor_pb::dataset::dataset_service_client::DatasetServiceClient;
+use tailor_pb::registry::adapter_registry_client::AdapterRegistryClient;
+use tailor_pb::{dataset, registry};
+use tailor_peft::Adapter;
+use tailor_queue::JobQueue;
+use tailor_serverkit::client::Client;
+use tailor_serverkit::{Settings, connect, server};
+use tailor_text::{Example, Tokenizer};
+use tailor_train::{Observer, Summary};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::device;
+use crate::error::{Error, Result};
+use crate::journal::Journal;
+use crate::keeper::{Halt, HaltFlag};
+use crate::progress::{Progress, Tick};
+use crate::shards::{HeldOut, read_examples, read_prompts};
+
+/// Reports under way from the device thread to the log.
+const TICKS: usize = 1024;
+/// First and longest pause between two tries of a call that can succeed later.
+const PAUSE: Duration = Duration::from_millis(500);
+const MAX_PAUSE: Duration = Duration::from_secs(10);
+/// Rows whose predictions stand in the log for people to read.
+const SAMPLES: u32 = 5;
+
+/// The services that a job needs.
+#[derive(Clone)]
+pub struct Clients {
+    dataset: Client,
+    registry: Client,
+}
+
+impl Clients {
+    pub fn connect(settings: &Settings) -> Result<Self> {
+        let token = settings.auth.token.as_deref();
+        Ok(Self {
+            dataset: connect("dataset", &settings.services.dataset, token)?,
+            registry: connect("registry", &settings.services.registry, token)?,
+        })
+    }
+
+    pub fn dataset(&self) -> DatasetServiceClient<Client> {
+        let limit = server::max_message_bytes();
+        DatasetServiceClient::new(self.dataset.clone())
+            .max_encoding_message_size(limit)
+            .max_decoding_message_size(limit)
+    }
+
+    pub fn registry(&self) -> AdapterRegistryClient<Client> {
+        AdapterRegistryClient::new(self.registry.clone())
+    }
+}
+
+/// How an attempt ended without an error.
+pub enum Ended {
+    Published(Version),
+    Halted(Halt),
+}
+
+pub struct Attempt<'a> {
+    pub journal: &'a Journal,
+    pub queue: &'a dyn JobQueue,
+    pub store: &'a Store,
+    pub clients: &'a Clients,
+    pub cache_dir: &'a Path,
+    pub job: &'a JobId,
+    pub spec: &'a JobSpec,
+    pub fence: u64,
+    pub halt: HaltFlag,
+}
+
+/// What training needs, on local disk and in memory.
+struct Prepared {
+    base: BaseManifest,
+    folder: PathBuf,
+    shards: dataset::PrepareShardsResponse,
+    train: Vec<Example>,
+    prompts: Vec<HeldOut>,
+}
+
+/// What the device thread brings back.
+struct Trained {
+    adapter: Adapter,
+    summary: Summary,
+    /// The held-out rows, and one answer for each; without and with the adapter. Fewer when the run was halted.
+    rows: Vec<u32>,
+    base_answers: Vec<Vec<u32>>,
+    answers: Vec<Vec<u32>>,
+}
+
+impl Attempt<'_> {
+    pub async fn run(&self) -> Result<Ended> {
+        self.say(JobEvent::Prepare, "fetching base and shards").await?;
+        let prepared = self.prepare().await?;
+        if let Some(halt) = self.halt.raised() {
+            return Ok(Ended::Halted(halt));
+        }
+        let message = format!(
+            "{} rows, {} tokens to train on; {} rows held out; {} rows longer than {} tokens left out",
+            prepared.train.len(),
+            prepared.shards.train_tokens,
+            prepared.prompts.len(),
+            prepared.shards.rows_too_long,
+            self.spec.train.max_tokens
+        );
+        self.say(JobEvent::Train, &message).await?;
+        let folder = prepared.folder.clone();
+        let (base, shards) = (prepared.base.clone(), prepared.shards.clone());
+        let trained = self.train(prepared).await?;
+        if let Some(halt) = self.halt.raised() {
+            return Ok(Ended::Halted(halt));
+        }
+        let metrics = self.score(&folder, &trained).await?;
+        if let Some(halt) = self.halt.raised() {
+            return Ok(Ended::Halted(halt));
+        }
+        self.say(JobEvent::Publish, "publishing").await?;
+        let version = self.publish(&base, &shards, &trained, metrics).await?;
+        Ok(Ended::Published(version))
+    }
+
+    #[tracing::instrument(name = "job.prepare", skip_all)]
+    async fn prepare(&self) -> Result<Prepared> {
+        let request = registry::GetBaseRequest { name: self.spec.base.to_string() };
+        let base = self
+            .patiently(|| async {
+                let answer = self.clients.registry().get_base(request.clone()).await;
+                answer.map_err(Error::service("registry"))
+            })
+            .await?;
+        let base = BaseManifest::try_from(base.into_inner())?;
+        let folder = self.cache_dir.join("bases").join(base.fingerprint.hex());
+        self.patiently(|| async { Ok(self.store.fetch_folder(&base.files, &folder).await?) }).await?;
+        let request = dataset::PrepareShardsRequest {
+            name: self.spec.dataset.to_string(),
+            version: self.spec.dataset_version.0,
+            base: self.spec.base.to_string(),
+            max_tokens: self.spec.train.max_tokens,
+        };
+        let shards = self
+            .patiently(|| async {
+                let answer = self.clients.dataset().prepare_shards(request.clone()).await;
+                answer.map_err(Error::service("dataset"))
+            })
+            .await?
+            .into_inner();
+        let train = read_examples(&self.blob(&shards.train_digest).await?)?;
+        let mut prompts = read_prompts(&self.blob(&shards.validation_digest).await?)?;
+        let limit = self.spec.train.max_validation_rows as usize;
+        if limit > 0 {
+            prompts.truncate(limit);
+        }
+        Ok(Prepared { base, folder, shards, train, prompts })
+    }
+
+    async fn blob(&self, digest: &str) -> Result<Vec<u8>> {
+        let digest = Digest::try_new(digest)?;
+        self.patiently(|| async { Ok(self.store.get_blob(&digest).await?.to_vec()) }).await
+    }
+
+    /// Trains and predicts on the device thread, while progress flows into the log.
+    #[tracing::instrument(name = "job.train", skip_all)]
+    async fn train(&self, prepared: Prepared) -> Result<Trained> {
+        let (ticks, inbox) = mpsc::channel(TICKS);
+        let progress = Progress { journal: self.journal, queue: self.queue, job: self.job, fence: self.fence };
+        let (spec, halt) = (self.spec.clone(), self.halt.clone());
+        let (announce, evaluating) = oneshot::channel();
+        let work = move || {
+            let load = LoadOptions { compute: prepared.base.dtype.parse()?, ..LoadOptions::default() };
+            let base = Base::load(&prepared.folder, &load)?;
+            let mut reporter = Reporter { ticks: ticks.clone(), halt: halt.clone() };
+            let base_name = spec.base.as_str();
+            let trained =
+                tailor_train::train(&base, &spec.lora, &spec.train, &prepared.train, base_name, &mut reporter)?;
+            let _ = announce.send(());
+            let (rows, prompts): (Vec<_>, Vec<_>) =
+                prepared.prompts.into_iter().map(|held_out| (held_out.row, held_out.ids)).unzip();
+            let total = 2 * prompts.len() as u64;
+            let predict = |adapter: Option<&Adapter>, offset: u64| {
+                let mut report = |done: usize, _: usize| {
+                    let _ = ticks.blocking_send(Tick::Evaluated { done: offset + done as u64, total });
+                    halt.raised().is_none()
+                };
+                let longest = spec.train.max_new_tokens as usize;
+                tailor_train::predict(&base, adapter, &prompts, longest, &mut report)
+            };
+            let answers = predict(Some(&trained.adapter), 0)?;
+            let base_answers = predict(None, total / 2)?;
+            Ok(Trained { adapter: trained.adapter, summary: trained.summary, rows, base_answers, answers })
+        };
+        let training = device::run("tailor-device", tracing::Span::current(), work);
+        // Waited for to its end: a log without this event takes none that comes after it.
+        let say_evaluate = async {
+            match evaluating.await {
+                Ok(()) if self.halt.raised().is_none() => {
+                    self.say(JobEvent::Evaluate, "predicting the held-out rows").await
+                }
+                // Halted, or the training failed and says so itself.
+                Ok(()) | Err(_) => Ok(()),
+            }
+        };
+        let ((), trained, said) = tokio::join!(progress.drain(inbox), training, say_evaluate);
+        if self.halt.raised().is_none() {
+            said?;
+        }
+        trained
+    }
+
+    /// Sends the predictions where the targets are and brings back the figures.
+    #[tracing::instrument(name = "job.score", skip_all)]
+    async fn score(&self, folder: &Path, trained: &Trained) -> Result<BTreeMap<String, f64>> {
+        let mut metrics = BTreeMap::from([
+            ("train_loss".to_owned(), trained.summary.final_loss),
+            ("train_steps".to_owned(), trained.summary.steps as f64),
+            ("train_tokens_per_second".to_owned(), trained.summary.tokens_per_second),
+        ]);
+        if trained.answers.is_empty() {
+            return Ok(metrics);
+        }
+        let tokenizer = Tokenizer::open(folder)?;
+        for (prefix, answers) in [("", &trained.answers), ("base_", &trained.base_answers)] {
+            let mut predictions = Vec::with_capacity(answers.len());
+            for (row, ids) in trained.rows.iter().zip(answers) {
+                predictions.push(dataset::Prediction { row: *row, text: tokenizer.decode(ids, true)? });
+            }
+            let request = dataset::ScorePredictionsRequest {
+                name: self.spec.dataset.to_string(),
+                version: self.spec.dataset_version.0,
+                predictions,
+                samples: SAMPLES,
+            };
+            let scored = self
+                .patiently(|| async {
+                    let answer = self.clients.dataset().score_predictions(request.clone()).await;
+                    answer.map_err(Error::service("dataset"))
+                })
+                .await?
+                .into_inner();
+            metrics.extend(
+                scored
+                    .metrics
+                    .into_iter()
+                    .filter(|(name, _)| prefix.is_empty() || name != "rows")
+                    .map(|(name, value)| (format!("{prefix}{name}"), value)),
+            );
+        }
+        let entry = LogKind::Metrics { metrics: metrics.clone() };
+        self.patiently(|| self.journal.append(self.job, self.fence, entry.clone(), "")).await?;
+        self.notify().await;
+        Ok(metrics)
+    }
+
+    #[tracing::instrument(name = "job.publish", skip_all)]
+    async fn publish(
+        &self,
+        base: &BaseManifest,
+        shards: &dataset::PrepareShardsResponse,
+        trained: &Trained,
+        metrics: BTreeMap<String, f64>,
+    ) -> Result<Version> {
+        let config = trained.adapter.config_to_bytes();
+        let weights = trained.adapter.weights_to_bytes()?;
+        let config = self.patiently(|| async { Ok(self.store.put_blob(config.clone()).await?) }).await?;
+        let weights = self.patiently(|| async { Ok(self.store.put_blob(weights.clone()).await?) }).await?;
+        let request = registry::PublishVersionRequest {
+            adapter: self.spec.adapter.to_string(),
+            base: base.name.to_string(),
+            config_digest: config.to_string(),
+            weights_digest: weights.to_string(),
+            prompt_template: shards.prompt_template.clone(),
+            dataset: format!("{}@{}", self.spec.dataset, self.spec.dataset_version),
+            dataset_digest: shards.dataset_digest.clone(),
+            job_id: self.job.to_string(),
+            fence: self.fence,
+            metrics: metrics.into_iter().collect(),
+            notes: String::new(),
+        };
+        let published = self
+            .patiently(|| async {
+                let answer = self.clients.registry().publish_version(request.clone()).await;
+                answer.map_err(Error::service("registry"))
+            })
+            .await?;
+        Ok(Version(published.into_inner().version))
+    }
+
+    async fn say(&self, event: JobEvent, message: &str) -> Result<()> {
+        self.patiently(|| self.journal.event(self.job, self.fence, event, message)).await?;
+        self.notify().await;
+        Ok(())
+    }
+
+    async fn notify(&self) {
+        // Only a hint.
+        let _ = self.queue.notify(self.job).await;
+    }
+
+    /// Repeats a call that can succeed later for as long as this attempt may go on: a store or a service that is away
+    /// for minutes costs minutes, not the job.
+    async fn patiently<T, F: Future<Output = Result<T>>>(&self, call: impl Fn() -> F) -> Result<T> {
+        let mut pause = PAUSE;
+        loop {
+            let error = match call().await {
+                Ok(value) => return Ok(value),
+                Err(error) if error.retryable() && self.halt.raised().is_none() => error,
+                Err(error) => return Err(error),
+            };
+            tracing::warn!(job = %self.job, %error, ?pause, "trying again");
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(MAX_PAUSE);
+        }
+    }
+}
+
+/// The training loop's eyes and ears on the device thread.
+struct Reporter {
+    ticks: mpsc::Sender<Tick>,
+    halt: HaltFlag,
+}
+
+impl Observer for Reporter {
+    fn on_step(&mut self, step: &StepMetrics) {
+        // Fails only when nobody reads any more, and then the halt flag is up.
+        let _ = self.ticks.blocking_send(Tick::Step(*step));
+    }
+
+    fn should_stop(&mut self) -> bool {
+        self.halt.raised().is_some()
+    }
+}

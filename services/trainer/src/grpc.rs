@@ -1,0 +1,160 @@
+//! TrainingService on the wire: parse, call, convert, return.
+
+use std::time::Duration;
+
+use tailor_domain::{JobState, LogEntry, LogKind, Version};
+use tailor_pb::training as pb;
+use tailor_pb::training::training_service_server::TrainingService;
+use tailor_serverkit::status;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+
+use crate::error::Result;
+use crate::jobs::{JobRecord, Jobs, NewJob};
+use crate::view::View;
+
+const DEFAULT_PAGE: u32 = 100;
+const MAX_PAGE: u32 = 1000;
+/// How long a watcher sleeps without a hint from the queue before it looks at the log again.
+const POLL: Duration = Duration::from_secs(1);
+/// Events on their way to one watcher.
+const WATCH_BUFFER: usize = 64;
+
+pub struct Api {
+    jobs: Jobs,
+    stop: CancellationToken,
+}
+
+impl Api {
+    pub fn new(jobs: Jobs, stop: CancellationToken) -> Self {
+        Self { jobs, stop }
+    }
+}
+
+#[tonic::async_trait]
+impl TrainingService for Api {
+    async fn create_job(&self, request: Request<pb::CreateJobRequest>) -> Result<Response<pb::Job>, Status> {
+        let new = parse_new(request.into_inner()).map_err(|error| status(&error))?;
+        let job = self.jobs.create(new).await.map_err(|error| status(&error))?;
+        Ok(Response::new(wire_job(&job)))
+    }
+
+    async fn get_job(&self, request: Request<pb::GetJobRequest>) -> Result<Response<pb::Job>, Status> {
+        let id = request.into_inner().id.parse().map_err(|error| status(&error))?;
+        let job = self.jobs.get(&id).await.map_err(|error| status(&error))?;
+        Ok(Response::new(wire_job(&job)))
+    }
+
+    async fn list_jobs(&self, request: Request<pb::ListJobsRequest>) -> Result<Response<pb::ListJobsResponse>, Status> {
+        let page = request.into_inner().page.unwrap_or_default();
+        let size = if page.size == 0 { DEFAULT_PAGE } else { page.size.min(MAX_PAGE) };
+        let (jobs, next) = self.jobs.list(size as usize, &page.token).await.map_err(|error| status(&error))?;
+        let next_page_token = next.map(String::from).unwrap_or_default();
+        Ok(Response::new(pb::ListJobsResponse { jobs: jobs.iter().map(wire_job).collect(), next_page_token }))
+    }
+
+    async fn cancel_job(&self, request: Request<pb::CancelJobRequest>) -> Result<Response<pb::Job>, Status> {
+        let id = request.into_inner().id.parse().map_err(|error| status(&error))?;
+        let job = self.jobs.cancel(&id).await.map_err(|error| status(&error))?;
+        Ok(Response::new(wire_job(&job)))
+    }
+
+    type WatchJobStream = ReceiverStream<Result<pb::JobEvent, Status>>;
+
+    async fn watch_job(&self, request: Request<pb::WatchJobRequest>) -> Result<Response<Self::WatchJobStream>, Status> {
+        let request = request.into_inner();
+        let id = request.id.parse().map_err(|error| status(&error))?;
+        self.jobs.journal().spec(&id).await.map_err(|error| status(&error))?;
+        let (events, stream) = mpsc::channel(WATCH_BUFFER);
+        let (jobs, stop) = (self.jobs.clone(), self.stop.clone());
+        tokio::spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {
+                    let gone = Status::unavailable("the service is stopping; watch again from the next sequence number");
+                    let _ = events.send(Err(gone)).await;
+                }
+                outcome = follow(&jobs, &id, request.from_sequence, &events) => {
+                    if let Err(error) = outcome {
+                        let _ = events.send(Err(status(&error))).await;
+                    }
+                }
+                () = events.closed() => {}
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+}
+
+/// Sends the log from `from` on until the job's end or the watcher's. Reads from the first entry, since the state that an
+/// event leaves depends on all before it.
+async fn follow(
+    jobs: &Jobs,
+    id: &tailor_domain::JobId,
+    from: u64,
+    events: &mpsc::Sender<Result<pb::JobEvent, Status>>,
+) -> Result<()> {
+    let mut view = View::default();
+    loop {
+        for entry in jobs.follow(id, view.seq + 1, POLL).await? {
+            view.apply(&entry);
+            if entry.seq >= from && events.send(Ok(wire_event(&entry, view.state))).await.is_err() {
+                return Ok(());
+            }
+        }
+        if view.state.is_final() {
+            return Ok(());
+        }
+    }
+}
+
+fn parse_new(request: pb::CreateJobRequest) -> Result<NewJob> {
+    let version = request.dataset_version;
+    Ok(NewJob {
+        base: request.base.parse()?,
+        dataset: request.dataset.parse()?,
+        dataset_version: (version > 0).then_some(Version(version)),
+        adapter: request.adapter.parse()?,
+        lora: request.lora.unwrap_or_default().into(),
+        train: request.training.unwrap_or_default().into(),
+        idempotency_key: Some(request.idempotency_key).filter(|key| !key.is_empty()),
+    })
+}
+
+fn wire_job(job: &JobRecord) -> pb::Job {
+    pb::Job {
+        id: job.id.to_string(),
+        base: job.spec.base.to_string(),
+        dataset: job.spec.dataset.to_string(),
+        dataset_version: job.spec.dataset_version.0,
+        adapter: job.spec.adapter.to_string(),
+        lora: Some((&job.spec.lora).into()),
+        training: Some((&job.spec.train).into()),
+        state: job.view.state.to_string(),
+        created_at_ms: job.spec.created_at_ms,
+        updated_at_ms: job.view.updated_at_ms.max(job.spec.created_at_ms),
+        error: job.view.error.clone().unwrap_or_default(),
+        adapter_version: job.adapter_version.map_or(0, |version| version.0),
+        metrics: job.view.metrics.clone().into_iter().collect(),
+        last_step: job.view.last_step.as_ref().map(Into::into),
+        attempts: job.attempts,
+    }
+}
+
+fn wire_event(entry: &LogEntry, state: JobState) -> pb::JobEvent {
+    let mut event = pb::JobEvent {
+        sequence: entry.seq,
+        at_ms: entry.at_ms,
+        state: state.to_string(),
+        message: entry.message.clone(),
+        ..Default::default()
+    };
+    match &entry.kind {
+        LogKind::State { .. } | LogKind::Note => {}
+        LogKind::Progress { steps } => event.steps = steps.iter().map(Into::into).collect(),
+        LogKind::Evaluation { done, total } => (event.evaluated_rows, event.evaluation_rows) = (*done, *total),
+        LogKind::Metrics { metrics } => event.metrics = metrics.clone().into_iter().collect(),
+    }
+    event
+}

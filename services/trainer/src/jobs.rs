@@ -1,0 +1,219 @@
+//! The API's logic: create, read, list, cancel, follow.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tailor_blobs::Creation;
+use tailor_domain::{
+    AdapterName, BaseName, DatasetName, Invalid, JobEvent, JobId, JobSpec, JobState, LogEntry, LogKind,
+};
+use tailor_domain::{LoraSpec, TrainSpec, Version};
+use tailor_pb::{dataset, registry};
+use tailor_queue::JobQueue;
+use tokio::sync::Mutex;
+
+use crate::attempt::Clients;
+use crate::error::{Error, Result};
+use crate::journal::{Journal, KeyRecord, now_ms};
+use crate::view::View;
+
+/// Views kept in memory; past this all are forgotten and read again when asked for.
+const MAX_VIEWS: usize = 10_000;
+/// Longest idempotency key.
+const MAX_KEY_BYTES: usize = 256;
+
+#[derive(Clone)]
+pub struct Jobs {
+    journal: Journal,
+    queue: Arc<dyn JobQueue>,
+    clients: Clients,
+    views: Arc<Mutex<HashMap<JobId, View>>>,
+}
+
+/// A request to create a job, its names checked.
+pub struct NewJob {
+    pub base: BaseName,
+    pub dataset: DatasetName,
+    /// None: the latest, pinned now.
+    pub dataset_version: Option<Version>,
+    pub adapter: AdapterName,
+    pub lora: LoraSpec,
+    pub train: TrainSpec,
+    pub idempotency_key: Option<String>,
+}
+
+/// A job with its state.
+pub struct JobRecord {
+    pub id: JobId,
+    pub spec: JobSpec,
+    pub view: View,
+    pub adapter_version: Option<Version>,
+    pub attempts: u64,
+}
+
+impl Jobs {
+    pub fn new(journal: Journal, queue: Arc<dyn JobQueue>, clients: Clients) -> Self {
+        Self { journal, queue, clients, views: Arc::default() }
+    }
+
+    pub fn journal(&self) -> &Journal {
+        &self.journal
+    }
+
+    pub async fn create(&self, new: NewJob) -> Result<JobRecord> {
+        new.lora.validate()?;
+        new.train.validate()?;
+        if let Some(key) = new.idempotency_key.as_ref().filter(|key| key.len() > MAX_KEY_BYTES) {
+            let problem = format!("{} bytes; the limit is {MAX_KEY_BYTES}", key.len());
+            return Err(Invalid::new("idempotency_key", problem).into());
+        }
+        let spec = self.resolve(&new).await?;
+        let job = JobId::from_parts(now_ms(), rand::random::<u128>() >> 48);
+        let job = match &new.idempotency_key {
+            None => job,
+            Some(key) => self.claim(key, job, &spec).await?,
+        };
+        // After a crash between key and spec the retried request completes what the first one began.
+        if self.journal.create(&job, &spec).await?.is_created() {
+            let message =
+                format!("train {} on {} with {}@{}", spec.adapter, spec.base, spec.dataset, spec.dataset_version);
+            self.journal.append(&job, 0, LogKind::Note, &message).await?;
+        }
+        if let Err(error) = self.queue.enqueue(&job, spec.traceparent.clone()).await {
+            tracing::warn!(%job, %error, "job is stored, but the queue did not take it; it will be offered again");
+        }
+        self.get(&job).await
+    }
+
+    /// Checks that base and dataset exist and pins the dataset's version.
+    async fn resolve(&self, new: &NewJob) -> Result<JobSpec> {
+        let base = registry::GetBaseRequest { name: new.base.to_string() };
+        self.clients.registry().get_base(base).await.map_err(Error::service("registry"))?;
+        let version = new.dataset_version.map_or(0, |version| version.0);
+        let request = dataset::GetDatasetRequest { name: new.dataset.to_string(), version };
+        let found = self.clients.dataset().get_dataset(request).await.map_err(Error::service("dataset"))?.into_inner();
+        Ok(JobSpec {
+            base: new.base.clone(),
+            dataset: new.dataset.clone(),
+            dataset_version: Version(found.version),
+            adapter: new.adapter.clone(),
+            lora: new.lora.clone(),
+            train: new.train.clone(),
+            traceparent: tailor_serverkit::trace::current_traceparent(),
+            created_at_ms: now_ms(),
+        })
+    }
+
+    async fn claim(&self, key: &str, job: JobId, spec: &JobSpec) -> Result<JobId> {
+        let record = KeyRecord { job: job.clone(), spec: spec.clone() };
+        match self.journal.claim_key(key, &record).await? {
+            Creation::Created => Ok(job),
+            Creation::AlreadyExists(first) if same_request(&first.spec, spec) => Ok(first.job),
+            Creation::AlreadyExists(first) => Err(Error::KeyReused { key: key.to_owned(), job: first.job }),
+        }
+    }
+
+    pub async fn get(&self, job: &JobId) -> Result<JobRecord> {
+        let spec = self.journal.spec(job).await?;
+        let view = self.view(job).await?;
+        let outcome = if view.state == JobState::Succeeded { self.journal.outcome(job).await? } else { None };
+        let attempts = self.journal.newest_attempt(job).await?;
+        let adapter_version = outcome.map(|outcome| outcome.adapter_version);
+        Ok(JobRecord { id: job.clone(), spec, view, adapter_version, attempts })
+    }
+
+    /// The job's state now: what was known, and the log since.
+    pub async fn view(&self, job: &JobId) -> Result<View> {
+        let mut view = self.views.lock().await.get(job).cloned().unwrap_or_default();
+        if view.state.is_final() {
+            return Ok(view);
+        }
+        for entry in self.journal.log(job, view.seq + 1).await? {
+            view.apply(&entry);
+        }
+        let mut views = self.views.lock().await;
+        if views.len() >= MAX_VIEWS {
+            views.clear();
+        }
+        let newest = views.entry(job.clone()).or_default();
+        if newest.seq < view.seq {
+            *newest = view.clone();
+        }
+        Ok(view)
+    }
+
+    /// One page, newest first. The token is the last id of the page before.
+    pub async fn list(&self, size: usize, token: &str) -> Result<(Vec<JobRecord>, Option<JobId>)> {
+        let before = if token.is_empty() { None } else { Some(JobId::try_new(token)?) };
+        let mut ids = self.journal.jobs().await?;
+        ids.reverse();
+        let rest = ids.into_iter().skip_while(|id| before.as_ref().is_some_and(|before| id >= before));
+        let page: Vec<_> = rest.take(size + 1).collect();
+        let more = page.len() > size;
+        let mut records = Vec::with_capacity(size);
+        for id in page.iter().take(size) {
+            match self.get(id).await {
+                Ok(record) => records.push(record),
+                // A folder without a spec is a job whose creation was cut short; it was never acknowledged.
+                Err(Error::NoSuchJob(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let next = if more { page.get(size - 1).cloned() } else { None };
+        Ok((records, next))
+    }
+
+    pub async fn cancel(&self, job: &JobId) -> Result<JobRecord> {
+        self.journal.spec(job).await?;
+        let before = self.view(job).await?.state;
+        match before {
+            JobState::Cancelled => return self.get(job).await,
+            JobState::Succeeded | JobState::Failed => {
+                return Err(Error::Finished { job: job.clone(), state: before.as_str() });
+            }
+            JobState::Queued
+            | JobState::Leased
+            | JobState::Preparing
+            | JobState::Training
+            | JobState::Paused
+            | JobState::Evaluating
+            | JobState::Publishing => {}
+        }
+        self.journal.event(job, 0, JobEvent::Cancel, "cancelled by its owner").await?;
+        self.notify(job).await;
+        let after = self.get(job).await?;
+        match after.view.state {
+            // It came to its end between our look and our word.
+            state @ (JobState::Succeeded | JobState::Failed) => {
+                Err(Error::Finished { job: job.clone(), state: state.as_str() })
+            }
+            _ => Ok(after),
+        }
+    }
+
+    /// The log from `from` on, waiting up to `patience` for it to grow when there is nothing new.
+    pub async fn follow(&self, job: &JobId, from: u64, patience: Duration) -> Result<Vec<LogEntry>> {
+        let entries = self.journal.log(job, from).await?;
+        if !entries.is_empty() {
+            return Ok(entries);
+        }
+        // Only a hint: when the queue is away we look again a little later.
+        if self.queue.wait_changed(job, patience).await.is_err() {
+            tokio::time::sleep(patience).await;
+        }
+        self.journal.log(job, from).await
+    }
+
+    pub async fn notify(&self, job: &JobId) {
+        if let Err(error) = self.queue.notify(job).await {
+            tracing::debug!(%job, %error, "watchers will see the change a second later");
+        }
+    }
+}
+
+/// Whether two specs ask for the same, when and in whatever trace they were sent.
+fn same_request(first: &JobSpec, second: &JobSpec) -> bool {
+    let timeless = |spec: &JobSpec| JobSpec { created_at_ms: 0, traceparent: None, ..spec.clone() };
+    timeless(first) == timeless(second)
+}

@@ -1,0 +1,106 @@
+//! A job as its readers see it: the fold of its log, kept up to date entry by entry.
+
+use std::collections::BTreeMap;
+
+use tailor_domain::{JobEvent, JobState, LogEntry, LogKind, StepMetrics};
+
+#[derive(Debug, Clone)]
+pub struct View {
+    pub state: JobState,
+    /// Number of the last entry that was read.
+    pub seq: u64,
+    /// The newest attempt that spoke; what older ones say later is not believed.
+    pub fence: u64,
+    pub updated_at_ms: u64,
+    pub last_step: Option<StepMetrics>,
+    pub metrics: BTreeMap<String, f64>,
+    pub error: Option<String>,
+}
+
+impl Default for View {
+    fn default() -> Self {
+        Self {
+            state: JobState::Queued,
+            seq: 0,
+            fence: 0,
+            updated_at_ms: 0,
+            last_step: None,
+            metrics: BTreeMap::new(),
+            error: None,
+        }
+    }
+}
+
+impl View {
+    /// Takes the next entry in.
+    pub fn apply(&mut self, entry: &LogEntry) {
+        self.seq = entry.seq;
+        let from_older_attempt = entry.fence != 0 && entry.fence < self.fence;
+        if from_older_attempt || self.state.is_final() {
+            return;
+        }
+        self.updated_at_ms = entry.at_ms;
+        match &entry.kind {
+            LogKind::State { event } => {
+                let Ok(next) = self.state.next(*event) else { return };
+                self.state = next;
+                self.fence = self.fence.max(entry.fence);
+                match event {
+                    JobEvent::Fail => self.error = Some(entry.message.clone()),
+                    JobEvent::Leased => self.last_step = None,
+                    JobEvent::Prepare
+                    | JobEvent::Train
+                    | JobEvent::Pause
+                    | JobEvent::Resume
+                    | JobEvent::Evaluate
+                    | JobEvent::Publish
+                    | JobEvent::Succeed
+                    | JobEvent::Cancel
+                    | JobEvent::LeaseLost => {}
+                }
+            }
+            LogKind::Progress { steps } => self.last_step = steps.last().copied().or(self.last_step),
+            LogKind::Metrics { metrics } => self.metrics.extend(metrics.clone()),
+            LogKind::Evaluation { .. } | LogKind::Note => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(seq: u64, fence: u64, kind: LogKind, message: &str) -> LogEntry {
+        LogEntry { seq, at_ms: seq, fence, message: message.into(), kind }
+    }
+
+    fn event(seq: u64, fence: u64, event: JobEvent) -> LogEntry {
+        entry(seq, fence, LogKind::State { event }, "because")
+    }
+
+    #[test]
+    fn a_view_agrees_with_the_domains_fold() {
+        use JobEvent as E;
+        let log: Vec<_> =
+            [(1, E::Leased), (1, E::Prepare), (2, E::Leased), (1, E::Fail), (2, E::Prepare), (2, E::Train)]
+                .into_iter()
+                .zip(1..)
+                .map(|((fence, kind), seq)| event(seq, fence, kind))
+                .collect();
+        let mut view = View::default();
+        log.iter().for_each(|entry| view.apply(entry));
+        assert_eq!(view.state, tailor_domain::job::fold(&log));
+        assert_eq!(view.error, None, "the zombie's failure is not the job's");
+    }
+
+    #[test]
+    fn nothing_changes_a_finished_job() {
+        let mut view = View::default();
+        view.apply(&event(1, 0, JobEvent::Cancel));
+        let metrics = BTreeMap::from([("exact_match".to_owned(), 1.0)]);
+        view.apply(&entry(2, 1, LogKind::Metrics { metrics }, ""));
+        assert_eq!(view.state, JobState::Cancelled);
+        assert!(view.metrics.is_empty());
+        assert_eq!(view.seq, 2, "the entry was read all the same");
+    }
+}

@@ -1,0 +1,228 @@
+//! The worker role: lease a job, run an attempt, say what came of it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tailor_blobs::Store;
+use tailor_domain::{JobEvent, JobState};
+use tailor_queue::{JobQueue, Lease};
+use tailor_serverkit::Settings;
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
+
+use crate::attempt::{Attempt, Clients, Ended};
+use crate::error::Result;
+use crate::journal::{Journal, Outcome};
+use crate::keeper::{Halt, HaltFlag, Keeper};
+use crate::view::View;
+
+/// How long one wait for a job lasts before the worker looks whether it must stop.
+const LEASE_WAIT: Duration = Duration::from_secs(2);
+/// Pause after the queue or the store failed us.
+const PAUSE: Duration = Duration::from_secs(1);
+/// Longest pause between two tries to write the end of a job.
+const MAX_PAUSE: Duration = Duration::from_secs(15);
+
+pub struct Worker {
+    name: String,
+    journal: Journal,
+    queue: Arc<dyn JobQueue>,
+    store: Store,
+    clients: Clients,
+    cache_dir: PathBuf,
+    lease_ttl: Duration,
+    max_attempts: u64,
+}
+
+impl Worker {
+    pub fn new(
+        journal: Journal,
+        queue: Arc<dyn JobQueue>,
+        store: Store,
+        clients: Clients,
+        settings: &Settings,
+    ) -> Self {
+        let host = std::env::var("HOSTNAME").unwrap_or_else(|_| "local".into());
+        Self {
+            name: format!("{host}-{}-{:06x}", std::process::id(), rand::random::<u32>() & 0xff_ffff),
+            journal,
+            queue,
+            store,
+            clients,
+            cache_dir: settings.cache_dir.clone(),
+            lease_ttl: Duration::from_millis(settings.trainer.lease_ms),
+            max_attempts: settings.trainer.max_attempts,
+        }
+    }
+
+    /// Runs jobs one after the other until `stop`.
+    pub async fn run(self, stop: CancellationToken) {
+        tracing::info!(worker = self.name, "waiting for jobs");
+        while !stop.is_cancelled() {
+            let leased = tokio::select! {
+                () = stop.cancelled() => return,
+                leased = self.queue.lease(&self.name, self.lease_ttl, LEASE_WAIT) => leased,
+            };
+            match leased {
+                Ok(None) => {}
+                Ok(Some(lease)) => self.run_leased(lease, &stop).await,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot lease a job; trying again");
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+
+    async fn run_leased(&self, lease: Lease, stop: &CancellationToken) {
+        let span = tracing::info_span!("job.run", job = %lease.job, worker = self.name);
+        if let Some(parent) = &lease.trace {
+            tailor_serverkit::trace::set_parent(&span, parent);
+        }
+        async {
+            match self.one_attempt(&lease, stop).await {
+                Ok(()) => {}
+                Err(error) => {
+                    tracing::warn!(job = %lease.job, %error, "attempt ended without a word in the log; the job goes back");
+                    tokio::time::sleep(PAUSE).await;
+                    if let Err(error) = self.queue.release(&lease).await {
+                        tracing::warn!(job = %lease.job, %error, "cannot give the job back; its lease will run out");
+                    }
+                }
+            }
+        }
+        .instrument(span)
+        .await;
+    }
+
+    /// Err: the store is away, so nothing could be said about the job.
+    async fn one_attempt(&self, lease: &Lease, stop: &CancellationToken) -> Result<()> {
+        let job = &lease.job;
+        let spec = self.journal.spec(job).await?;
+        if let Some(done) = self.settle_if_done(lease).await? {
+            tracing::info!(%job, state = %done, "nothing left to do");
+            return Ok(());
+        }
+        let fence = self.journal.begin_attempt(job, &self.name).await?;
+        self.journal.event(job, fence, JobEvent::Leased, &format!("attempt {fence} on {}", self.name)).await?;
+        if fence > self.max_attempts {
+            let message = format!(
+                "{} attempts ended without a result (their workers died or lost touch); that is the limit \
+                 (trainer.max_attempts); look at the trainer's log, then create the job anew",
+                self.max_attempts
+            );
+            return self.end(lease, fence, JobEvent::Fail, &message).await;
+        }
+        let halt = HaltFlag::default();
+        let keeper = Keeper {
+            journal: self.journal.clone(),
+            queue: self.queue.clone(),
+            lease: lease.clone(),
+            fence,
+            halt: halt.clone(),
+            stop: stop.clone(),
+        };
+        let keeping = tokio::spawn(keeper.run());
+        let attempt = Attempt {
+            journal: &self.journal,
+            queue: self.queue.as_ref(),
+            store: &self.store,
+            clients: &self.clients,
+            cache_dir: &self.cache_dir,
+            job,
+            spec: &spec,
+            fence,
+            halt: halt.clone(),
+        };
+        let ended = attempt.run().await;
+        keeping.abort();
+        self.conclude(lease, fence, ended).await
+    }
+
+    async fn conclude(&self, lease: &Lease, fence: u64, ended: Result<Ended>) -> Result<()> {
+        let job = &lease.job;
+        match ended {
+            Ok(Ended::Published(version)) => {
+                let outcome = Outcome { adapter_version: version, fence };
+                self.insist(|| self.journal.finish(job, &outcome)).await;
+                self.end(lease, fence, JobEvent::Succeed, &format!("published version {version}")).await
+            }
+            Ok(Ended::Halted(Halt::Cancelled)) => {
+                tracing::info!(%job, "cancelled");
+                self.done_with(lease).await;
+                Ok(())
+            }
+            Ok(Ended::Halted(Halt::Superseded)) => {
+                tracing::warn!(%job, fence, "a newer attempt runs; this one stops without a word");
+                Ok(())
+            }
+            Ok(Ended::Halted(Halt::ShuttingDown)) => {
+                let message = format!("{} is stopping; the job goes back to the queue", self.name);
+                self.journal.event(job, fence, JobEvent::LeaseLost, &message).await?;
+                self.queue.release(lease).await?;
+                Ok(())
+            }
+            Err(error) if error.retryable() => {
+                let message = format!("attempt {fence} was interrupted: {error}; the job goes back to the queue");
+                self.insist(|| self.journal.event(job, fence, JobEvent::LeaseLost, &message)).await;
+                Err(error)
+            }
+            Err(error) => self.end(lease, fence, JobEvent::Fail, &error.to_string()).await,
+        }
+    }
+
+    /// Writes the job's last word, however long the store is away, and takes it out of the queue.
+    async fn end(&self, lease: &Lease, fence: u64, event: JobEvent, message: &str) -> Result<()> {
+        self.insist(|| self.journal.event(&lease.job, fence, event, message)).await;
+        self.done_with(lease).await;
+        Ok(())
+    }
+
+    async fn done_with(&self, lease: &Lease) {
+        if let Err(error) = self.queue.ack(lease).await {
+            // Whoever gets the job next finds it finished.
+            tracing::warn!(job = %lease.job, %error, "the queue was not told that the job is finished");
+        }
+        let _ = self.queue.notify(&lease.job).await;
+    }
+
+    /// A job that was finished or published before this lease.
+    async fn settle_if_done(&self, lease: &Lease) -> Result<Option<JobState>> {
+        let mut view = View::default();
+        self.journal.log(&lease.job, 1).await?.iter().for_each(|entry| view.apply(entry));
+        if !view.state.is_final()
+            && view.state == JobState::Publishing
+            && let Some(outcome) = self.journal.outcome(&lease.job).await?
+        {
+            // The attempt before died between its result and its last word.
+            let message = format!("published version {}", outcome.adapter_version);
+            self.journal.event(&lease.job, outcome.fence, JobEvent::Succeed, &message).await?;
+            view.state = JobState::Succeeded;
+        }
+        if !view.state.is_final() {
+            return Ok(None);
+        }
+        self.done_with(lease).await;
+        Ok(Some(view.state))
+    }
+
+    /// Repeats what can succeed later; gives up on what cannot.
+    async fn insist<T, F: Future<Output = Result<T>>>(&self, mut action: impl FnMut() -> F) {
+        let mut pause = PAUSE;
+        loop {
+            match action().await {
+                Ok(_) => return,
+                Err(error) if error.retryable() => {
+                    tracing::warn!(%error, ?pause, "cannot write the job's end; trying again");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(MAX_PAUSE);
+                }
+                Err(error) => {
+                    tracing::error!(%error, "the job's end cannot be written");
+                    return;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,15 @@
+//! The whole system from outside. `cargo xtask test` builds the programs and brings the peers; alone it runs with
+//! `cargo build --workspace --bins && cargo nextest run -p tailor-tests`.
+
+mod bad_input;
+mod boundaries;
+mod cluster;
+mod demo;
+mod embedded;
+mod golden;
+mod otlp;
+mod reflection;
+mod services;
+mod shipped;
+mod store_and_queue_away;
+mod support;

@@ -1,0 +1,81 @@
+//! Small bases with random weights and a tokenizer whose tokens are characters: they answer nonsense, fast.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use tailor_testkit::{LlamaShape, T5Shape};
+
+/// Specials and the printable ASCII characters, rounded up.
+const VOCABULARY: usize = 128;
+const CHAT_TEMPLATE: &str = "{% for message in messages %}[{{ message['role'][0] }}]{{ message['content'] }}\
+    {% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}\
+    {% if add_generation_prompt %}[a]{% endif %}";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    T5,
+    Llama,
+}
+
+impl Family {
+    pub const ALL: [Self; 2] = [Self::T5, Self::Llama];
+
+    /// The name under which its base is registered.
+    pub fn base(self) -> &'static str {
+        match self {
+            Self::T5 => "little-t5",
+            Self::Llama => "little-llama",
+        }
+    }
+
+    /// Writes a Hugging Face folder into `parent`.
+    pub fn write(self, parent: &Path) -> PathBuf {
+        let folder = parent.join(self.base());
+        std::fs::create_dir_all(&folder).expect("make a folder");
+        match self {
+            Self::T5 => T5Shape { vocab: VOCABULARY, ..T5Shape::default() }.write(&folder, 5).expect("write a base"),
+            Self::Llama => LlamaShape { vocab: VOCABULARY, context: 512, ..LlamaShape::default() }
+                .write(&folder, 7)
+                .expect("write a base"),
+        }
+        std::fs::write(folder.join("tokenizer.json"), tokenizer()).expect("write a tokenizer");
+        std::fs::write(folder.join("tokenizer_config.json"), self.settings()).expect("write its settings");
+        folder
+    }
+
+    fn settings(self) -> String {
+        let mut settings = serde_json::json!({
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>",
+        });
+        if self == Self::Llama {
+            settings["chat_template"] = CHAT_TEMPLATE.into();
+        }
+        settings.to_string()
+    }
+}
+
+fn tokenizer() -> String {
+    let specials = ["<pad>", "</s>", "<unk>"];
+    let mut added = String::new();
+    let mut vocabulary = String::new();
+    for (id, text) in specials.iter().enumerate() {
+        let comma = if id > 0 { "," } else { "" };
+        write!(
+            added,
+            r#"{comma}{{"id":{id},"content":"{text}","single_word":false,"lstrip":false,"rstrip":false,
+"normalized":false,"special":true}}"#
+        )
+        .expect("text");
+        write!(vocabulary, r#"{comma}"{text}":{id}"#).expect("text");
+    }
+    for (id, character) in (specials.len()..).zip(' '..='~') {
+        write!(vocabulary, ",{}:{id}", serde_json::json!(character.to_string())).expect("text");
+    }
+    format!(
+        r#"{{"version":"1.0","truncation":null,"padding":null,"added_tokens":[{added}],"normalizer":null,
+"pre_tokenizer":null,"post_processor":null,"decoder":{{"type":"Fuse"}},"model":{{"type":"BPE","dropout":null,
+"unk_token":"<unk>","continuing_subword_prefix":null,"end_of_word_suffix":null,"fuse_unk":false,
+"byte_fallback":false,"ignore_merges":false,"vocab":{{{vocabulary}}},"merges":[]}}}}"#
+    )
+}
