@@ -34,6 +34,17 @@ const COPIED: [&str; 11] = [
     "LICENSE",
 ];
 
+/// The files of [`COPIED`] that make a tokenizer.
+const TOKENIZER: [&str; 7] = [
+    "tokenizer.json",
+    "tokenizer.model",
+    "spiece.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+];
+
 /// How to quantise a folder.
 #[derive(Debug, Clone)]
 pub struct QuantOptions {
@@ -243,11 +254,19 @@ fn parameters(checkpoint: &Checkpoint) -> Result<u64> {
     Ok(parameters)
 }
 
-/// The bytes of `config.json` and of the tokenizer (empty where there is none).
+/// The bytes of `config.json`, and of every file that decides how text becomes tokens: each that the folder has, after its
+/// name and length.
 pub(crate) fn identity_files(folder: &Path) -> Result<(Vec<u8>, Vec<u8>)> {
     let config = read_bounded(&folder.join("config.json"))?;
-    let tokenizer = folder.join("tokenizer.json");
-    let tokenizer = if tokenizer.exists() { read_bounded(&tokenizer)? } else { Vec::new() };
+    let mut tokenizer = Vec::new();
+    for name in TOKENIZER {
+        let path = folder.join(name);
+        if path.exists() {
+            let bytes = read_bounded(&path)?;
+            tokenizer.extend(format!("{name} {}\n", bytes.len()).bytes());
+            tokenizer.extend(bytes);
+        }
+    }
     Ok((config, tokenizer))
 }
 

@@ -1,18 +1,22 @@
 //! A base's own tokenizer: `tokenizer.json`, `tokenizer_config.json` and, where there is one, `chat_template.jinja`.
+//! A folder that has a SentencePiece model instead of `tokenizer.json` opens too ([`Converted`]).
 
+mod added;
+mod folder;
+mod sentencepiece;
 mod settings;
 mod stream;
 
-use std::fs::File;
-use std::io::Read;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
+pub use folder::{Converted, SENTENCEPIECE_FILES};
 pub use stream::TextStream;
 
 use crate::chat::ChatTemplate;
 use crate::error::{Error, Result};
+use folder::FolderFiles;
 use settings::Settings;
 
 pub const TOKENIZER_FILE: &str = "tokenizer.json";
@@ -56,16 +60,11 @@ impl Tokenizer {
     /// # Errors
     /// A file is missing, too large or wrong; names the file and the field.
     pub fn open(folder: &Path) -> Result<Self> {
-        let tokenizer = read_bounded(folder, TOKENIZER_FILE, MAX_TOKENIZER_BYTES)?.ok_or_else(|| {
-            let problem = format!("folder {} has none; a base needs its tokenizer", folder.display());
-            Error::tokenizer(TOKENIZER_FILE, "", problem)
-        })?;
-        let settings = read_bounded(folder, SETTINGS_FILE, MAX_SETTINGS_BYTES)?;
-        let chat_template = read_bounded(folder, CHAT_TEMPLATE_FILE, MAX_SETTINGS_BYTES)?;
+        let files = FolderFiles::read(folder)?;
         Self::from_files(TokenizerFiles {
-            tokenizer: &tokenizer,
-            settings: settings.as_deref(),
-            chat_template: chat_template.as_deref(),
+            tokenizer: &files.tokenizer,
+            settings: files.settings.as_deref(),
+            chat_template: files.chat_template.as_deref(),
         })
     }
 
@@ -95,6 +94,17 @@ impl Tokenizer {
             }
             None => Settings::default(),
         };
+        // transformers would give it an id that the model lacks.
+        for (field, token) in [("bos_token", &settings.bos), ("eos_token", &settings.eos)] {
+            if let Some(token) = token
+                && inner.token_to_id(token).is_none()
+                && !settings.added.defines(token)
+            {
+                let problem = format!("{token:?} is not in the vocabulary of {TOKENIZER_FILE}");
+                return Err(Error::tokenizer(SETTINGS_FILE, field, problem));
+            }
+        }
+        settings.added.add_to(&mut inner)?;
         let template = match files.chat_template {
             Some(bytes) => {
                 within(CHAT_TEMPLATE_FILE, bytes.len(), MAX_SETTINGS_BYTES)?;
@@ -197,18 +207,12 @@ impl Tokenizer {
 
 impl Special {
     fn find(inner: &tokenizers::Tokenizer, settings: &Settings) -> Result<Self> {
-        let id = |field: &str, token: &Option<String>| {
-            let Some(token) = token else { return Ok(None) };
-            let problem = || format!("{token:?} is not in the vocabulary of {TOKENIZER_FILE}");
-            inner.token_to_id(token).map(Some).ok_or_else(|| Error::tokenizer(SETTINGS_FILE, field, problem()))
-        };
-        // A pad or unknown token that does not exist is only missing when somebody needs it.
-        let lenient = |token: &Option<String>| token.as_ref().and_then(|token| inner.token_to_id(token));
+        let id = |token: &Option<String>| token.as_ref().and_then(|token| inner.token_to_id(token));
         let mut special = Self {
-            bos: id("bos_token", &settings.bos)?,
-            eos: id("eos_token", &settings.eos)?,
-            pad: lenient(&settings.pad),
-            unk: lenient(&settings.unk),
+            bos: id(&settings.bos),
+            eos: id(&settings.eos),
+            pad: id(&settings.pad),
+            unk: id(&settings.unk),
             ..Self::default()
         };
         let encode = |add_special| {
@@ -244,19 +248,6 @@ fn within(file: &str, size: usize, limit: usize) -> Result<()> {
         return Err(Error::tokenizer(file, "", format!("{size} bytes, the limit is {limit}")));
     }
     Ok(())
-}
-
-fn read_bounded(folder: &Path, name: &str, limit: usize) -> Result<Option<Vec<u8>>> {
-    let unreadable = |error: std::io::Error| Error::tokenizer(name, "", format!("cannot be read: {error}"));
-    let file = match File::open(folder.join(name)) {
-        Ok(file) => file,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(unreadable(error)),
-    };
-    let mut bytes = Vec::new();
-    file.take(limit as u64 + 1).read_to_end(&mut bytes).map_err(unreadable)?;
-    within(name, bytes.len(), limit)?;
-    Ok(Some(bytes))
 }
 
 impl std::fmt::Debug for Tokenizer {

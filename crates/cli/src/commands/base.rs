@@ -10,6 +10,7 @@ use tailor_hub::{Hub, HubOptions, Progress, RepoId};
 use tailor_pb::common::FileRef;
 use tailor_pb::registry as pb;
 use tailor_quant::{Float, QuantOptions, QuantReport, quantize_folder};
+use tailor_text::tokenizer::Converted;
 
 use crate::args::Base;
 use crate::commands::blobs;
@@ -76,11 +77,15 @@ pub async fn add(
     // Refused here, before minutes of work, not by the registry after them.
     BaseName::try_new(name)?;
     let code = tailor_pb::convert::quant_code(quant)?;
+    let tokenizer = Converted::of_folder(dir)?;
     let scratch_parent = endpoints.state.join("cache");
     std::fs::create_dir_all(&scratch_parent).with_context(|| format!("cannot make {}", scratch_parent.display()))?;
     let scratch = tempfile::tempdir_in(&scratch_parent)
         .with_context(|| format!("cannot write in {}", scratch_parent.display()))?;
     let report = quantise(dir, scratch.path(), code, dtype, output).await?;
+    if let Some(tokenizer) = tokenizer {
+        tokenizer.write(scratch.path())?;
+    }
     let files = hash_files(scratch.path().to_owned()).await?;
     let mut client = endpoints.registry()?;
     let total = files.iter().map(|(_, file)| file.size_bytes).sum();

@@ -98,6 +98,21 @@ fn fingerprint_changes_with_weights_and_coding_only() {
 }
 
 #[test]
+fn fingerprint_covers_every_file_of_the_tokenizer() {
+    let folder = copy_of("llama-gqa");
+    let coding = QuantOptions::default().coding();
+    let mut seen = vec![fingerprint(folder.path(), &coding).unwrap()];
+    for name in ["tokenizer.json", "tokenizer.model", "spiece.model", "tokenizer_config.json", "chat_template.jinja"] {
+        for content in ["one", "two"] {
+            fs::write(folder.path().join(name), content).unwrap();
+            let next = fingerprint(folder.path(), &coding).unwrap();
+            assert!(!seen.contains(&next), "{name} with {content:?} changes nothing");
+            seen.push(next);
+        }
+    }
+}
+
+#[test]
 fn every_code_survives_the_way_through_a_folder() {
     let source = golden_folder("models").join("llama-gqa");
     let name = "model.layers.0.self_attn.q_proj.weight";

@@ -3,8 +3,12 @@
 use serde_json::{Map, Value};
 
 use super::SETTINGS_FILE;
+use super::added::AddedTokens;
 use crate::chat::SpecialTexts;
 use crate::error::{Error, Result};
+
+/// T5 has 100.
+const MAX_EXTRA_IDS: u64 = 10_000;
 
 #[derive(Debug, Clone, Default)]
 pub(super) struct Settings {
@@ -15,6 +19,18 @@ pub(super) struct Settings {
     pub add_bos: Option<bool>,
     pub add_eos: Option<bool>,
     pub chat_template: Option<String>,
+    pub added: AddedTokens,
+    pub sentencepiece: SentencePieceSettings,
+}
+
+/// What decides how a SentencePiece model becomes a tokenizer; `tokenizer.json` says it itself.
+#[derive(Debug, Clone, Default)]
+pub(super) struct SentencePieceSettings {
+    /// `tokenizer_class` without its `Fast`.
+    pub class: Option<String>,
+    pub legacy: Option<bool>,
+    pub add_prefix_space: Option<bool>,
+    pub extra_ids: Option<u64>,
 }
 
 impl Settings {
@@ -24,19 +40,43 @@ impl Settings {
         let Value::Object(map) = value else {
             return Err(Error::tokenizer(SETTINGS_FILE, "", "must be a JSON object"));
         };
+        Self::of(&map)
+    }
+
+    pub fn of(map: &Map<String, Value>) -> Result<Self> {
         Ok(Self {
-            bos: token(&map, "bos_token")?,
-            eos: token(&map, "eos_token")?,
-            pad: token(&map, "pad_token")?,
-            unk: token(&map, "unk_token")?,
-            add_bos: flag(&map, "add_bos_token")?,
-            add_eos: flag(&map, "add_eos_token")?,
-            chat_template: chat_template(&map)?,
+            bos: token(map, "bos_token")?,
+            eos: token(map, "eos_token")?,
+            pad: token(map, "pad_token")?,
+            unk: token(map, "unk_token")?,
+            add_bos: flag(map, "add_bos_token")?,
+            add_eos: flag(map, "add_eos_token")?,
+            chat_template: chat_template(map)?,
+            added: AddedTokens::parse(map)?,
+            sentencepiece: SentencePieceSettings::parse(map)?,
         })
     }
 
     pub fn special_texts(&self) -> SpecialTexts {
         SpecialTexts { bos: self.bos.clone(), eos: self.eos.clone(), pad: self.pad.clone(), unk: self.unk.clone() }
+    }
+}
+
+impl SentencePieceSettings {
+    fn parse(map: &Map<String, Value>) -> Result<Self> {
+        let class = match map.get("tokenizer_class") {
+            None | Some(Value::Null) => None,
+            Some(Value::String(name)) => Some(name.strip_suffix("Fast").unwrap_or(name).to_owned()),
+            Some(_) => return Err(wrong("tokenizer_class", "a text")),
+        };
+        let extra_ids = match map.get("extra_ids") {
+            None | Some(Value::Null) => None,
+            Some(number) => match number.as_u64() {
+                Some(count @ 0..=MAX_EXTRA_IDS) => Some(count),
+                _ => return Err(wrong("extra_ids", &format!("a number from 0 to {MAX_EXTRA_IDS}"))),
+            },
+        };
+        Ok(Self { class, legacy: flag(map, "legacy")?, add_prefix_space: flag(map, "add_prefix_space")?, extra_ids })
     }
 }
 
