@@ -22,6 +22,16 @@ impl Bytes {
         Self(Repr::Mapped { map, range })
     }
 
+    /// Lets the kernel have the mapped pages back, now that they are done with: they no longer count as this process's
+    /// memory, and are read from the file again should anyone look.
+    pub fn evict(&self) {
+        let Repr::Mapped { map, range } = &self.0 else { return };
+        #[cfg(unix)]
+        // SAFETY: the mapping is of a file, read-only and shared with nobody who writes: what comes back is the same.
+        // That it cannot be done only costs memory.
+        let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len()) };
+    }
+
     /// Whether the bytes live in a mapped file rather than on the heap.
     pub fn is_mapped(&self) -> bool {
         matches!(self.0, Repr::Mapped { .. })

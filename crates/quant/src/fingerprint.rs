@@ -1,5 +1,6 @@
 //! What makes two bases the same: sha256 over config, tokenizer, how it was quantised, and every source tensor.
 
+use rayon::prelude::*;
 use sha2::{Digest as _, Sha256};
 use tailor_domain::Digest;
 
@@ -22,16 +23,20 @@ impl Fingerprint {
         self.0.update(bytes);
     }
 
-    /// Tensors must come sorted by name.
-    pub(crate) fn tensor(&mut self, name: &str, tensor: &TensorRef) {
+    /// Tensors must come sorted by name; `content` is [`content`] of its bytes.
+    pub(crate) fn tensor(&mut self, name: &str, tensor: &TensorRef, content: &[u8; 32]) {
         self.part(name.as_bytes());
         self.part(format!("{:?} {:?}", tensor.dtype, tensor.shape).as_bytes());
-        self.part(&Sha256::digest(&*tensor.bytes));
+        self.part(content);
     }
 
     pub(crate) fn finish(self) -> Digest {
         Digest::from_sha256(&self.0.finalize().into())
     }
+}
+
+pub(crate) fn content(tensor: &TensorRef) -> [u8; 32] {
+    Sha256::digest(&*tensor.bytes).into()
 }
 
 /// The fingerprint of a folder as it would be after quantising it with `coding` (see [`crate::QuantOptions::coding`]).
@@ -41,9 +46,17 @@ impl Fingerprint {
 pub fn fingerprint(folder: &std::path::Path, coding: &str) -> crate::Result<Digest> {
     let checkpoint = crate::Checkpoint::open(folder)?;
     let (config, tokenizer) = crate::folder::identity_files(folder)?;
+    let names: Vec<&str> = checkpoint.names().collect();
+    let digested = names.par_iter().map(|name| {
+        let tensor = checkpoint.tensor(name)?;
+        let content = content(&tensor);
+        tensor.bytes.evict();
+        Ok((tensor, content))
+    });
+    let digested: Vec<_> = digested.collect::<crate::Result<_>>()?;
     let mut fingerprint = Fingerprint::new(&config, &tokenizer, coding);
-    for name in checkpoint.names() {
-        fingerprint.tensor(name, &checkpoint.tensor(name)?);
+    for (name, (tensor, content)) in names.iter().zip(&digested) {
+        fingerprint.tensor(name, tensor, content);
     }
     Ok(fingerprint.finish())
 }

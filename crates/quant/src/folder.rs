@@ -1,14 +1,16 @@
-//! A Hugging Face folder in, a folder in bitsandbytes' layout out, one tensor in memory at a time.
+//! A Hugging Face folder in, a folder in bitsandbytes' layout out, one tensor in memory at a time: while one is digested
+//! and quantised on all cores, the one before it is written.
 
 use std::fs;
 use std::path::Path;
+use std::sync::mpsc::sync_channel;
 
 use serde_json::{Map, Value, json};
 use tailor_domain::{Digest, Family, QuantCode};
 
 use crate::checkpoint::state_key;
-use crate::fingerprint::Fingerprint;
-use crate::{Backend, BlockSize, Checkpoint, Code, Error, Float, Quantized, Result, Scales, quantize};
+use crate::fingerprint::{Fingerprint, content};
+use crate::{Backend, BlockSize, Checkpoint, Code, Error, Float, Quantized, Result, Scales, TensorRef, quantize_bytes};
 
 mod rules;
 mod writer;
@@ -136,45 +138,54 @@ pub fn quantize_folder(
         source_bytes: 0,
         bytes: 0,
     };
+    let coding = |name: &str, tensor: &TensorRef| code.filter(|_| rules.quantizes(name) && tensor.shape.len() == 2);
     let mut slots = Vec::new();
     let mut bytes_total = 0;
     for name in &names {
         let tensor = checkpoint.tensor(name)?;
         bytes_total += tensor.bytes.len() as u64;
-        let take = code.filter(|_| rules.quantizes(name) && tensor.shape.len() == 2);
-        slots.extend(Slot::of(name, &tensor, take, options.blocksize.get()));
+        slots.extend(Slot::of(name, &tensor, coding(name, &tensor), options.blocksize.get()));
     }
     report.parameters = parameters(&checkpoint)?;
 
     let weights = target.join("model.safetensors");
     let mut writer = Writer::create(&weights, slots)?;
     let mut fingerprint = Fingerprint::new(&config_bytes, &tokenizer_bytes, &options.coding());
-    for (done, name) in names.iter().enumerate() {
-        let tensor = checkpoint.tensor(name)?;
-        fingerprint.tensor(name, &tensor);
-        match code.filter(|_| rules.quantizes(name) && tensor.shape.len() == 2) {
-            None => writer.put(name, &tensor.bytes)?,
-            Some((code, double)) => {
-                let dtype = tensor
-                    .float()
-                    .ok_or_else(|| checkpoint.tensor_error(name, format!("type {:?} is no float", tensor.dtype)))?;
-                let values = dtype.decode(&tensor.bytes);
-                let backend = options.backend;
-                let weight = quantize(&values, &tensor.shape, dtype, code, options.blocksize, double, backend)
-                    .map_err(|error| checkpoint.tensor_error(name, error.to_string()))?;
-                put_quantized(&mut writer, name, &weight)?;
-                report.quantized += 1;
+    std::thread::scope(|scope| -> Result<()> {
+        // One tensor waits at most: the writer is never far behind.
+        let (send, receive) = sync_channel::<Result<Ready<'_>>>(1);
+        let (checkpoint, names) = (&checkpoint, &names);
+        scope.spawn(move || {
+            for name in names {
+                let ready = Ready::make(checkpoint, name, coding, options);
+                let stop = ready.is_err();
+                if send.send(ready).is_err() || stop {
+                    return;
+                }
             }
-        }
-        report.source_bytes += tensor.bytes.len() as u64;
-        progress(Progress {
-            tensor: name,
-            done: done + 1,
-            of: names.len(),
-            bytes_read: report.source_bytes,
-            bytes_total,
         });
-    }
+        for (done, ready) in receive.into_iter().enumerate() {
+            let Ready { name, tensor, content, weight } = ready?;
+            fingerprint.tensor(name, &tensor, &content);
+            match weight {
+                None => writer.put(name, &tensor.bytes)?,
+                Some(weight) => {
+                    put_quantized(&mut writer, name, &weight)?;
+                    report.quantized += 1;
+                }
+            }
+            tensor.bytes.evict();
+            report.source_bytes += tensor.bytes.len() as u64;
+            progress(Progress {
+                tensor: name,
+                done: done + 1,
+                of: names.len(),
+                bytes_read: report.source_bytes,
+                bytes_total,
+            });
+        }
+        Ok(())
+    })?;
     if code.is_some() && report.quantized == 0 {
         return Err(Error::file(source, format!("no linear weight of a {} model found", rules.model_type())));
     }
@@ -194,6 +205,39 @@ pub fn quantize_folder(
     let path = target.join("config.json");
     fs::write(&path, text + "\n").map_err(Error::io(&path))?;
     Ok(report)
+}
+
+/// A tensor that only has to be written.
+struct Ready<'a> {
+    name: &'a str,
+    tensor: TensorRef,
+    content: [u8; 32],
+    weight: Option<Quantized>,
+}
+
+impl<'a> Ready<'a> {
+    fn make(
+        checkpoint: &Checkpoint,
+        name: &'a str,
+        coding: impl Fn(&str, &TensorRef) -> Option<(Code, bool)>,
+        options: &QuantOptions,
+    ) -> Result<Self> {
+        let tensor = checkpoint.tensor(name)?;
+        let Some((code, double)) = coding(name, &tensor) else {
+            let content = content(&tensor);
+            return Ok(Self { name, tensor, content, weight: None });
+        };
+        let dtype = tensor
+            .float()
+            .ok_or_else(|| checkpoint.tensor_error(name, format!("type {:?} is no float", tensor.dtype)))?;
+        let quantize = || {
+            let (blocksize, backend) = (options.blocksize, options.backend);
+            quantize_bytes(&tensor.bytes, &tensor.shape, dtype, code, blocksize, double, backend)
+        };
+        let (content, weight) = rayon::join(|| content(&tensor), quantize);
+        let weight = weight.map_err(|error| checkpoint.tensor_error(name, error.to_string()))?;
+        Ok(Self { name, tensor, content, weight: Some(weight) })
+    }
 }
 
 fn put_quantized(writer: &mut Writer, name: &str, weight: &Quantized) -> Result<()> {

@@ -17,11 +17,23 @@ pub struct LlamaShape {
     pub vocab: usize,
     pub context: usize,
     pub bf16: bool,
+    /// Largest file of weights, as the large models come; `None` writes one file.
+    pub shard_bytes: Option<usize>,
 }
 
 impl Default for LlamaShape {
     fn default() -> Self {
-        Self { hidden: 64, layers: 2, feed_forward: 128, heads: 4, kv_heads: 2, vocab: 96, context: 128, bf16: false }
+        Self {
+            hidden: 64,
+            layers: 2,
+            feed_forward: 128,
+            heads: 4,
+            kv_heads: 2,
+            vocab: 96,
+            context: 128,
+            bf16: false,
+            shard_bytes: None,
+        }
     }
 }
 
@@ -86,7 +98,10 @@ impl LlamaShape {
         }
         tensors.push(Entry::norm("model.norm", self.hidden));
         tensors.push(Entry::matrix("lm_head", self.vocab, self.hidden));
-        write_safetensors(folder, &tensors, self.bf16, seed)
+        let Some(shard_bytes) = self.shard_bytes else {
+            return write_safetensors(&folder.join("model.safetensors"), &tensors, self.bf16, &mut state(seed));
+        };
+        write_shards(folder, tensors, self.bf16, seed, shard_bytes)
     }
 }
 
@@ -120,7 +135,7 @@ impl T5Shape {
             tensors.push(Entry::norm(&format!("{stack}.final_layer_norm"), self.hidden));
         }
         tensors.push(Entry::matrix("lm_head", self.vocab, self.hidden));
-        write_safetensors(folder, &tensors, self.bf16, seed)
+        write_safetensors(&folder.join("model.safetensors"), &tensors, self.bf16, &mut state(seed))
     }
 
     fn push_block(&self, tensors: &mut Vec<Entry>, stack: &str, block: usize) {
@@ -185,7 +200,38 @@ impl Entry {
     }
 }
 
-fn write_safetensors(folder: &Path, tensors: &[Entry], bf16: bool, seed: u64) -> io::Result<()> {
+/// As transformers shards a folder: files of a number of their own, and the index that says what is where.
+fn write_shards(folder: &Path, tensors: Vec<Entry>, bf16: bool, seed: u64, shard_bytes: usize) -> io::Result<()> {
+    let width = if bf16 { 2 } else { 4 };
+    let mut shards: Vec<Vec<Entry>> = vec![Vec::new()];
+    let mut room = shard_bytes;
+    for tensor in tensors {
+        let size = tensor.values() * width;
+        if size > room && shards.last().is_some_and(|shard| !shard.is_empty()) {
+            shards.push(Vec::new());
+            room = shard_bytes;
+        }
+        room = room.saturating_sub(size);
+        if let Some(shard) = shards.last_mut() {
+            shard.push(tensor);
+        }
+    }
+    let mut state = state(seed);
+    let mut weight_map = serde_json::Map::new();
+    for (i, shard) in shards.iter().enumerate() {
+        let name = format!("model-{:05}-of-{:05}.safetensors", i + 1, shards.len());
+        write_safetensors(&folder.join(&name), shard, bf16, &mut state)?;
+        weight_map.extend(shard.iter().map(|tensor| (tensor.name.clone(), name.clone().into())));
+    }
+    let index = serde_json::json!({ "metadata": {}, "weight_map": weight_map });
+    std::fs::write(folder.join("model.safetensors.index.json"), index.to_string())
+}
+
+fn state(seed: u64) -> u64 {
+    seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1
+}
+
+fn write_safetensors(path: &Path, tensors: &[Entry], bf16: bool, state: &mut u64) -> io::Result<()> {
     let (dtype, width) = if bf16 { ("BF16", 2) } else { ("F32", 4) };
     let mut offset = 0;
     let mut header = String::from(r#"{"__metadata__":{"format":"pt"}"#);
@@ -202,13 +248,12 @@ fn write_safetensors(folder: &Path, tensors: &[Entry], bf16: bool, seed: u64) ->
     while header.len() % 8 != 0 {
         header.push(' ');
     }
-    let mut file = BufWriter::new(File::create(folder.join("model.safetensors"))?);
+    let mut file = BufWriter::with_capacity(1 << 20, File::create(path)?);
     file.write_all(&(header.len() as u64).to_le_bytes())?;
     file.write_all(header.as_bytes())?;
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     for tensor in tensors {
         for _ in 0..tensor.values() {
-            let value = tensor.mean + tensor.bound * uniform(&mut state);
+            let value = tensor.mean + tensor.bound * uniform(state);
             match bf16 {
                 true => file.write_all(&nearest_bf16(value).to_le_bytes())?,
                 false => file.write_all(&value.to_le_bytes())?,

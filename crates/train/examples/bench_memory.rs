@@ -9,9 +9,11 @@
 //! `cargo run --release -p tailor-train --example bench_memory -- [--hidden 1024 --layers 12 --ffn 2816 --heads 16
 //! --vocab 32000 --seq 256 --batch 1 --steps 3 --rank 16]`
 
+mod support;
+
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::ffi::OsString;
+use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use tailor_domain::{LoraSpec, QuantCode, StepMetrics, TrainSpec};
@@ -21,7 +23,7 @@ use tailor_testkit::{LlamaShape, TempDir};
 use tailor_torch::Memory;
 use tailor_train::{Example, Observer, train};
 
-const MIB: f64 = (1 << 20) as f64;
+use support::{MIB, figures_of_child, hardware};
 
 /// What is measured: how the base is kept, and in what type it computes.
 const ARMS: [(&str, QuantCode, Compute); 4] = [
@@ -154,6 +156,7 @@ fn compare(settings: &Settings) -> Result<()> {
         vocab: settings.number("vocab")?,
         context: settings.number("seq")?.max(128),
         bf16: true,
+        shard_bytes: None,
     };
     println!("{shape:?}");
     let (batch, seq, rank) = (settings.number("batch")?, settings.number("seq")?, settings.number("rank")?);
@@ -205,28 +208,6 @@ fn compare(settings: &Settings) -> Result<()> {
 }
 
 fn run_arm(settings: &Settings, arm: usize, folder: &Path) -> Result<BTreeMap<String, f64>> {
-    let program: PathBuf = std::env::current_exe()?;
-    let mut command = Command::new(program);
-    command.args(settings.arguments()).args(["--arm", &arm.to_string()]).arg("--folder").arg(folder);
-    let output = command.output()?;
-    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
-    let text = String::from_utf8(output.stdout)?;
-    let figure = |line: &str| -> Option<(String, f64)> {
-        let (name, value) = line.split_once(' ')?;
-        Some((name.to_owned(), value.parse().ok()?))
-    };
-    Ok(text.lines().filter_map(figure).collect())
-}
-
-/// Processor, threads and commit.
-fn hardware() -> String {
-    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let field = |name: &str| {
-        let line = cpuinfo.lines().find(|line| line.starts_with(name));
-        line.and_then(|line| line.split_once(": ")).map_or("unknown", |(_, value)| value).to_owned()
-    };
-    let commit = Command::new("git").args(["rev-parse", "--short", "HEAD"]).output();
-    let commit = commit.ok().and_then(|output| String::from_utf8(output.stdout).ok()).unwrap_or_default();
-    let bf16 = if cpuinfo.contains("avx512_bf16") { ", AVX512-BF16" } else { "" };
-    format!("{}{bf16}, {} threads, commit {}", field("model name"), tch::get_num_threads(), commit.trim())
+    let arguments = settings.arguments().chain(["--arm".to_owned(), arm.to_string()]);
+    figures_of_child(arguments.map(OsString::from).chain(["--folder".into(), folder.as_os_str().to_owned()]))
 }

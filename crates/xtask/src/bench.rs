@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 
-use crate::{libtorch, process, workspace};
+use crate::{checks, libtorch, process, workspace};
 
 struct Bench {
     name: &'static str,
@@ -10,14 +10,33 @@ struct Bench {
     /// How Cargo finds it: package, and the flag and name of the target.
     package: &'static str,
     target: [&'static str; 2],
+    /// Whether it runs the Python peers beside us.
+    peer: bool,
 }
 
-const BENCHES: &[Bench] = &[Bench {
-    name: "memory",
-    about: "peak memory of one training step with and without the 4-bit base",
-    package: "tailor-train",
-    target: ["--example", "bench_memory"],
-}];
+const BENCHES: &[Bench] = &[
+    Bench {
+        name: "memory",
+        about: "peak memory of one training step with and without the 4-bit base",
+        package: "tailor-train",
+        target: ["--example", "bench_memory"],
+        peer: false,
+    },
+    Bench {
+        name: "load",
+        about: "a sharded 7B-shaped folder quantised, loaded and scored: times and peak memory",
+        package: "tailor-train",
+        target: ["--example", "bench_load"],
+        peer: true,
+    },
+    Bench {
+        name: "quant",
+        about: "quantising and dequantising 4096×4096 beside bitsandbytes",
+        package: "tailor-quant",
+        target: ["--example", "bench_quant"],
+        peer: true,
+    },
+];
 
 /// `cargo xtask bench NAME [ARGUMENTS]`
 pub fn bench(arguments: &[String]) -> Result<()> {
@@ -31,6 +50,9 @@ pub fn bench(arguments: &[String]) -> Result<()> {
     libtorch::setup()?;
     let mut command = workspace::cargo();
     command.args(["run", "--release", "--package", bench.package]).args(bench.target).arg("--").args(rest);
+    if bench.peer {
+        command.env("TAILOR_PEER_PYTHON", checks::parity_venv()?.python());
+    }
     process::run(&mut command)
 }
 

@@ -99,7 +99,8 @@ pub fn compose(arguments: &[String]) -> Result<()> {
     Ok(())
 }
 
-fn parity_venv() -> Result<Venv> {
+/// The virtualenv with the peers that we compare with.
+pub fn parity_venv() -> Result<Venv> {
     let note = "torch, transformers, peft and bitsandbytes (some 3 GB to download, once)";
     Venv::ensure("venv-parity", "tests/parity/requirements.txt", note)
 }

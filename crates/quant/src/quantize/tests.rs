@@ -66,3 +66,29 @@ fn block_sizes_bitsandbytes_lacks_are_refused() {
     assert!(BlockSize::try_new(48).unwrap_err().to_string().contains("block size 48"));
     assert_eq!(BlockSize::try_new(4096).unwrap().get(), 4096);
 }
+
+#[test]
+fn every_instruction_set_quantises_to_the_same_bytes() {
+    let mut values: Vec<f32> = (0..4096).map(|i| ((i * 7919) % 4001) as f32 / 2000.0 - 1.0).collect();
+    // Exactly on the thresholds, where one side of the comparison decides.
+    for code in [Code::Nf4, Code::Fp4] {
+        let (thresholds, order) = code.intervals();
+        values[0] = 1.0;
+        values[1..16].copy_from_slice(&thresholds);
+        for blocksize in [32, 64, 4096] {
+            for block in values.chunks(blocksize) {
+                let run = |instructions: Instructions| {
+                    let mut packed = vec![0u8; blocksize / 2];
+                    let absmax = quantize_block(instructions, block, blocksize, &thresholds, &order, &mut packed);
+                    (absmax, packed)
+                };
+                let portable = run(Instructions::Portable);
+                for instructions in [Instructions::Avx2, Instructions::Avx512] {
+                    if instructions.available() {
+                        assert_eq!(run(instructions), portable, "{instructions:?}, {code:?}, blocks of {blocksize}");
+                    }
+                }
+            }
+        }
+    }
+}
