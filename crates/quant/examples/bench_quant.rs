@@ -1,7 +1,8 @@
 //! Speed of quantising and dequantising a 4096×4096 matrix to and from NF4, beside bitsandbytes' on the same CPU.
 //!
-//! Both sides run in turn, one call each, so that a machine whose speed drifts drifts for both; medians and the median of
-//! the pairs' ratios are printed. `cargo xtask bench quant` brings the Python that has bitsandbytes.
+//! Both sides run in turn, three calls each of which the median counts, so that a machine whose speed drifts drifts for both; medians and the median of
+//! the pairs' ratios are printed. We dequantise into memory that is there already, as a training step does, and then also
+//! into new memory; bitsandbytes on the CPU always makes a new tensor. `cargo xtask bench quant` brings the Python that has bitsandbytes.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
@@ -10,22 +11,49 @@ use std::time::Instant;
 
 use half::bf16;
 use rand::{Rng as _, SeedableRng as _};
-use tailor_quant::{Backend, BlockSize, Code, Float, Instructions, Quantized, quantize_bytes};
+use tailor_quant::{Backend, BlockSize, Code, Float, Instructions, quantize_bytes};
 
 type Failure = Box<dyn std::error::Error>;
 
 const SIDE: usize = 4096;
 const WARM_UP: usize = 2;
+const CALLS: usize = 3;
+/// Of a cache, bytes.
+const LINE: usize = 64;
 
 /// Work, type of the weight, and whether the scales are quantised too.
-const ROWS: [(&str, Float, bool); 6] = [
+const ROWS: [(&str, Float, bool); 8] = [
     ("quantize", Float::F32, false),
     ("quantize", Float::F32, true),
     ("quantize", Float::Bf16, true),
     ("dequantize", Float::F32, false),
     ("dequantize", Float::F32, true),
     ("dequantize", Float::Bf16, true),
+    (ANEW, Float::F32, true),
+    (ANEW, Float::Bf16, true),
 ];
+
+const ANEW: &str = "dequantize into new memory";
+
+/// Where dequantised values go.
+struct Out {
+    wide: Vec<f32>,
+    narrow: Vec<bf16>,
+}
+
+impl Out {
+    /// Room for a matrix of one type.
+    fn new(dtype: Float) -> Self {
+        let (wide, narrow) = if dtype == Float::F32 { (SIDE * SIDE + LINE, 0) } else { (0, SIDE * SIDE + LINE) };
+        Self { wide: vec![0.0; wide], narrow: vec![bf16::ZERO; narrow] }
+    }
+}
+
+/// A matrix' worth, beginning at a cache line as libtorch's memory does.
+fn aligned<T>(room: &mut [T]) -> &mut [T] {
+    let offset = (LINE - room.as_ptr().addr() % LINE) % LINE / size_of::<T>();
+    &mut room[offset..offset + SIDE * SIDE]
+}
 
 /// bitsandbytes in a process of its own, waiting for work.
 struct Peer {
@@ -40,6 +68,8 @@ impl Peer {
             .map_err(|_| "TAILOR_PEER_PYTHON names no Python with bitsandbytes; run `cargo xtask bench quant`")?;
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/bench/quant_peer.py");
         let mut command = Command::new(python);
+        // Its idle threads would spin for a while, and take our turn's cores.
+        command.env("OMP_WAIT_POLICY", "passive").env("GOMP_SPINCOUNT", "0").env("KMP_BLOCKTIME", "0");
         command.arg(script).arg(threads.to_string()).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut process = command.spawn()?;
         let input = process.stdin.take().ok_or("no input")?;
@@ -83,15 +113,28 @@ fn main() -> Result<(), Failure> {
             quantize_bytes(bytes, &shape, dtype, Code::Nf4, BlockSize::DEFAULT, double, Backend::Cpu)
         };
         let weight = quantize()?;
+        let dequantize = |out: &mut Out| match dtype {
+            Float::F32 => weight.dequantize_f32(aligned(&mut out.wide)),
+            _ => weight.dequantize_bf16(aligned(&mut out.narrow)),
+        };
+        let mut out = Out::new(dtype);
+        let mut work_once = || match work {
+            "quantize" => drop(quantize()),
+            ANEW => {
+                let mut out = Out::new(dtype);
+                dequantize(&mut out);
+                std::hint::black_box((&out.wide, &out.narrow));
+            }
+            _ => dequantize(&mut out),
+        };
         let mut pairs = Vec::new();
         for round in 0..rounds + WARM_UP {
-            let start = Instant::now();
-            match work {
-                "quantize" => drop(quantize()?),
-                _ => dequantize(&weight, dtype),
-            }
-            let ours = start.elapsed().as_secs_f64();
-            let theirs = peer.seconds(work, dtype, double)?;
+            let ours = median((0..CALLS).map(|_| {
+                let start = Instant::now();
+                work_once();
+                start.elapsed().as_secs_f64()
+            }));
+            let theirs = peer.seconds(work.split(' ').next().unwrap_or_default(), dtype, double)?;
             if round >= WARM_UP {
                 pairs.push((ours, theirs));
             }
@@ -106,22 +149,6 @@ fn main() -> Result<(), Failure> {
         );
     }
     Ok(())
-}
-
-/// Into fresh memory, as bitsandbytes does.
-fn dequantize(weight: &Quantized, dtype: Float) {
-    match dtype {
-        Float::F32 => {
-            let mut out = vec![0f32; weight.elements()];
-            weight.dequantize_f32(&mut out);
-            std::hint::black_box(&out);
-        }
-        _ => {
-            let mut out = vec![bf16::ZERO; weight.elements()];
-            weight.dequantize_bf16(&mut out);
-            std::hint::black_box(&out);
-        }
-    }
 }
 
 fn median(values: impl Iterator<Item = f64>) -> f64 {

@@ -199,6 +199,22 @@ impl Checkpoint {
         weight.map(Some).map_err(|error| self.tensor_error(name, error.to_string()))
     }
 
+    /// How many there are, 4-bit weights counted by their true shape.
+    ///
+    /// # Errors
+    /// As [`Self::quantized`].
+    pub fn parameters(&self) -> Result<u64> {
+        let mut parameters = 0;
+        // What follows a weight's own name is a part of how it is quantised.
+        for name in self.names().filter(|name| !name.contains(".weight.")) {
+            parameters += match self.quantized(name)? {
+                Some(weight) => weight.elements() as u64,
+                None => self.tensor(name)?.elements() as u64,
+            };
+        }
+        Ok(parameters)
+    }
+
     fn state_of(&self, name: &str) -> Option<(Code, String)> {
         [Code::Nf4, Code::Fp4, Code::Uniform4]
             .map(|code| (code, state_key(name, code)))

@@ -6,10 +6,12 @@
 use half::bf16;
 use rayon::prelude::*;
 
-use crate::{Quantized, Scales};
+use crate::{Float, Quantized, Scales};
 
 #[cfg(target_arch = "x86_64")]
-mod x86;
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 
 /// Elements one task takes. Smaller weights stay on the calling thread.
 const ELEMENTS_PER_TASK: usize = 1 << 16;
@@ -70,70 +72,87 @@ impl<'a> View<'a> {
     /// # Panics
     /// `out` has not as many entries as the weight.
     pub fn dequantize_f32(&self, out: &mut [f32]) {
-        let look_up = |table: &[f32; 16], packed: &[u8], out: &mut [f32]| match self.instructions {
+        let weight = self.weight;
+        self.run(out, |first, out| match self.instructions {
             // SAFETY: the constructor has seen these instructions on this processor.
             #[cfg(target_arch = "x86_64")]
-            Instructions::Avx512 => unsafe { x86::look_up_f32_avx512(table, packed, out) },
+            Instructions::Avx512 => unsafe { avx512::blocks_f32(weight, first, out) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Instructions::Avx2 => unsafe { x86::look_up_f32_avx2(table, packed, out) },
-            _ => look_up(table, packed, out),
-        };
-        self.run(out, |value| value, look_up);
+            Instructions::Avx2 => unsafe { avx2::blocks_f32_avx2(weight, first, out) },
+            _ => blocks(weight, first, out, |value| value, look_up),
+        });
     }
 
     /// # Panics
     /// `out` has not as many entries as the weight.
     pub fn dequantize_bf16(&self, out: &mut [bf16]) {
-        let look_up = |table: &[bf16; 16], packed: &[u8], out: &mut [bf16]| match self.instructions {
+        let weight = self.weight;
+        self.run(out, |first, out| match self.instructions {
             // SAFETY: the constructor has seen these instructions on this processor.
             #[cfg(target_arch = "x86_64")]
-            Instructions::Avx512 | Instructions::Avx2 => unsafe { x86::look_up_bf16_avx2(table, packed, out) },
-            _ => look_up(table, packed, out),
-        };
-        self.run(out, bf16::from_f32, look_up);
+            Instructions::Avx512 => unsafe { avx512::blocks_bf16(weight, first, out) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Instructions::Avx2 => unsafe { avx2::blocks_bf16_avx2(weight, first, out) },
+            _ => blocks(weight, first, out, to_bf16, look_up),
+        });
     }
 
-    fn run<T: Copy + Send + Sync>(
-        &self,
-        out: &mut [T],
-        convert: impl Fn(f32) -> T + Sync,
-        look_up: impl Fn(&[T; 16], &[u8], &mut [T]) + Sync,
-    ) {
-        let weight = self.weight;
-        assert_eq!(out.len(), weight.elements(), "output and weight differ in length");
-        let blocksize = weight.blocksize();
+    /// Calls `work` with the number of the first element and the place for the elements, for each task.
+    fn run<T: Send>(&self, out: &mut [T], work: impl Fn(usize, &mut [T]) + Sync) {
+        assert_eq!(out.len(), self.weight.elements(), "output and weight differ in length");
         // A power of two not below the block size: tasks begin at block borders.
-        let task = ELEMENTS_PER_TASK.max(blocksize);
-        let run_task = |first: usize, out: &mut [T]| {
-            for (i, out) in out.chunks_mut(blocksize).enumerate() {
-                let start = first + i * blocksize;
-                let packed = &weight.packed()[start / 2..(start + out.len()).div_ceil(2)];
-                let table = table(weight, start / blocksize).map(&convert);
-                look_up(&table, packed, out);
-            }
-        };
+        let task = ELEMENTS_PER_TASK.max(self.weight.blocksize());
         if out.len() <= task {
-            return run_task(0, out);
+            return work(0, out);
         }
-        out.par_chunks_mut(task).enumerate().for_each(|(i, out)| run_task(i * task, out));
+        out.par_chunks_mut(task).enumerate().for_each(|(i, out)| work(i * task, out));
     }
 }
 
-/// The 16 results of one block.
-#[inline]
-fn table(weight: &Quantized, block: usize) -> [f32; 16] {
-    let round = weight.dtype();
-    let scaled = |scale: f32| weight.values().map(|value| round.round(value * scale));
-    match weight.scales() {
-        Scales::Single(absmax) => scaled(absmax[block]),
-        Scales::Nested { codes, map, absmax, blocksize, offset } => {
-            scaled(map[codes[block] as usize] * absmax[block / blocksize] + offset)
-        }
-        Scales::Affine { width, minimum } => {
-            weight.values().map(|value| round.round(value * width[block] + minimum[block]))
-        }
+/// The blocks from element `first` on. Inlined into a function of each instruction set, so that the arithmetic of the
+/// tables becomes its vector code too.
+#[inline(always)]
+fn blocks<T: Copy>(
+    weight: &Quantized,
+    first: usize,
+    out: &mut [T],
+    convert: impl Fn(f32) -> T,
+    look_up: impl Fn(&[T; 16], &[u8], &mut [T]),
+) {
+    let blocksize = weight.blocksize();
+    for (i, out) in out.chunks_mut(blocksize).enumerate() {
+        let start = first + i * blocksize;
+        let packed = &weight.packed()[start / 2..(start + out.len()).div_ceil(2)];
+        look_up(&table(weight, start / blocksize).map(&convert), packed, out);
     }
+}
+
+/// The 16 results of one block, rounded to the weight's own type.
+#[inline(always)]
+fn table(weight: &Quantized, block: usize) -> [f32; 16] {
+    let values = weight.values();
+    let exact = match weight.scales() {
+        Scales::Single(absmax) => values.map(|value| value * absmax[block]),
+        Scales::Nested { codes, map, absmax, blocksize, offset } => {
+            let scale = map[codes[block] as usize] * absmax[block / blocksize] + offset;
+            values.map(|value| value * scale)
+        }
+        Scales::Affine { width, minimum } => values.map(|value| value * width[block] + minimum[block]),
+    };
+    match weight.dtype() {
+        Float::F32 => exact,
+        Float::Bf16 => exact.map(|value| to_bf16(value).to_f32()),
+        Float::F16 => exact.map(|value| Float::F16.round(value)),
+    }
+}
+
+/// To nearest, ties to even. No value here is NaN: without that case it is a few vector instructions.
+#[inline(always)]
+fn to_bf16(value: f32) -> bf16 {
+    let bits = value.to_bits();
+    bf16::from_bits((bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16) as u16)
 }
 
 /// Portable look-up: `out[2i]` by the high nibble, `out[2i + 1]` by the low one.

@@ -146,7 +146,7 @@ pub fn quantize_folder(
         bytes_total += tensor.bytes.len() as u64;
         slots.extend(Slot::of(name, &tensor, coding(name, &tensor), options.blocksize.get()));
     }
-    report.parameters = parameters(&checkpoint)?;
+    report.parameters = checkpoint.parameters()?;
 
     let weights = target.join("model.safetensors");
     let mut writer = Writer::create(&weights, slots)?;
@@ -280,22 +280,6 @@ fn quantization_config(code: Code, double: bool, options: &QuantOptions, rules: 
         "llm_int8_has_fp16_weight": false,
         "llm_int8_threshold": 6.0,
     })
-}
-
-/// Parameters of a checkpoint, 4-bit weights counted by their true shape.
-fn parameters(checkpoint: &Checkpoint) -> Result<u64> {
-    let mut parameters = 0;
-    for name in checkpoint.names() {
-        let of_a_quantized_weight = name.split_once(".weight.").is_some();
-        if of_a_quantized_weight {
-            continue;
-        }
-        parameters += match checkpoint.quantized(name)? {
-            Some(weight) => weight.elements() as u64,
-            None => checkpoint.tensor(name)?.elements() as u64,
-        };
-    }
-    Ok(parameters)
 }
 
 /// The bytes of `config.json`, and of every file that decides how text becomes tokens: each that the folder has, after its

@@ -3,7 +3,7 @@
 //! Double quantisation centres the scales on their mean, and a mean in f32 depends on the order of its additions. This is
 //! the order of PyTorch on an x86 CPU (vectors of 8, also where there is AVX-512) with one thread: four sums of vectors side
 //! by side, each in a cascade of four levels, so that small numbers are added to small ones. From 32,768 scales on PyTorch
-//! gives each of its threads a share, so there its own result depends on the number of threads (measured: by up to 4 units
+//! gives each of its threads a share, so there its own result depends on the number of threads (measured: by up to 2 units
 //! in the last place).
 
 /// Floats in a vector.

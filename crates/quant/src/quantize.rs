@@ -15,7 +15,7 @@ use crate::values::Values;
 use crate::{Bytes, Error, Float, NESTED_BLOCK, QuantState, Quantized, Result, Scales};
 
 #[cfg(target_arch = "x86_64")]
-mod x86;
+mod avx512;
 
 /// Values one task takes: enough work to be worth handing over, few enough to stay in a core's cache as f32.
 const VALUES_PER_TASK: usize = 1 << 16;
@@ -184,7 +184,7 @@ fn quantize_block(
     match instructions {
         // SAFETY: `Instructions::detect` has seen these features on this processor.
         #[cfg(target_arch = "x86_64")]
-        Instructions::Avx512 if block.len() == blocksize => unsafe { x86::block(block, thresholds, order, packed) },
+        Instructions::Avx512 if block.len() == blocksize => unsafe { avx512::block(block, thresholds, order, packed) },
         // SAFETY: as above; AVX-512 comes with AVX2.
         #[cfg(target_arch = "x86_64")]
         Instructions::Avx2 | Instructions::Avx512 => unsafe {
@@ -269,7 +269,9 @@ fn quantize_scales(absmax: &[f32], offset: f32, map: &[f32; 256], backend: Backe
     let mut scales = vec![0f32; absmax.len().div_ceil(NESTED_BLOCK)];
     for ((codes, scale), block) in codes.chunks_mut(NESTED_BLOCK).zip(&mut scales).zip(absmax.chunks(NESTED_BLOCK)) {
         *scale = block.iter().fold(0f32, |max, x| max.max((x - offset).abs()));
-        let inverse = 1.0 / scale.max(MIN_SCALE);
+        // Unlike the weights' scales these have no guard in bitsandbytes: where all are equal, 0 · ∞ is no number, and that
+        // becomes code 0. The scale is 0 then, so the value is the offset whatever the code.
+        let inverse = 1.0 / *scale;
         for (code, x) in codes.iter_mut().zip(block) {
             let scaled = ((x - offset) * inverse).clamp(-1.0, 1.0);
             *code = match backend {
@@ -298,5 +300,7 @@ static NEAREST: LazyLock<Vec<u8>> = LazyLock::new(|| {
     (0..=u16::MAX).map(|i| nearest(&map, i as f32 / 65535.0 * 2.0 - 1.0)).collect()
 });
 
+#[cfg(test)]
+mod properties;
 #[cfg(test)]
 mod tests;

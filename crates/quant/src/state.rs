@@ -98,7 +98,9 @@ impl QuantState {
 fn python_float(value: f64) -> String {
     let magnitude = value.abs();
     if magnitude != 0.0 && !(1e-4..1e16).contains(&magnitude) {
-        let text = format!("{value:e}");
+        let shortest = format!("{value:e}");
+        let Some((digits, _)) = shortest.split_once('e') else { return shortest };
+        let text = even_on_a_tie(value, &shortest, format!("{value:.*e}", decimals(digits)));
         let Some((digits, exponent)) = text.split_once('e') else { return text };
         let (sign, exponent) = match exponent.strip_prefix('-') {
             Some(digits) => ("-", digits),
@@ -106,8 +108,19 @@ fn python_float(value: f64) -> String {
         };
         return format!("{digits}e{sign}{exponent:0>2}");
     }
-    let text = value.to_string();
+    let shortest = value.to_string();
+    let text = even_on_a_tie(value, &shortest, format!("{value:.*}", decimals(&shortest)));
     if text.contains('.') { text } else { text + ".0" }
+}
+
+fn decimals(number: &str) -> usize {
+    number.split_once('.').map_or(0, |(_, decimals)| decimals.len())
+}
+
+/// Where two shortest numbers are equally near, Python takes the one that ends in an even digit and Rust the larger. An f32
+/// has few enough binary digits for that to happen. `rounded` is the value at as many decimals, rounded to even.
+fn even_on_a_tie(value: f64, shortest: &str, rounded: String) -> String {
+    if rounded.parse() == Ok(value) { rounded } else { shortest.to_owned() }
 }
 
 #[cfg(test)]
@@ -136,6 +149,18 @@ mod tests {
     fn floats_are_written_as_python_writes_them() {
         for (value, text) in [(0.0, "0.0"), (1.0, "1.0"), (0.000_1, "0.0001"), (1.5e-5, "1.5e-05"), (1e16, "1e+16")] {
             assert_eq!(python_float(value), text);
+        }
+    }
+
+    #[test]
+    fn a_float_between_two_shortest_numbers_ends_in_an_even_digit() {
+        for (value, text) in [
+            (0.629_432_7f32, "0.6294326782226562"), // 0.62943267822265625
+            (128.1315, "128.13150024414062"),
+            (5.960_464_5e-7, "5.960464477539062e-07"),
+            (-0.629_432_7, "-0.6294326782226562"),
+        ] {
+            assert_eq!(python_float(value.into()), text);
         }
     }
 

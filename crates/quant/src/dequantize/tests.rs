@@ -48,3 +48,19 @@ fn error_stays_below_half_the_widest_gap() {
         }
     }
 }
+
+#[test]
+fn large_outputs_are_the_same_at_any_alignment() {
+    const COUNT: usize = (8 << 20) + 37; // written past the caches, with a tail
+    let weight =
+        quantize(&noise(COUNT), &[COUNT], Float::Bf16, Code::Nf4, BlockSize::DEFAULT, true, Backend::Cpu).unwrap();
+    let mut portable = vec![bf16::ZERO; COUNT];
+    View::with_instructions(&weight, Instructions::Portable).dequantize_bf16(&mut portable);
+    let mut room = vec![bf16::ZERO; COUNT + 64];
+    let to_line = (64 - room.as_ptr().addr() % 64) % 64 / 2;
+    for offset in [to_line, to_line + 1] {
+        let out = &mut room[offset..offset + COUNT];
+        View::new(&weight).dequantize_bf16(out);
+        assert!(out == portable, "{offset}");
+    }
+}

@@ -1,13 +1,26 @@
-//! Look-ups with AVX-512 and AVX2. Tails go through the portable code.
+//! Look-ups with AVX2. Tails go through the portable code.
 
 use std::arch::x86_64::*;
 
 use half::bf16;
 
+use super::{blocks, to_bf16};
+use crate::Quantized;
+
+#[target_feature(enable = "avx2")]
+pub(super) fn blocks_f32_avx2(weight: &Quantized, first: usize, out: &mut [f32]) {
+    blocks(weight, first, out, |value| value, |table, packed, out| look_up_f32_avx2(table, packed, out));
+}
+
+#[target_feature(enable = "avx2")]
+pub(super) fn blocks_bf16_avx2(weight: &Quantized, first: usize, out: &mut [bf16]) {
+    blocks(weight, first, out, to_bf16, |table, packed, out| look_up_bf16_avx2(table, packed, out));
+}
+
 /// Nibbles of 8 bytes in order, one a byte: high nibble first.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn nibbles(packed: &[u8; 8]) -> __m128i {
+pub(super) fn nibbles(packed: &[u8; 8]) -> __m128i {
     let bytes = _mm_set_epi64x(0, i64::from_le_bytes(*packed));
     let mask = _mm_set1_epi8(15);
     let high = _mm_and_si128(_mm_srli_epi16::<4>(bytes), mask);
@@ -15,24 +28,10 @@ fn nibbles(packed: &[u8; 8]) -> __m128i {
     _mm_unpacklo_epi8(high, low)
 }
 
-/// 16 elements a step: one permutation of the 16-entry table held in a register.
-#[target_feature(enable = "avx512f,avx2")]
-pub(super) fn look_up_f32_avx512(table: &[f32; 16], packed: &[u8], out: &mut [f32]) {
-    // SAFETY: the table has 16 entries.
-    let values = unsafe { _mm512_loadu_ps(table.as_ptr()) };
-    let (steps, tail) = packed.as_chunks::<8>();
-    let (wide, rest) = out.split_at_mut((steps.len() * 16).min(out.len() / 16 * 16));
-    for (eight, out) in steps.iter().zip(wide.as_chunks_mut::<16>().0) {
-        let index = _mm512_cvtepu8_epi32(nibbles(eight));
-        // SAFETY: `out` has 16 entries.
-        unsafe { _mm512_storeu_ps(out.as_mut_ptr(), _mm512_permutexvar_ps(index, values)) };
-    }
-    super::look_up(table, tail_of(packed, tail, wide.len()), rest);
-}
-
 /// 8 elements a step: two permutations of half the table each, chosen by the number's top bit.
+#[inline]
 #[target_feature(enable = "avx2")]
-pub(super) fn look_up_f32_avx2(table: &[f32; 16], packed: &[u8], out: &mut [f32]) {
+fn look_up_f32_avx2(table: &[f32; 16], packed: &[u8], out: &mut [f32]) {
     // SAFETY: the table has 16 entries.
     let (first, second) = unsafe { (_mm256_loadu_ps(table.as_ptr()), _mm256_loadu_ps(table.as_ptr().add(8))) };
     let select = |index: __m256i| {
@@ -56,8 +55,9 @@ pub(super) fn look_up_f32_avx2(table: &[f32; 16], packed: &[u8], out: &mut [f32]
 }
 
 /// 16 elements a step: one byte shuffle for the low bytes of the table, one for the high bytes.
+#[inline]
 #[target_feature(enable = "avx2")]
-pub(super) fn look_up_bf16_avx2(table: &[bf16; 16], packed: &[u8], out: &mut [bf16]) {
+fn look_up_bf16_avx2(table: &[bf16; 16], packed: &[u8], out: &mut [bf16]) {
     let low_bytes = table.map(|value| value.to_bits() as u8);
     let high_bytes = table.map(|value| (value.to_bits() >> 8) as u8);
     // SAFETY: both arrays have 16 bytes.
