@@ -5,17 +5,9 @@ use std::path::Path;
 
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 use tailor_domain::{Family, QuantCode};
-use tailor_quant::{Checkpoint, Error, QuantOptions, Quantized, Scales, fingerprint, quantize_folder};
+use tailor_quant::{Checkpoint, Error, QuantOptions, fingerprint, quantize_folder};
 
 use crate::golden_folder;
-
-fn assert_same_offset(a: &Quantized, b: &Quantized) {
-    let offset = |weight: &Quantized| match weight.scales() {
-        Scales::Nested { offset, .. } => *offset,
-        _ => panic!("scales are nested"),
-    };
-    assert!(offset(a).to_bits().abs_diff(offset(b).to_bits()) <= 4, "{} and {}", offset(a), offset(b));
-}
 
 fn quantize_to(source: &Path, target: &Path) -> Result<tailor_quant::QuantReport, Error> {
     quantize_folder(source, target, &QuantOptions::default(), &mut |_| {})
@@ -49,27 +41,8 @@ fn folder_has_the_tensors_that_transformers_saves() {
         assert_eq!(ours.names().collect::<Vec<_>>(), theirs.names().collect::<Vec<_>>(), "{name}");
         for tensor in ours.names() {
             let (a, b) = (ours.tensor(tensor).unwrap(), theirs.tensor(tensor).unwrap());
-            // The mean that double quantisation centres on differs in its last bits by the order of summation; what
-            // hangs on it is compared below.
-            let hangs_on_the_mean = [".nested_absmax", ".absmax", "bitsandbytes__nf4"];
-            if hangs_on_the_mean.iter().any(|ending| tensor.ends_with(ending)) {
-                assert_eq!(a.dtype, b.dtype, "{name}: {tensor}");
-                continue;
-            }
             assert_eq!((a.dtype, &a.shape), (b.dtype, &b.shape), "{name}: {tensor}");
             assert_eq!(a.bytes.to_vec(), b.bytes.to_vec(), "{name}: {tensor}");
-        }
-        for tensor in ours.names() {
-            let (a, b) = (ours.quantized(tensor).unwrap(), theirs.quantized(tensor).unwrap());
-            let (Some(a), Some(b)) = (a, b) else { continue };
-            assert_same_offset(&a, &b);
-            let values = |weight: &Quantized| {
-                let mut values = vec![0f32; weight.elements()];
-                weight.dequantize_f32(&mut values);
-                values
-            };
-            let worst = values(&a).iter().zip(values(&b)).fold(0f32, |max, (x, y)| max.max((x - y).abs()));
-            assert!(worst <= 1e-6, "{name}: {tensor} differs by {worst}");
         }
         assert!(report.quantized >= 14);
         let expected = if name == "t5-v11" { Family::EncoderDecoder } else { Family::Decoder };
