@@ -139,7 +139,7 @@ fn loss(base: &Base, batch: &[Encoded]) -> Result<(Tensor, u64)> {
     let (positions, labels): (Vec<i64>, Vec<i64>) = kept.into_iter().unzip();
     let depth = base.config().hidden_size();
     let picked = hidden.reshape([-1, depth]).index_select(0, &Tensor::from_slice(&positions)); // (N, D)
-    let logits = base.head(&picked); // (N, V)
+    let logits = base.head(&picked, &Pass::base()); // (N, V)
     let loss = logits.cross_entropy_loss(&Tensor::from_slice(&labels), None::<&Tensor>, Reduction::Mean, IGNORED, 0.0);
     Ok((loss, labels.len() as u64))
 }

@@ -42,20 +42,20 @@ pub fn score(base: &Base, job: &ScoreJob, set: Option<&LoraSet>) -> Result<Vec<O
     let labels: Vec<i64> = tokens[tokens.len() - scored..].iter().map(|id| i64::from(*id)).collect();
     let labels = Tensor::f_from_slice(&labels)?.f_to_device(base.device())?;
     let mut scores = vec![None; tokens.len() - scored];
-    scores.extend(log_probabilities(base, &predicting, &labels)?.into_iter().map(Some));
+    scores.extend(log_probabilities(base, &predicting, &labels, &pass)?.into_iter().map(Some));
     Ok(scores)
 }
 
 /// # Shapes
 /// `hidden`: (n, D), `labels`: (n)
-fn log_probabilities(base: &Base, hidden: &Tensor, labels: &Tensor) -> Result<Vec<f32>> {
+fn log_probabilities(base: &Base, hidden: &Tensor, labels: &Tensor, pass: &Pass<'_>) -> Result<Vec<f32>> {
     let count = labels.size1()?;
     let slice = (MAX_LOGITS / base.config().vocab_size().max(1)).max(1);
     let mut found = Vec::with_capacity(count as usize);
     let mut start = 0;
     while start < count {
         let length = slice.min(count - start);
-        let logits = base.head(&hidden.f_narrow(0, start, length)?); // (n, V)
+        let logits = base.head(&hidden.f_narrow(0, start, length)?, pass); // (n, V)
         let labels = labels.f_narrow(0, start, length)?.f_unsqueeze(1)?; // (n, 1)
         let chosen = logits.f_log_softmax(-1, Kind::Float)?.f_gather(1, &labels, false)?.f_squeeze_dim(1)?;
         found.extend(Vec::<f32>::try_from(&chosen)?);

@@ -60,7 +60,7 @@ impl Given {
             Family::Decoder => Input::Decoder { ids, mask },
             Family::EncoderDecoder => Input::EncoderDecoder { ids, mask, decoder_ids: self.get("decoder_ids")? },
         };
-        Ok(base.head(&base.hidden(&input, pass)?))
+        Ok(base.head(&base.hidden(&input, pass)?, pass))
     }
 
     fn adapter(&self, base: &Base, scale: f64) -> Result<LoraSet, Failure> {

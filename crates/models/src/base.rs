@@ -9,10 +9,10 @@ use tailor_quant::Checkpoint;
 use tch::{Device, Kind, Tensor};
 
 use crate::decoder::Decoder;
-use crate::linear::{Compute, LinearInfo};
-use crate::lora::Pass;
+use crate::linear::{Compute, LinearInfo, Weight};
+use crate::pass::Pass;
 use crate::t5::T5;
-use crate::weights::{Builder, Parameter, Source};
+use crate::weights::{Builder, Parameter, Site, Source};
 use crate::{Config, Error, Result};
 
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
@@ -51,6 +51,9 @@ pub struct Base {
     compute: Compute,
     device: Device,
     linears: Arc<[LinearInfo]>,
+    /// Of the linear layers, in their order.
+    weights: Vec<Weight>,
+    sites: Arc<[Site]>,
     pub(crate) parameters: Vec<Parameter>,
     quantized_bytes: usize,
     quantized_parameters: u64,
@@ -102,6 +105,8 @@ impl Base {
             compute: options.compute,
             device: options.device,
             linears: builder.linears.into(),
+            weights: builder.weights,
+            sites: builder.sites.into(),
             parameters: builder.parameters,
             quantized_bytes: builder.quantized_bytes,
             quantized_parameters: builder.quantized_parameters,
@@ -129,8 +134,14 @@ impl Base {
         &self.linears
     }
 
-    pub(crate) fn linears_shared(&self) -> Arc<[LinearInfo]> {
-        Arc::clone(&self.linears)
+    /// What an adapter can change: the linear layers, and where other tensors are used.
+    pub(crate) fn places(&self) -> (Arc<[LinearInfo]>, Arc<[Site]>) {
+        (Arc::clone(&self.linears), Arc::clone(&self.sites))
+    }
+
+    /// The weight of the linear layer in this place.
+    pub(crate) fn weight(&self, slot: usize) -> &Weight {
+        &self.weights[slot]
     }
 
     /// The dense tensors; a tied head is the embedding and comes once.
@@ -169,11 +180,11 @@ impl Base {
     }
 
     /// # Shapes
-    /// `hidden` [.., D] → logits [.., V] in f32
-    pub fn head(&self, hidden: &Tensor) -> Tensor {
+    /// `hidden` [.., D], with an adapter for each row [B, .., D] → logits [.., V] in f32
+    pub fn head(&self, hidden: &Tensor, pass: &Pass<'_>) -> Tensor {
         let logits = match &self.model {
-            Model::Decoder(decoder) => decoder.head(hidden),
-            Model::T5(t5) => t5.head(hidden),
+            Model::Decoder(decoder) => decoder.head(hidden, pass),
+            Model::T5(t5) => t5.head(hidden, pass),
         };
         logits.to_kind(Kind::Float)
     }

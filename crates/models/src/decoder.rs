@@ -10,17 +10,17 @@ use crate::attention::{Mask, attend, causal_mask, heads, softcapped};
 use crate::cache::{Cache, LayerCache};
 use crate::config::{AttentionKind, DecoderConfig, RopeScaling};
 use crate::linear::Linear;
-use crate::lora::Pass;
 use crate::norm::{NormScale, RmsNorm};
-use crate::weights::Builder;
+use crate::pass::Pass;
+use crate::weights::{Builder, Dense};
 use crate::{Activation, Result};
 
 pub(crate) struct Decoder {
-    embed_tokens: Tensor, // [V, D]
+    embed_tokens: Dense, // [V, D]
     embedding_scale: Option<Tensor>,
     layers: Vec<Layer>,
     norm: RmsNorm,
-    lm_head: Option<Tensor>, // [V, D]; None where it is the embedding
+    lm_head: Dense, // [V, D]; tied: the embedding's values
     logit_softcap: Option<f64>,
     kinds: Vec<LayerKind>,
 }
@@ -76,19 +76,22 @@ impl Decoder {
     pub fn build(config: &DecoderConfig, weights: &mut Builder) -> Result<Self> {
         let std = config.initializer_range;
         let (hidden, vocab) = (config.hidden_size, config.vocab_size);
-        let embed_tokens = weights.normal("model.embed_tokens.weight", &[vocab, hidden], std)?;
+        let embedding = weights.normal("model.embed_tokens.weight", &[vocab, hidden], std)?;
+        let embed_tokens = weights.at("model.embed_tokens.weight", &embedding);
         let build = |(i, &kind)| Layer::build(config, weights, i, kind);
         let layers = config.layers.iter().enumerate().map(build).collect::<Result<_>>()?;
         let norm = weights.norm("model.norm", hidden, config.rms_norm_eps, norm_scale(config))?;
         let tied = config.tie_word_embeddings;
-        let lm_head = if tied { None } else { Some(weights.normal("lm_head.weight", &[vocab, hidden], std)?) };
+        let lm_head =
+            if tied { embedding.shallow_clone() } else { weights.normal("lm_head.weight", &[vocab, hidden], std)? };
+        let lm_head = weights.at("lm_head.weight", &lm_head);
         let kinds = config.attention_kinds.iter().map(|kind| LayerKind {
             inverse_frequencies: inverse_frequencies(kind, config.head_dim).to_device(weights.device()),
             sliding_window: kind.sliding_window,
         });
         let kinds = kinds.collect();
         // Rounded to the weights' type first, as the reference does: in bf16 that shows.
-        let root = || Tensor::from((hidden as f64).sqrt()).to_kind(embed_tokens.kind()).to_device(weights.device());
+        let root = || Tensor::from((hidden as f64).sqrt()).to_kind(embedding.kind()).to_device(weights.device());
         let embedding_scale = config.gemma_scaling.then(root);
         Ok(Self { embed_tokens, embedding_scale, layers, norm, lm_head, logit_softcap: config.logit_softcap, kinds })
     }
@@ -113,7 +116,7 @@ impl Decoder {
             None => mask.map(Tensor::shallow_clone),
         };
         let views: Vec<View> = self.kinds.iter().map(|kind| self.view(kind, ids, keys.as_ref())).collect();
-        let mut x = Tensor::embedding(&self.embed_tokens, ids, -1, false, false); // [B, T, D]
+        let mut x = pass.with(&self.embed_tokens, ids, |ids, own| Tensor::embedding(own, ids, -1, false, false)); // [B, T, D]
         if let Some(scale) = &self.embedding_scale {
             x *= scale;
         }
@@ -121,13 +124,13 @@ impl Decoder {
             let cache = cache.as_mut().and_then(|cache| cache.layers.get_mut(i));
             x = layer.forward(&x, &views[layer.kind], cache, pass);
         }
-        self.norm.forward(&x)
+        self.norm.forward(&x, pass)
     }
 
     /// # Shapes
     /// `hidden` [.., D] → [.., V]
-    pub fn head(&self, hidden: &Tensor) -> Tensor {
-        let logits = hidden.linear(self.lm_head.as_ref().unwrap_or(&self.embed_tokens), None::<&Tensor>);
+    pub fn head(&self, hidden: &Tensor, pass: &Pass<'_>) -> Tensor {
+        let logits = pass.with(&self.lm_head, hidden, |hidden, own| hidden.linear(own, None::<&Tensor>));
         self.logit_softcap.map_or_else(|| logits.shallow_clone(), |cap| softcapped(&logits, cap))
     }
 
@@ -153,7 +156,7 @@ impl Decoder {
         };
         let angles = positions.to_kind(Kind::Float).unsqueeze(-1) * inverse_frequencies; // [B, T, Dh/2]
         let angles = Tensor::cat(&[&angles, &angles], -1).unsqueeze(1); // [B, 1, T, Dh]
-        let kind = self.embed_tokens.kind();
+        let kind = self.embed_tokens.tensor.kind();
         Rotation { cos: angles.cos().to_kind(kind), sin: angles.sin().to_kind(kind) }
     }
 }
@@ -193,11 +196,9 @@ impl Layer {
     /// # Shapes
     /// `x` [B, T, D] → [B, T, D]
     fn forward(&self, x: &Tensor, view: &View, cache: Option<&mut LayerCache>, pass: &Pass<'_>) -> Tensor {
-        let x = x + normed(
-            self.self_attn.forward(&self.input_layernorm.forward(x), view, cache, pass),
-            &self.attention_norm,
-        );
-        &x + normed(self.mlp.forward(&self.mlp_input_norm.forward(&x), pass), &self.mlp_norm)
+        let attended = self.self_attn.forward(&self.input_layernorm.forward(x, pass), view, cache, pass);
+        let x = x + normed(attended, &self.attention_norm, pass);
+        &x + normed(self.mlp.forward(&self.mlp_input_norm.forward(&x, pass), pass), &self.mlp_norm, pass)
     }
 }
 
@@ -226,8 +227,8 @@ impl Attention {
     /// # Shapes
     /// `x` [B, T, D] → [B, T, D]
     fn forward(&self, x: &Tensor, view: &View, cache: Option<&mut LayerCache>, pass: &Pass<'_>) -> Tensor {
-        let q = normed(heads(&self.q_proj.forward(x, pass), self.head_dim), &self.q_norm); // [B, H, T, Dh]
-        let k = normed(heads(&self.k_proj.forward(x, pass), self.head_dim), &self.k_norm); // [B, K, T, Dh]
+        let q = normed(heads(&self.q_proj.forward(x, pass), self.head_dim), &self.q_norm, pass); // [B, H, T, Dh]
+        let k = normed(heads(&self.k_proj.forward(x, pass), self.head_dim), &self.k_norm, pass); // [B, K, T, Dh]
         let v = heads(&self.v_proj.forward(x, pass), self.head_dim);
         let (q, k) = (view.rotation.turn(&q), view.rotation.turn(&k));
         let (k, v) = match cache {
@@ -264,8 +265,8 @@ fn norm_scale(config: &DecoderConfig) -> NormScale {
     if config.gemma_scaling { NormScale::OnePlusWeight } else { NormScale::Weight }
 }
 
-fn normed(x: Tensor, norm: &Option<RmsNorm>) -> Tensor {
-    norm.as_ref().map_or_else(|| x.shallow_clone(), |norm| norm.forward(&x))
+fn normed(x: Tensor, norm: &Option<RmsNorm>, pass: &Pass<'_>) -> Tensor {
+    norm.as_ref().map_or_else(|| x.shallow_clone(), |norm| norm.forward(&x, pass))
 }
 
 /// θ^(−2i/Dh), changed as the scaling says (Llama 3.1: by wavelength against the original context).

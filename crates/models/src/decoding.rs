@@ -4,7 +4,8 @@ use tch::{Kind, Tensor, no_grad};
 
 use crate::base::Model;
 use crate::cache::Cache;
-use crate::lora::{LoraSet, Pass};
+use crate::lora::LoraSet;
+use crate::pass::Pass;
 use crate::{Base, Config, Error, Result};
 
 /// A batch that is being continued. Rows are in the order of the prompts, then as [`Decoding::keep`] and
@@ -95,7 +96,7 @@ impl Base {
                 let (ids, mask) = self.pad(prompts, Side::Left);
                 let mut cache = Cache::new(decoder.layer_count(), None, batch, self.device());
                 let hidden = decoder.hidden(&ids, Some(&mask), Some(&mut cache), pass);
-                Ok((self.head(&last(&hidden)), Decoding { cache }))
+                Ok((self.head(&last(&hidden), pass), Decoding { cache }))
             }
             Model::T5(t5) => {
                 let (ids, mask) = self.pad(prompts, Side::Right);
@@ -129,7 +130,7 @@ impl Base {
                 Model::Decoder(decoder) => decoder.hidden(&ids, None, Some(&mut decoding.cache), pass),
                 Model::T5(t5) => t5.decode_next(&ids, &mut decoding.cache, pass),
             };
-            Ok(self.head(&last(&hidden)))
+            Ok(self.head(&last(&hidden), pass))
         })
     }
 

@@ -13,8 +13,9 @@
 //! set.parameters();                                 // (path + ".lora_A.weight" | ".lora_B.weight", tensor)
 //!
 //! // Training and scoring: whole sequences. Positions are picked between the two calls.
-//! let hidden = base.hidden(&Input::Decoder { ids, mask }, &Pass::training(&set))?;       // [B, T, D]
-//! let logits = base.head(&hidden.view([-1, d]).index_select(0, &positions));          // [N, V] f32
+//! let pass = Pass::training(&set);
+//! let hidden = base.hidden(&Input::Decoder { ids, mask }, &pass)?;                    // [B, T, D]
+//! let logits = base.head(&hidden.view([-1, d]).index_select(0, &positions), &pass);   // [N, V] f32
 //!
 //! // Decoding: prompts in, next-token logits out; rows leave with `keep`, others come in with `join`.
 //! let routes = Routes::new(&[Some(&set_a), None, Some(&set_b)], base.device());       // an adapter for each row
@@ -36,6 +37,7 @@
 mod attention;
 mod base;
 mod cache;
+mod change;
 mod config;
 mod decoder;
 mod decoding;
@@ -43,6 +45,7 @@ mod error;
 mod linear;
 mod lora;
 mod norm;
+mod pass;
 mod peft;
 mod save;
 mod t5;
@@ -53,5 +56,6 @@ pub use config::{Activation, AttentionKind, Config, DecoderConfig, RopeScaling, 
 pub use decoding::{Decoding, Greedy};
 pub use error::{Error, Result};
 pub use linear::{Compute, LinearInfo};
-pub use lora::{Adapters, Lora, LoraInit, LoraSet, Pass, Routes};
+pub use lora::{Lora, LoraInit, LoraSet};
+pub use pass::{Adapters, Pass, Routes};
 pub use weights::Parameter;

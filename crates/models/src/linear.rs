@@ -5,7 +5,7 @@ use tailor_quant::Float;
 use tailor_torch::QuantWeight;
 use tch::{Kind, Tensor};
 
-use crate::lora::{Adapters, Pass};
+use crate::pass::{Adapters, Pass};
 
 /// The type in which activations and dequantised weights live.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -60,6 +60,16 @@ pub(crate) enum Weight {
     FourBit(QuantWeight),
 }
 
+impl Weight {
+    /// Another handle on the same values.
+    pub fn share(&self) -> Self {
+        match self {
+            Self::Dense(weight) => Self::Dense(weight.shallow_clone()),
+            Self::FourBit(weight) => Self::FourBit(weight.clone()),
+        }
+    }
+}
+
 pub(crate) struct Linear {
     pub weight: Weight,
     pub bias: Option<Tensor>, // [out]
@@ -71,19 +81,23 @@ impl Linear {
     /// # Shapes
     /// `x` [B, T, in] → [B, T, out]
     pub fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Tensor {
-        let y = match &self.weight {
+        match &pass.adapters {
+            Adapters::None => self.plain(x),
+            Adapters::One(set) => match set.change(self.slot) {
+                None => self.plain(x),
+                Some(change) => change.forward(self, x, pass.training),
+            },
+            Adapters::Rows(routes) => routes.forward(self, x),
+        }
+    }
+
+    /// The base's own.
+    pub fn plain(&self, x: &Tensor) -> Tensor {
+        match &self.weight {
             Weight::Dense(weight) => x.linear(weight, self.bias.as_ref()),
             Weight::FourBit(weight) => {
                 tailor_torch::quant_linear(x, weight, self.bias.as_ref()).unwrap_or_else(|error| panic!("{error}"))
             }
-        };
-        match &pass.adapters {
-            Adapters::None => y,
-            Adapters::One(set) => match set.slot(self.slot) {
-                None => y,
-                Some(lora) => lora.add_to(&y, x, pass.training),
-            },
-            Adapters::Rows(routes) => routes.add_to(y, x, self.slot),
         }
     }
 }

@@ -1,12 +1,15 @@
 //! LoRA, arXiv 2106.09685 eq. 3: h = W0·x + s·B·A·x, with s = α/r. A and B in f32 whatever the base computes in.
 //!
 //! A set is not part of the base. A pass names the set it runs with, or one set for each row of the batch, so attaching,
-//! detaching and mixing need no change of the model.
+//! detaching and mixing need no change of the model. Beside A and B a set may hold what else PEFT trains with them:
+//! magnitudes (DoRA), biases, and whole tensors in the place of the base's.
 
 use std::sync::Arc;
 
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
+use crate::change::{Change, Dora};
+use crate::weights::Site;
 use crate::{Base, Error, LinearInfo, Result};
 
 /// Both factors for one linear layer.
@@ -43,18 +46,21 @@ pub struct LoraInit {
     pub targets: Vec<String>,
 }
 
-/// The LoRA factors of one adapter, by linear layer of one base.
+/// What one adapter changes, by the linear layers and the other tensors of one base.
 #[derive(Debug)]
 pub struct LoraSet {
     linears: Arc<[LinearInfo]>,
-    slots: Vec<Option<Lora>>,
+    changes: Vec<Option<Change>>,
+    sites: Arc<[Site]>,
+    whole: Vec<Option<Tensor>>,
 }
 
 impl LoraSet {
     pub fn empty(base: &Base) -> Self {
-        let linears = base.linears_shared();
-        let slots = linears.iter().map(|_| None).collect();
-        Self { linears, slots }
+        let (linears, sites) = base.places();
+        let changes = linears.iter().map(|_| None).collect();
+        let whole = sites.iter().map(|_| None).collect();
+        Self { linears, changes, sites, whole }
     }
 
     /// A set to be trained: A uniform as PEFT's kaiming_uniform(a=√5), B zero, both f32 leaves. Draws from libtorch's
@@ -78,19 +84,16 @@ impl LoraSet {
         }
         tch::manual_seed(seed);
         let options = (Kind::Float, base.device());
-        for (slot, linear) in set.slots.iter_mut().zip(set.linears.iter()) {
+        for (change, linear) in set.changes.iter_mut().zip(set.linears.iter()) {
             if !init.targets.is_empty() && !init.targets.iter().any(|target| matches(&linear.path, target)) {
                 continue;
             }
             let bound = 1.0 / (linear.in_features as f64).sqrt();
             let a = Tensor::rand([init.rank, linear.in_features], options) * (2.0 * bound) - bound;
             let b = Tensor::zeros([linear.out_features, init.rank], options);
-            *slot = Some(Lora {
-                a: a.set_requires_grad(true),
-                b: b.set_requires_grad(true),
-                scale: init.alpha / init.rank as f64,
-                dropout: init.dropout,
-            });
+            let (a, b) = (a.set_requires_grad(true), b.set_requires_grad(true));
+            let lora = Lora { a, b, scale: init.alpha / init.rank as f64, dropout: init.dropout };
+            *change = Some(Change { lora: Some(lora), ..Change::default() });
         }
         Ok(set)
     }
@@ -100,10 +103,7 @@ impl LoraSet {
     /// # Errors
     /// The base has no such layer, or the shapes do not fit it.
     pub fn insert(&mut self, path: &str, lora: Lora) -> Result<()> {
-        let Some(slot) = self.linears.iter().position(|linear| linear.path == path) else {
-            let example = self.linears.first().map_or("", |linear| linear.path.as_str());
-            return Err(Error::Adapter(format!("base has no linear layer {path:?}; its layers look like {example:?}")));
-        };
+        let slot = self.slot(path)?;
         let linear = &self.linears[slot];
         let (a, b) = (lora.a.size(), lora.b.size());
         let fits = a.len() == 2
@@ -116,127 +116,146 @@ impl LoraSet {
             let problem = format!("{path}: A {a:?} and B {b:?} do not fit a layer from {input} to {out} features");
             return Err(Error::Adapter(problem));
         }
-        self.slots[slot] = Some(lora);
+        self.changes[slot].get_or_insert_default().lora = Some(lora);
         Ok(())
     }
 
-    pub(crate) fn slot(&self, slot: usize) -> Option<&Lora> {
-        self.slots.get(slot)?.as_ref()
+    /// Makes the factors at `path`, which must be there, DoRA's: `magnitude` [out] in f32.
+    ///
+    /// # Errors
+    /// No factors there, or some with dropout; a size that does not fit; a row of W + s·B·A without any length.
+    pub fn insert_magnitude(&mut self, base: &Base, path: &str, magnitude: Tensor) -> Result<()> {
+        let slot = self.slot(path)?;
+        self.check_vector(slot, "magnitude", &magnitude)?;
+        let dora = match self.changes[slot].as_ref().and_then(|change| change.lora.as_ref()) {
+            None => return Err(Error::Adapter(format!("{path}: a magnitude needs A and B"))),
+            // PEFT would run the base's layer once more, on the inputs that dropout left.
+            Some(lora) if lora.dropout > 0.0 => {
+                return Err(Error::Adapter(format!(
+                    "{path}: DoRA with dropout {} is not supported; use 0",
+                    lora.dropout
+                )));
+            }
+            Some(lora) => Dora::new(base.weight(slot), lora, magnitude)?,
+        };
+        if !dora.is_finite() {
+            return Err(Error::Adapter(format!(
+                "{path}: a row of the base's weight with B·A is zero, so DoRA has no scale"
+            )));
+        }
+        self.changes[slot].get_or_insert_default().dora = Some(dora);
+        Ok(())
+    }
+
+    /// Gives the B at `path` a bias [out] in f32.
+    ///
+    /// # Errors
+    /// No factors there, or a size that does not fit.
+    pub fn insert_lora_bias(&mut self, path: &str, bias: Tensor) -> Result<()> {
+        let slot = self.slot(path)?;
+        self.check_vector(slot, "bias of lora_B", &bias)?;
+        match self.changes[slot].as_mut().filter(|change| change.lora.is_some()) {
+            None => Err(Error::Adapter(format!("{path}: a bias of lora_B needs A and B"))),
+            Some(change) => {
+                change.lora_bias = Some(bias);
+                Ok(())
+            }
+        }
+    }
+
+    /// Puts `tensor`, in the base's compute type, in the place of the base's parameter at `path`: an embedding, a norm,
+    /// the head, or a linear layer's weight or bias.
+    ///
+    /// # Errors
+    /// The base has no such parameter that can be replaced, or has it in another shape.
+    pub fn replace(&mut self, path: &str, tensor: Tensor) -> Result<()> {
+        let misfit = |shape: &[i64]| {
+            Err(Error::Adapter(format!("{path} is {:?} in the adapter and {shape:?} in the base", tensor.size())))
+        };
+        if let Some(site) = self.sites.iter().position(|site| site.path == path) {
+            if tensor.size() != self.sites[site].shape {
+                return misfit(&self.sites[site].shape);
+            }
+            self.whole[site] = Some(tensor);
+            return Ok(());
+        }
+        let (module, is_weight) = match (path.strip_suffix(".weight"), path.strip_suffix(".bias")) {
+            (Some(module), _) => (module, true),
+            (None, Some(module)) => (module, false),
+            (None, None) => return Err(Error::Adapter(format!("base has no parameter {path:?} that can be replaced"))),
+        };
+        let slot = self.slot(module)?;
+        let linear = &self.linears[slot];
+        let shape = if is_weight { vec![linear.out_features, linear.in_features] } else { vec![linear.out_features] };
+        if tensor.size() != shape {
+            return misfit(&shape);
+        }
+        let change = self.changes[slot].get_or_insert_default();
+        *(if is_weight { &mut change.weight } else { &mut change.bias }) = Some(tensor);
+        Ok(())
+    }
+
+    fn slot(&self, path: &str) -> Result<usize> {
+        self.linears.iter().position(|linear| linear.path == path).ok_or_else(|| {
+            let example = self.linears.first().map_or("", |linear| linear.path.as_str());
+            Error::Adapter(format!("base has no linear layer {path:?}; its layers look like {example:?}"))
+        })
+    }
+
+    fn check_vector(&self, slot: usize, what: &str, vector: &Tensor) -> Result<()> {
+        let LinearInfo { path, out_features, .. } = &self.linears[slot];
+        if vector.size() == [*out_features] {
+            return Ok(());
+        }
+        let problem = format!("{path}: {what} {:?} does not fit a layer of {out_features} outputs", vector.size());
+        Err(Error::Adapter(problem))
+    }
+
+    /// What happens to the linear layer in this place.
+    pub(crate) fn change(&self, slot: usize) -> Option<&Change> {
+        self.changes.get(slot)?.as_ref()
+    }
+
+    /// What stands in the place of the base's tensor at this site.
+    pub(crate) fn whole(&self, site: usize) -> Option<&Tensor> {
+        self.whole.get(site)?.as_ref()
+    }
+
+    fn changed(&self) -> impl Iterator<Item = (&LinearInfo, &Change)> {
+        self.linears.iter().zip(&self.changes).filter_map(|(linear, change)| Some((linear, change.as_ref()?)))
     }
 
     /// Layers that have factors, in the base's order.
     pub fn iter(&self) -> impl Iterator<Item = (&LinearInfo, &Lora)> {
-        self.linears.iter().zip(&self.slots).filter_map(|(linear, slot)| Some((linear, slot.as_ref()?)))
+        self.changed().filter_map(|(linear, change)| Some((linear, change.lora.as_ref()?)))
     }
 
     pub fn is_empty(&self) -> bool {
-        self.slots.iter().all(Option::is_none)
+        self.changes.iter().all(Option::is_none) && self.whole.iter().all(Option::is_none)
     }
 
-    /// `<path>.lora_A.weight` and `<path>.lora_B.weight` with handles on the tensors, in a fixed order.
+    /// Whether every layer and tensor is as in the base. False as soon as one number might differ.
+    pub(crate) fn changes_nothing(&self) -> bool {
+        self.whole.iter().all(Option::is_none) && self.changes.iter().flatten().all(Change::is_none)
+    }
+
+    /// Handles on the tensors, in a fixed order, under PEFT's names: `<path>.lora_A.weight`, `<path>.lora_B.weight`,
+    /// `<path>.lora_B.bias`, `<path>.lora_magnitude_vector`; what stands in the place of a parameter under that one's.
     pub fn parameters(&self) -> Vec<(String, Tensor)> {
-        let both = |(linear, lora): (&LinearInfo, &Lora)| {
-            [
-                (format!("{}.lora_A.weight", linear.path), lora.a.shallow_clone()),
-                (format!("{}.lora_B.weight", linear.path), lora.b.shallow_clone()),
-            ]
-        };
-        self.iter().flat_map(both).collect()
+        let of_linears = self.changed().flat_map(|(linear, change)| change.parameters(&linear.path));
+        let whole = self.sites.iter().zip(&self.whole);
+        let whole = whole.filter_map(|(site, whole)| Some((site.path.clone(), whole.as_ref()?.shallow_clone())));
+        of_linears.chain(whole).collect()
     }
 
     pub fn parameter_count(&self) -> u64 {
-        self.iter().map(|(_, lora)| (lora.a.numel() + lora.b.numel()) as u64).sum()
+        self.parameters().iter().map(|(_, tensor)| tensor.numel() as u64).sum()
     }
 
+    /// Bytes of everything the set holds on to.
     pub fn resident_bytes(&self) -> usize {
         let bytes = |tensor: &Tensor| tensor.numel() * tensor.kind().elt_size_in_bytes();
-        self.iter().map(|(_, lora)| bytes(&lora.a) + bytes(&lora.b)).sum()
-    }
-}
-
-/// What one pass through the model runs with.
-pub struct Pass<'a> {
-    pub adapters: Adapters<'a>,
-    /// Dropout is on.
-    pub training: bool,
-}
-
-pub enum Adapters<'a> {
-    None,
-    One(&'a LoraSet),
-    Rows(&'a Routes<'a>),
-}
-
-impl<'a> Pass<'a> {
-    /// The base alone.
-    pub fn base() -> Pass<'static> {
-        Pass { adapters: Adapters::None, training: false }
-    }
-
-    /// One adapter for all rows, without dropout.
-    pub fn one(set: &'a LoraSet) -> Self {
-        Self { adapters: Adapters::One(set), training: false }
-    }
-
-    /// As [`Pass::one`], or [`Pass::base`] where there is none.
-    pub fn maybe(set: Option<&'a LoraSet>) -> Self {
-        set.map_or(Pass { adapters: Adapters::None, training: false }, Self::one)
-    }
-
-    /// One adapter for all rows, with dropout.
-    pub fn training(set: &'a LoraSet) -> Self {
-        Self { adapters: Adapters::One(set), training: true }
-    }
-
-    /// An adapter for each row. Inference only: it writes in place.
-    pub fn rows(routes: &'a Routes<'a>) -> Self {
-        Self { adapters: Adapters::Rows(routes), training: false }
-    }
-}
-
-/// Which rows of a batch run with which set.
-pub struct Routes<'a> {
-    groups: Vec<Group<'a>>,
-    rows: i64,
-}
-
-struct Group<'a> {
-    set: &'a LoraSet,
-    rows: Vec<i64>,
-    index: Tensor,
-}
-
-impl<'a> Routes<'a> {
-    pub fn new(sets: &[Option<&'a LoraSet>], device: Device) -> Self {
-        let mut groups: Vec<Group<'a>> = Vec::new();
-        for (row, set) in sets.iter().enumerate() {
-            let Some(set) = *set else { continue };
-            match groups.iter_mut().find(|group| std::ptr::eq(group.set, set)) {
-                Some(group) => group.rows.push(row as i64),
-                None => groups.push(Group { set, rows: vec![row as i64], index: Tensor::new() }),
-            }
-        }
-        for group in &mut groups {
-            group.index = Tensor::from_slice(&group.rows).to_device(device);
-        }
-        Self { groups, rows: sets.len() as i64 }
-    }
-
-    /// Rows of the batch these routes are for.
-    pub fn rows(&self) -> usize {
-        self.rows as usize
-    }
-
-    /// `y` [B, T, out] and `x` [B, T, in] → [B, T, out]
-    pub(crate) fn add_to(&self, mut y: Tensor, x: &Tensor, slot: usize) -> Tensor {
-        for group in &self.groups {
-            let Some(lora) = group.set.slot(slot) else { continue };
-            if group.rows.len() as i64 == self.rows {
-                return lora.add_to(&y, x, false);
-            }
-            let (some_y, some_x) = (y.index_select(0, &group.index), x.index_select(0, &group.index));
-            y = y.index_copy_(0, &group.index, &lora.add_to(&some_y, &some_x, false));
-        }
-        y
+        let norms = self.changed().filter_map(|(_, change)| Some(bytes(change.dora.as_ref()?.norm())));
+        self.parameters().iter().map(|(_, tensor)| bytes(tensor)).sum::<usize>() + norms.sum::<usize>()
     }
 }

@@ -2,6 +2,9 @@
 
 use tch::{Kind, Tensor};
 
+use crate::pass::Pass;
+use crate::weights::Dense;
+
 /// How the weight scales.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum NormScale {
@@ -12,7 +15,7 @@ pub(crate) enum NormScale {
 }
 
 pub(crate) struct RmsNorm {
-    pub weight: Tensor, // [D]
+    pub weight: Dense, // [D]
     pub eps: f64,
     pub scale: NormScale,
 }
@@ -20,14 +23,18 @@ pub(crate) struct RmsNorm {
 impl RmsNorm {
     /// # Shapes
     /// `x` [.., D] → [.., D]
-    pub fn forward(&self, x: &Tensor) -> Tensor {
+    pub fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Tensor {
+        pass.with(&self.weight, x, |x, weight| self.scaled(x, weight))
+    }
+
+    fn scaled(&self, x: &Tensor, weight: &Tensor) -> Tensor {
         let wide = x.to_kind(Kind::Float);
         let mean_square = wide.square().mean_dim([-1i64].as_slice(), true, Kind::Float);
         let normed = wide * (mean_square + self.eps).rsqrt();
         // Back to the compute type before or after the weight, as the reference does: the order shows in bf16.
         match self.scale {
-            NormScale::Weight => normed.to_kind(x.kind()) * &self.weight,
-            NormScale::OnePlusWeight => (normed * (self.weight.to_kind(Kind::Float) + 1.0)).to_kind(x.kind()),
+            NormScale::Weight => normed.to_kind(x.kind()) * weight,
+            NormScale::OnePlusWeight => (normed * (weight.to_kind(Kind::Float) + 1.0)).to_kind(x.kind()),
         }
     }
 }

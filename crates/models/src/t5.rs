@@ -9,20 +9,20 @@ use crate::attention::{Mask, attend, biased, causal_mask, heads};
 use crate::cache::{Cache, Cross, LayerCache};
 use crate::config::T5Config;
 use crate::linear::Linear;
-use crate::lora::Pass;
 use crate::norm::{NormScale, RmsNorm};
-use crate::weights::Builder;
+use crate::pass::Pass;
+use crate::weights::{Builder, Dense};
 use crate::{Activation, Result};
 
 pub(crate) struct T5 {
-    shared: Tensor, // [V, D]
     encoder: Stack,
     decoder: Stack,
-    lm_head: Option<Tensor>, // [V, D]; None where it is the embedding
+    lm_head: Dense, // [V, D]; tied: the embedding's values
     output_scale: Option<f64>,
 }
 
 struct Stack {
+    embed_tokens: Dense, // [V, D], the same for both
     blocks: Vec<Block>,
     final_layer_norm: RmsNorm,
     positions: PositionBias,
@@ -63,14 +63,15 @@ impl T5 {
     pub fn build(config: &T5Config, weights: &mut Builder) -> Result<Self> {
         let (d, vocab) = (config.d_model, config.vocab_size);
         let shared = weights.normal("shared.weight", &[vocab, d], config.initializer_factor)?;
-        let encoder = Stack::build(config, weights, "encoder")?;
-        let decoder = Stack::build(config, weights, "decoder")?;
+        let encoder = Stack::build(config, weights, "encoder", &shared)?;
+        let decoder = Stack::build(config, weights, "decoder", &shared)?;
         let tied = if weights.is_random() { config.tie_word_embeddings } else { !weights.has("lm_head.weight") };
         // A head of its own starts at D^-0.5 as in Mesh TensorFlow, so that the first logits are of order one.
         let std = config.initializer_factor * (d as f64).powf(-0.5);
-        let lm_head = if tied { None } else { Some(weights.normal("lm_head.weight", &[vocab, d], std)?) };
+        let lm_head = if tied { shared } else { weights.normal("lm_head.weight", &[vocab, d], std)? };
+        let lm_head = weights.at("lm_head.weight", &lm_head);
         let output_scale = config.scale_decoder_outputs.then(|| (d as f64).powf(-0.5));
-        Ok(Self { shared, encoder, decoder, lm_head, output_scale })
+        Ok(Self { encoder, decoder, lm_head, output_scale })
     }
 
     pub fn decoder_layers(&self) -> usize {
@@ -86,11 +87,11 @@ impl T5 {
             Some(mask) => biased(&bias, &key_mask(mask)),
             None => bias,
         };
-        let mut x = Tensor::embedding(&self.shared, ids, -1, false, false);
+        let mut x = self.encoder.embed(ids, pass);
         for block in &self.encoder.blocks {
             x = block.forward(&x, &Mask::Given(mask.shallow_clone()), None, None, pass);
         }
-        self.encoder.final_layer_norm.forward(&x)
+        self.encoder.final_layer_norm.forward(&x, pass)
     }
 
     /// Keys and values of the encoder's states for each decoder block.
@@ -134,13 +135,13 @@ impl T5 {
         let bias = self.decoder.positions.bias(new, all); // [1, H, T, S]
         let mask = Mask::Given(biased(&bias, &causal_mask(keys, new, None)));
         let cross_mask = key_mask(&cross.mask);
-        let mut x = Tensor::embedding(&self.shared, ids, -1, false, false); // [B, T, D]
+        let mut x = self.decoder.embed(ids, pass); // [B, T, D]
         for (i, block) in self.decoder.blocks.iter().enumerate() {
             let cache = cache.as_mut().and_then(|layers| layers.get_mut(i));
             let (k, v) = &cross.layers[i];
             x = block.forward(&x, &mask, cache, Some((k, v, &cross_mask)), pass);
         }
-        let x = self.decoder.final_layer_norm.forward(&x);
+        let x = self.decoder.final_layer_norm.forward(&x, pass);
         match self.output_scale {
             Some(scale) => x * scale,
             None => x,
@@ -149,8 +150,8 @@ impl T5 {
 
     /// # Shapes
     /// `hidden` [.., D] → [.., V]
-    pub fn head(&self, hidden: &Tensor) -> Tensor {
-        hidden.linear(self.lm_head.as_ref().unwrap_or(&self.shared), None::<&Tensor>)
+    pub fn head(&self, hidden: &Tensor, pass: &Pass<'_>) -> Tensor {
+        pass.with(&self.lm_head, hidden, |hidden, own| hidden.linear(own, None::<&Tensor>))
     }
 }
 
@@ -160,7 +161,7 @@ fn key_mask(mask: &Tensor) -> Tensor {
 }
 
 impl Stack {
-    fn build(config: &T5Config, weights: &mut Builder, name: &str) -> Result<Self> {
+    fn build(config: &T5Config, weights: &mut Builder, name: &str, embedding: &Tensor) -> Result<Self> {
         let is_decoder = name == "decoder";
         let layers = if is_decoder { config.num_decoder_layers } else { config.num_layers };
         let bias = format!("{name}.block.0.layer.0.SelfAttention.relative_attention_bias.weight");
@@ -169,6 +170,7 @@ impl Stack {
         let build = |i| Block::build(config, weights, &format!("{name}.block.{i}"), is_decoder);
         let blocks = (0..layers).map(build).collect::<Result<_>>()?;
         Ok(Self {
+            embed_tokens: weights.at(&format!("{name}.embed_tokens.weight"), embedding),
             blocks,
             final_layer_norm: weights.norm(
                 &format!("{name}.final_layer_norm"),
@@ -183,6 +185,11 @@ impl Stack {
                 max_distance: config.relative_attention_max_distance,
             },
         })
+    }
+
+    /// `ids` [B, T] → [B, T, D]
+    fn embed(&self, ids: &Tensor, pass: &Pass<'_>) -> Tensor {
+        pass.with(&self.embed_tokens, ids, |ids, own| Tensor::embedding(own, ids, -1, false, false))
     }
 }
 
@@ -221,7 +228,7 @@ impl Block {
         encoder: Option<(&Tensor, &Tensor, &Tensor)>,
         pass: &Pass<'_>,
     ) -> Tensor {
-        let normed = self.self_norm.forward(x);
+        let normed = self.self_norm.forward(x, pass);
         let (k, v) = self.self_attention.keys_values(&normed, pass);
         let (k, v) = match cache {
             Some(cache) => cache.push(&k, &v),
@@ -230,9 +237,9 @@ impl Block {
         let mut x = x + self.self_attention.forward(&normed, &k, &v, mask, pass);
         if let (Some((norm, attention)), Some((k, v, seen))) = (&self.cross, encoder) {
             let mask = Mask::Given(seen.shallow_clone());
-            x = &x + attention.forward(&norm.forward(&x), k, v, &mask, pass);
+            x = &x + attention.forward(&norm.forward(&x, pass), k, v, &mask, pass);
         }
-        &x + self.feed_forward.forward(&self.feed_forward_norm.forward(&x), pass)
+        &x + self.feed_forward.forward(&self.feed_forward_norm.forward(&x, pass), pass)
     }
 }
 

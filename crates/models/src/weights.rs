@@ -18,6 +18,21 @@ pub struct Parameter {
     pub tensor: Tensor,
 }
 
+/// A tensor outside the linear layers, which an adapter may bring its own of.
+pub(crate) struct Dense {
+    pub tensor: Tensor,
+    /// Place in the base's list of sites: where a [`crate::LoraSet`] keeps what stands in this one's place.
+    pub site: usize,
+}
+
+/// Where a model uses such a tensor: a tied one has several.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Site {
+    /// The parameter's path, as PEFT sees it.
+    pub path: String,
+    pub shape: Vec<i64>,
+}
+
 /// Hands out parameters to the models and keeps account of them.
 pub(crate) struct Builder<'a> {
     source: Source<'a>,
@@ -25,6 +40,9 @@ pub(crate) struct Builder<'a> {
     device: Device,
     pub parameters: Vec<Parameter>,
     pub linears: Vec<LinearInfo>,
+    /// Those of the linear layers, in their order.
+    pub weights: Vec<Weight>,
+    pub sites: Vec<Site>,
     pub quantized_bytes: usize,
     pub quantized_parameters: u64,
     used: BTreeSet<String>,
@@ -44,6 +62,8 @@ impl<'a> Builder<'a> {
             device,
             parameters: Vec::new(),
             linears: Vec::new(),
+            weights: Vec::new(),
+            sites: Vec::new(),
             quantized_bytes: 0,
             quantized_parameters: 0,
             used: BTreeSet::new(),
@@ -70,13 +90,20 @@ impl<'a> Builder<'a> {
         self.dense(name, shape, |options| Tensor::randn(shape, options) * std)
     }
 
+    /// A tensor as it is used at `path`, whatever the checkpoint calls it.
+    pub fn at(&mut self, path: &str, tensor: &Tensor) -> Dense {
+        self.sites.push(Site { path: path.to_owned(), shape: tensor.size() });
+        Dense { tensor: tensor.shallow_clone(), site: self.sites.len() - 1 }
+    }
+
     /// A norm; when new, one that leaves the scale alone.
     pub fn norm(&mut self, path: &str, size: i64, eps: f64, scale: NormScale) -> Result<RmsNorm> {
-        let weight = self.dense(&format!("{path}.weight"), &[size], |options| match scale {
+        let name = format!("{path}.weight");
+        let weight = self.dense(&name, &[size], |options| match scale {
             NormScale::Weight => Tensor::ones([size], options),
             NormScale::OnePlusWeight => Tensor::zeros([size], options),
         })?;
-        Ok(RmsNorm { weight, eps, scale })
+        Ok(RmsNorm { weight: self.at(&name, &weight), eps, scale })
     }
 
     /// A linear layer that can take LoRA: in 4 bits if the checkpoint has it so.
@@ -92,6 +119,7 @@ impl<'a> Builder<'a> {
         };
         let slot = self.linears.len();
         let quantized = matches!(weight, Weight::FourBit(_));
+        self.weights.push(weight.share());
         self.linears.push(LinearInfo { path: path.to_owned(), in_features: input, out_features: out, quantized });
         Ok(Linear { weight, bias, slot })
     }

@@ -1,54 +1,50 @@
-//! An adapter in memory: its config and one pair of matrices for each module it changes.
+//! An adapter in memory: its config and the tensors that belong to it, checked against each other.
 
 use std::collections::BTreeMap;
 
-use crate::config::AdapterConfig;
+use crate::config::{AdapterConfig, Bias};
 use crate::error::{Error, Result};
 use crate::folder::Limits;
+use crate::tensors::{LoraPair, Tensors, WholeTensor};
 use crate::weights;
-
-/// How many modules a message lists before it only counts.
-const LISTED: usize = 5;
-
-/// The size of a base's linear layer: `x` has `in_features`, `W·x` has `out_features`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LinearShape {
-    pub in_features: usize,
-    pub out_features: usize,
-}
-
-/// The low-rank update B·A of one linear layer.
-///
-/// # Shapes
-/// `a`: (R, in), `b`: (out, R), both row-major.
-#[derive(Debug, Clone, PartialEq)]
-pub struct LoraPair {
-    pub a: Vec<f32>,
-    pub b: Vec<f32>,
-    pub rank: usize,
-    pub in_features: usize,
-    pub out_features: usize,
-}
 
 /// A LoRA adapter. Construction checks everything that does not need the base.
 #[derive(Debug, Clone)]
 pub struct Adapter {
     config: AdapterConfig,
-    /// By the base's parameter path without `.weight`, e.g. `model.layers.0.self_attn.q_proj`.
-    pairs: BTreeMap<String, LoraPair>,
+    tensors: Tensors,
 }
 
 impl Adapter {
+    /// A plain LoRA adapter.
+    ///
     /// # Errors
-    /// No module; a pair whose sizes, rank or values are wrong; a module that the config does not target.
+    /// As [`Self::with_tensors`].
     pub fn new(config: AdapterConfig, pairs: BTreeMap<String, LoraPair>) -> Result<Self> {
-        if pairs.is_empty() {
+        Self::with_tensors(config, Tensors { pairs, ..Tensors::default() })
+    }
+
+    /// # Errors
+    /// No module; a tensor whose sizes, rank or values are wrong; one that the config does not speak of, or that it speaks
+    /// of and that is missing; one that cannot be honoured.
+    pub fn with_tensors(config: AdapterConfig, tensors: Tensors) -> Result<Self> {
+        if tensors.pairs.is_empty() && tensors.whole.is_empty() {
             return Err(Error::NoEffect { problem: "it has no module".into() });
         }
-        for (path, pair) in &pairs {
+        for (path, pair) in &tensors.pairs {
             check_pair(&config, path, pair)?;
         }
-        Ok(Self { config, pairs })
+        let vectors = [
+            ("lora_magnitude_vector", "use_dora", config.use_dora, &tensors.magnitudes),
+            ("lora_B.bias", "lora_bias", config.lora_bias, &tensors.lora_biases),
+        ];
+        for (name, setting, expected, vectors) in vectors {
+            check_vectors(name, setting, expected, vectors, &tensors.pairs)?;
+        }
+        for (path, whole) in &tensors.whole {
+            check_whole(&config, path, whole, &tensors.pairs)?;
+        }
+        Ok(Self { config, tensors })
     }
 
     /// # Errors
@@ -56,7 +52,7 @@ impl Adapter {
     pub fn from_bytes(config: &[u8], weights: &[u8], limits: &Limits) -> Result<Self> {
         limits.check_config(config.len() as u64)?;
         limits.check_weights(weights.len() as u64)?;
-        Self::new(AdapterConfig::parse(config)?, weights::read(weights)?)
+        Self::with_tensors(AdapterConfig::parse(config)?, weights::read(weights)?)
     }
 
     /// The bytes of `adapter_model.safetensors`; the same adapter gives the same bytes.
@@ -64,7 +60,7 @@ impl Adapter {
     /// # Errors
     /// Only if the header would exceed what can be read back.
     pub fn weights_to_bytes(&self) -> Result<Vec<u8>> {
-        weights::write(&self.pairs)
+        weights::write(&self.tensors)
     }
 
     /// The bytes of `adapter_config.json`.
@@ -76,12 +72,17 @@ impl Adapter {
         &self.config
     }
 
-    pub fn pairs(&self) -> &BTreeMap<String, LoraPair> {
-        &self.pairs
+    /// Everything it holds.
+    pub fn tensors(&self) -> &Tensors {
+        &self.tensors
     }
 
-    pub fn into_pairs(self) -> BTreeMap<String, LoraPair> {
-        self.pairs
+    pub fn pairs(&self) -> &BTreeMap<String, LoraPair> {
+        &self.tensors.pairs
+    }
+
+    pub fn into_tensors(self) -> Tensors {
+        self.tensors
     }
 
     /// The factor before B·A·x for the module at `path`.
@@ -90,57 +91,22 @@ impl Adapter {
     }
 
     pub fn max_rank(&self) -> usize {
-        self.pairs.values().map(|pair| pair.rank).max().unwrap_or(0)
+        self.pairs().values().map(|pair| pair.rank).max().unwrap_or(0)
     }
 
-    /// Bytes that A and B take in f32.
+    /// As [`Tensors::size_bytes`].
     pub fn size_bytes(&self) -> u64 {
-        self.pairs.values().map(|pair| 4 * (pair.a.len() + pair.b.len()) as u64).sum()
+        self.tensors.size_bytes()
     }
 
-    /// Checks that the adapter belongs on a base with these linear layers and changes something there. A server that
-    /// skips this answers with the plain base and says nothing.
-    ///
-    /// # Errors
-    /// `DoesNotFit` lists modules the base lacks or has in another size; `NoEffect` when no module changes an output.
-    pub fn check_against(&self, linears: &BTreeMap<String, LinearShape>) -> Result<()> {
-        let missing: Vec<&str> =
-            self.pairs.keys().filter(|path| !linears.contains_key(*path)).map(String::as_str).collect();
-        if !missing.is_empty() {
-            let problem = format!(
-                "{} of its {} modules are not in the base: {}",
-                missing.len(),
-                self.pairs.len(),
-                list(&missing)
-            );
-            return Err(Error::DoesNotFit { problem });
-        }
-        let wrong: Vec<String> = self
-            .pairs
-            .iter()
-            .filter_map(|(path, pair)| {
-                let shape = linears.get(path)?;
-                let differs = (pair.in_features, pair.out_features) != (shape.in_features, shape.out_features);
-                differs.then(|| {
-                    format!(
-                        "{path} is {}x{} in the adapter and {}x{} in the base",
-                        pair.out_features, pair.in_features, shape.out_features, shape.in_features
-                    )
-                })
-            })
-            .collect();
-        if !wrong.is_empty() {
-            return Err(Error::DoesNotFit { problem: list(&wrong) });
-        }
-        self.check_effect()
-    }
-
-    fn check_effect(&self) -> Result<()> {
-        let effective = self.pairs.iter().any(|(path, pair)| {
-            self.scale_for(path) != 0.0
-                && pair.a.iter().any(|value| *value != 0.0)
-                && pair.b.iter().any(|value| *value != 0.0)
-        });
+    pub(crate) fn check_effect(&self) -> Result<()> {
+        let Tensors { pairs, magnitudes, lora_biases, whole, .. } = &self.tensors;
+        let effective = !magnitudes.is_empty()
+            || !whole.is_empty()
+            || pairs.iter().any(|(path, pair)| {
+                let bias = lora_biases.get(path).is_some_and(|bias| bias.iter().any(|value| *value != 0.0));
+                self.scale_for(path) != 0.0 && (bias || pair.has_effect())
+            });
         if effective {
             return Ok(());
         }
@@ -169,9 +135,11 @@ fn check_pair(config: &AdapterConfig, path: &str, pair: &LoraPair) -> Result<()>
         return Err(Error::tensor(path, problem));
     }
     for (name, values) in [("lora_A", &pair.a), ("lora_B", &pair.b)] {
-        if let Some(at) = values.iter().position(|value| !value.is_finite()) {
-            return Err(Error::tensor(format!("{path}.{name}"), format!("value {at} is not a finite number")));
-        }
+        check_finite(path, name, values)?;
+    }
+    if path == "lm_head" {
+        let problem = "LoRA on the head is not supported; train the head whole in modules_to_save, or not at all";
+        return Err(Error::tensor(path, problem));
     }
     if !config.targets(path) {
         // PEFT would skip this tensor when loading, so the adapter would mean different things in different hands.
@@ -180,90 +148,80 @@ fn check_pair(config: &AdapterConfig, path: &str, pair: &LoraPair) -> Result<()>
     Ok(())
 }
 
-fn list<T: AsRef<str>>(items: &[T]) -> String {
-    let shown: Vec<&str> = items.iter().take(LISTED).map(AsRef::as_ref).collect();
-    match items.len().saturating_sub(LISTED) {
-        0 => shown.join(", "),
-        more => format!("{} and {more} more", shown.join(", ")),
+/// Each pair has its vector [out] exactly if the config has the `setting`.
+fn check_vectors(
+    name: &str,
+    setting: &str,
+    expected: bool,
+    vectors: &BTreeMap<String, Vec<f32>>,
+    pairs: &BTreeMap<String, LoraPair>,
+) -> Result<()> {
+    if let Some(path) = vectors.keys().find(|_| !expected) {
+        return Err(Error::tensor(format!("{path}.{name}"), format!("the config has {setting} off")));
+    }
+    if let Some(path) = pairs.keys().find(|path| expected && !vectors.contains_key(*path)) {
+        return Err(Error::tensor(path, format!("has no {name}; the config has {setting} on")));
+    }
+    for (path, values) in vectors {
+        let out = pairs.get(path).map(|pair| pair.out_features);
+        if out != Some(values.len()) {
+            let found = out.map_or("no pair of lora_A and lora_B".to_owned(), |out| format!("{out} outputs"));
+            let problem = format!("{} values for a module that has {found}", values.len());
+            return Err(Error::tensor(format!("{path}.{name}"), problem));
+        }
+        check_finite(path, name, values)?;
+    }
+    Ok(())
+}
+
+fn check_whole(
+    config: &AdapterConfig,
+    path: &str,
+    whole: &WholeTensor,
+    pairs: &BTreeMap<String, LoraPair>,
+) -> Result<()> {
+    let refused = match path {
+        "shared.weight" => Some("PEFT itself never reads a T5's shared; name embed_tokens in modules_to_save instead"),
+        _ if path.ends_with(".relative_attention_bias.weight") => {
+            Some("position biases of an adapter are not supported; train without them in modules_to_save")
+        }
+        _ => None,
+    };
+    if let Some(reason) = refused {
+        return Err(Error::tensor(path, reason));
+    }
+    let values = whole.shape.iter().try_fold(1usize, |product, side| product.checked_mul(*side));
+    if values
+        .is_none_or(|values| values == 0 || values.checked_mul(whole.dtype.bitsize() / 8) != Some(whole.bytes.len()))
+    {
+        let problem = format!("{} bytes do not make the shape {:?}", whole.bytes.len(), whole.shape);
+        return Err(Error::tensor(path, problem));
+    }
+    if let Some(at) = weights::first_not_finite(whole.dtype, &whole.bytes) {
+        return Err(Error::tensor(path, format!("value {at} is not a finite number")));
+    }
+    let module = path.rsplit_once('.').map_or(path, |(module, _)| module);
+    let trained_bias = path.ends_with(".bias")
+        && match config.bias {
+            Bias::None => false,
+            Bias::LoraOnly => pairs.contains_key(module),
+            Bias::All => true,
+        };
+    if !trained_bias && !config.saves_whole(path) {
+        return Err(Error::tensor(path, "neither modules_to_save nor bias of the config asks for this tensor"));
+    }
+    if !path.ends_with(".bias") && pairs.contains_key(module) {
+        return Err(Error::tensor(path, "this module has lora_A and lora_B as well; only one of both can be meant"));
+    }
+    Ok(())
+}
+
+fn check_finite(path: &str, name: &str, values: &[f32]) -> Result<()> {
+    match values.iter().position(|value| !value.is_finite()) {
+        Some(at) => Err(Error::tensor(format!("{path}.{name}"), format!("value {at} is not a finite number"))),
+        None => Ok(()),
     }
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use super::*;
-
-    pub(crate) const PATH: &str = "model.layers.0.self_attn.q_proj";
-
-    pub(crate) fn config(rank: u32) -> AdapterConfig {
-        AdapterConfig::new("CAUSAL_LM", rank, 8.0, 0.0, &["q_proj".to_owned()]).expect("valid")
-    }
-
-    pub(crate) fn pair(rank: usize, in_features: usize, out_features: usize) -> LoraPair {
-        let a = (0..rank * in_features).map(|i| i as f32 * 0.25 - 1.0).collect();
-        let b = (0..rank * out_features).map(|i| 0.5 - i as f32 * 0.125).collect();
-        LoraPair { a, b, rank, in_features, out_features }
-    }
-
-    fn one(path: &str, pair: LoraPair) -> BTreeMap<String, LoraPair> {
-        BTreeMap::from([(path.to_owned(), pair)])
-    }
-
-    fn base(path: &str, in_features: usize, out_features: usize) -> BTreeMap<String, LinearShape> {
-        BTreeMap::from([(path.to_owned(), LinearShape { in_features, out_features })])
-    }
-
-    #[test]
-    fn a_sound_adapter_fits_the_base_it_was_made_for() {
-        let adapter = Adapter::new(config(2), one(PATH, pair(2, 6, 4))).expect("sound");
-        assert_eq!(adapter.scale_for(PATH), 4.0);
-        assert_eq!(adapter.max_rank(), 2);
-        assert_eq!(adapter.size_bytes(), 4 * (12 + 8));
-        adapter.check_against(&base(PATH, 6, 4)).expect("fits");
-    }
-
-    #[test]
-    fn an_adapter_for_another_base_is_refused_with_the_modules() {
-        let adapter = Adapter::new(config(2), one(PATH, pair(2, 6, 4))).expect("sound");
-        let missing = adapter.check_against(&base("encoder.block.0.q", 6, 4)).expect_err("other modules");
-        assert!(matches!(missing, Error::DoesNotFit { .. }) && missing.to_string().contains(PATH), "{missing}");
-        let shape = adapter.check_against(&base(PATH, 4, 6)).expect_err("other size");
-        assert!(shape.to_string().contains("4x6 in the adapter and 6x4 in the base"), "{shape}");
-    }
-
-    #[test]
-    fn an_adapter_that_changes_nothing_is_refused() {
-        let mut idle = pair(2, 6, 4);
-        idle.b.fill(0.0);
-        let adapter = Adapter::new(config(2), one(PATH, idle)).expect("well formed");
-        let error = adapter.check_against(&base(PATH, 6, 4)).expect_err("no effect");
-        assert!(matches!(error, Error::NoEffect { .. }), "{error}");
-        assert!(matches!(Adapter::new(config(2), BTreeMap::new()), Err(Error::NoEffect { .. })));
-    }
-
-    #[test]
-    fn a_pair_with_wrong_rank_size_or_value_is_refused_by_name() {
-        let rank = Adapter::new(config(3), one(PATH, pair(2, 6, 4))).expect_err("rank");
-        assert!(rank.to_string().contains("rank 2 where the config says 3"), "{rank}");
-        let mut short = pair(2, 6, 4);
-        short.a.pop();
-        assert!(Adapter::new(config(2), one(PATH, short)).is_err(), "A lacks a value");
-        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-            let mut poisoned = pair(2, 6, 4);
-            poisoned.b[3] = bad;
-            let error = Adapter::new(config(2), one(PATH, poisoned)).expect_err("not finite");
-            assert!(error.to_string().contains("lora_B: value 3"), "{error}");
-        }
-    }
-
-    #[test]
-    fn a_module_that_the_config_does_not_name_is_refused() {
-        let error = Adapter::new(config(2), one("model.layers.0.mlp.up_proj", pair(2, 6, 4))).expect_err("untargeted");
-        assert!(error.to_string().contains("target_modules"), "{error}");
-    }
-
-    #[test]
-    fn long_lists_are_cut_and_counted() {
-        let names: Vec<String> = (0..9).map(|n| format!("m{n}")).collect();
-        assert_eq!(list(&names), "m0, m1, m2, m3, m4 and 4 more");
-    }
-}
+pub(crate) mod tests;

@@ -1,12 +1,14 @@
 //! `adapter_config.json`: what Tailor honours is parsed into fields, what is inert is kept for the way back, and what
 //! Tailor cannot honour is refused by name.
 
+mod fields;
 mod refuse;
 
 use serde_json::{Map, Value};
 
+use self::fields::{finite, flag, layer_list, modules, number, pattern_entries, rank, text, text_list};
 use crate::error::{Error, Result};
-use crate::pattern::{self, Patterns};
+use crate::pattern::{self, LayerIndex, Patterns, SavedModules};
 
 /// As for a training job: a rank above this is no low rank.
 pub(crate) const MAX_RANK: u64 = 1024;
@@ -21,6 +23,15 @@ pub enum Modules {
     },
     /// PEFT's `all-linear`: every linear layer but the head.
     AllLinear,
+}
+
+/// PEFT's `bias`: which of the base's biases were trained with the adapter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bias {
+    None,
+    /// Those of the targeted modules.
+    LoraOnly,
+    All,
 }
 
 /// The LoRA settings of an adapter (arXiv 2106.09685, §4.1).
@@ -39,7 +50,14 @@ pub struct AdapterConfig {
     rank_pattern: Patterns<u32>,
     alpha_pattern: Patterns<f64>,
     layers_to_transform: Option<Vec<u64>>,
-    layers_pattern: Vec<String>,
+    layer_index: LayerIndex,
+    /// Each B·A is followed by a magnitude (arXiv 2402.09353).
+    pub use_dora: bool,
+    /// Each B has a bias.
+    pub lora_bias: bool,
+    /// Which of the base's biases the adapter brings its own of.
+    pub bias: Bias,
+    modules_to_save: SavedModules,
     /// Every field of the file, as read or as PEFT would write it; the typed fields above were taken from here.
     raw: Map<String, Value>,
 }
@@ -108,7 +126,11 @@ impl AdapterConfig {
             rank_pattern: Patterns::compile("rank_pattern", rank_pattern)?,
             alpha_pattern: Patterns::compile("alpha_pattern", alpha_pattern)?,
             layers_to_transform: layer_list(&raw)?,
-            layers_pattern: text_list(&raw, "layers_pattern")?,
+            layer_index: LayerIndex::compile(&text_list(&raw, "layers_pattern")?)?,
+            use_dora: flag(&raw, "use_dora")?,
+            lora_bias: flag(&raw, "lora_bias")?,
+            bias: fields::bias(&raw)?,
+            modules_to_save: SavedModules::compile(text_list(&raw, "modules_to_save")?)?,
             raw,
         })
     }
@@ -150,26 +172,42 @@ impl AdapterConfig {
         if self.exclude_modules.as_ref().is_some_and(|excluded| excluded.matches(path)) {
             return false;
         }
-        if !self.target_modules.matches(path) {
+        if self.modules_to_save.keep_off(path) || !self.target_modules.matches(path) {
             return false;
         }
         match (&self.target_modules, &self.layers_to_transform) {
             // As in PEFT: a module named in full is taken whatever its layer.
             (Modules::Names(names), Some(layers)) if !names.iter().any(|name| name == path) => {
-                pattern::layer_index(path, &self.layers_pattern).is_some_and(|index| layers.contains(&index))
+                self.layer_index.of(path).is_some_and(|index| layers.contains(&index))
             }
             _ => true,
         }
     }
 
+    /// Whether PEFT would save the parameter at `path` whole, as part of one of `modules_to_save`.
+    pub fn saves_whole(&self, path: &str) -> bool {
+        self.modules_to_save.wrap(path)
+    }
+
     /// What a server elsewhere may not take, for people to read at publish time.
     pub fn portability_notes(&self) -> Vec<String> {
         const VLLM_RANKS: [u32; 8] = [8, 16, 32, 64, 128, 256, 320, 512];
+        let mut notes = Vec::new();
         let largest = self.rank_pattern.iter().map(|(_, rank)| rank).fold(self.r, u32::max);
-        if VLLM_RANKS.iter().any(|rank| *rank >= largest) {
-            return Vec::new();
+        if VLLM_RANKS.iter().all(|rank| *rank < largest) {
+            notes.push(format!("rank {largest} is above 512, the largest that vLLM serves"));
         }
-        vec![format!("rank {largest} is above 512, the largest that vLLM serves")]
+        for (setting, is_on) in [
+            ("use_dora", self.use_dora),
+            ("modules_to_save", !self.modules_to_save.is_empty()),
+            ("lora_bias", self.lora_bias),
+            ("bias", self.bias != Bias::None),
+        ] {
+            if is_on {
+                notes.push(format!("vLLM refuses adapters with {setting}"));
+            }
+        }
+        notes
     }
 
     /// Equal settings, whatever the order of the keys in the file.
@@ -185,105 +223,6 @@ impl Modules {
             Self::Pattern { regex, .. } => regex.is_match(path),
             Self::AllLinear => !pattern::ends_with_module(path, "lm_head"),
         }
-    }
-}
-
-fn present<'a>(raw: &'a Map<String, Value>, field: &str) -> Option<&'a Value> {
-    raw.get(field).filter(|value| !value.is_null())
-}
-
-fn text(raw: &Map<String, Value>, field: &str) -> Result<Option<String>> {
-    match present(raw, field) {
-        None => Ok(None),
-        Some(Value::String(text)) => Ok(Some(text.clone())),
-        Some(other) => Err(Error::config(field, format!("{} is not a text", clip(other)))),
-    }
-}
-
-fn flag(raw: &Map<String, Value>, field: &str) -> Result<bool> {
-    match present(raw, field) {
-        None => Ok(false),
-        Some(Value::Bool(flag)) => Ok(*flag),
-        Some(other) => Err(Error::config(field, format!("{} is neither true nor false", clip(other)))),
-    }
-}
-
-fn finite(field: &str, value: &Value, low: f64, high: f64) -> Result<f64> {
-    match value.as_f64() {
-        Some(number) if number >= low && number <= high => Ok(number),
-        _ => Err(Error::config(field, format!("{} is not a number from {low} to {high}", clip(value)))),
-    }
-}
-
-fn number(raw: &Map<String, Value>, field: &str, default: f64, low: f64, high: f64) -> Result<f64> {
-    present(raw, field).map_or(Ok(default), |value| finite(field, value, low, high))
-}
-
-fn rank(field: &str, value: &Value) -> Result<u32> {
-    match value.as_u64() {
-        Some(rank) if (1..=MAX_RANK).contains(&rank) => Ok(rank as u32),
-        _ => Err(Error::config(field, format!("rank {} is outside 1 to {MAX_RANK}", clip(value)))),
-    }
-}
-
-fn pattern_entries<T>(
-    raw: &Map<String, Value>,
-    field: &str,
-    read: impl Fn(&str, &Value) -> Result<T>,
-) -> Result<Vec<(String, T)>> {
-    const MAX_ENTRIES: usize = 10_000;
-    match present(raw, field) {
-        None => Ok(Vec::new()),
-        Some(Value::Object(map)) if map.len() > MAX_ENTRIES => {
-            Err(Error::config(field, format!("{} entries, the limit is {MAX_ENTRIES}", map.len())))
-        }
-        Some(Value::Object(map)) => {
-            map.iter().map(|(key, value)| Ok((key.clone(), read(&format!("{field}.{key}"), value)?))).collect()
-        }
-        Some(other) => Err(Error::config(field, format!("{} is not an object", clip(other)))),
-    }
-}
-
-fn text_list(raw: &Map<String, Value>, field: &str) -> Result<Vec<String>> {
-    match present(raw, field) {
-        None => Ok(Vec::new()),
-        Some(Value::String(one)) if one.is_empty() => Ok(Vec::new()),
-        Some(Value::String(one)) => Ok(vec![one.clone()]),
-        Some(Value::Array(values)) => values
-            .iter()
-            .map(|value| match value.as_str() {
-                Some(name) if !name.is_empty() => Ok(name.to_owned()),
-                _ => Err(Error::config(field, format!("entry {} is not a name", clip(value)))),
-            })
-            .collect(),
-        Some(other) => Err(Error::config(field, format!("{} is not a list of names", clip(other)))),
-    }
-}
-
-fn modules(raw: &Map<String, Value>, field: &str) -> Result<Option<Modules>> {
-    match present(raw, field) {
-        Some(Value::String(text)) if text.to_lowercase() == "all-linear" => Ok(Some(Modules::AllLinear)),
-        Some(Value::String(text)) if !text.is_empty() => {
-            let regex = pattern::compile(field, &format!("^(?:{text})$"))?;
-            Ok(Some(Modules::Pattern { text: text.clone(), regex }))
-        }
-        _ => {
-            let names = text_list(raw, field)?;
-            Ok((!names.is_empty()).then_some(Modules::Names(names)))
-        }
-    }
-}
-
-fn layer_list(raw: &Map<String, Value>) -> Result<Option<Vec<u64>>> {
-    const FIELD: &str = "layers_to_transform";
-    let bad = |value: &Value| Error::config(FIELD, format!("{} is not a layer number", clip(value)));
-    match present(raw, FIELD) {
-        None => Ok(None),
-        Some(Value::Array(values)) if values.is_empty() => Ok(None),
-        Some(Value::Array(values)) => {
-            values.iter().map(|value| value.as_u64().ok_or_else(|| bad(value))).collect::<Result<_>>().map(Some)
-        }
-        Some(value) => value.as_u64().ok_or_else(|| bad(value)).map(|one| Some(vec![one])),
     }
 }
 

@@ -5,13 +5,18 @@
 //! rather than ignored. What is written here is deterministic and loads in `peft` itself. No tensor library.
 
 mod adapter;
+mod base;
 mod config;
 mod error;
 mod folder;
 mod pattern;
+mod tensors;
 mod weights;
 
-pub use adapter::{Adapter, LinearShape, LoraPair};
-pub use config::{AdapterConfig, Modules};
+pub use adapter::Adapter;
+pub use base::{BaseShapes, LinearShape};
+pub use config::{AdapterConfig, Bias, Modules};
 pub use error::{Error, Result};
 pub use folder::{CONFIG_FILE, Limits, PICKLE_FILE, WEIGHTS_FILE};
+pub use safetensors::Dtype;
+pub use tensors::{LoraPair, Tensors, WholeTensor};

@@ -51,16 +51,58 @@ pub(crate) fn ends_with_module(path: &str, name: &str) -> bool {
     path.strip_suffix(name).is_some_and(|head| head.is_empty() || head.ends_with('.'))
 }
 
-/// The first numbered part of a path that has a name before it and a part after: `model.layers.12.mlp.up_proj` → 12.
-/// With names given, the number must follow one of them.
-pub(crate) fn layer_index(path: &str, names: &[String]) -> Option<u64> {
-    let parts: Vec<&str> = path.split('.').collect();
-    parts.windows(3).enumerate().find_map(|(at, window)| {
-        let [name, number, _] = window else { return None };
-        // PEFT's pattern without names wants something before the name too.
-        let named = if names.is_empty() { at > 0 } else { names.iter().any(|wanted| wanted == name) };
-        if named && number.bytes().all(|byte| byte.is_ascii_digit()) { number.parse().ok() } else { None }
-    })
+/// Where a path says which layer it is in: its first number with a name before it and a part after,
+/// `model.layers.12.mlp.up_proj` → 12. With `layers_pattern`, the number after the first of those that match.
+#[derive(Debug, Clone)]
+pub(crate) struct LayerIndex(Vec<Regex>);
+
+impl LayerIndex {
+    pub fn compile(layers_pattern: &[String]) -> Result<Self> {
+        const FIELD: &str = "layers_pattern";
+        let named = |name: &String| compile(FIELD, &format!(r"^(?:|.*?\.){name}\.(\d+)\."));
+        let regexes = match layers_pattern {
+            // PEFT wants something before the name here.
+            [] => vec![compile(FIELD, r"^.*?\.[^.]*\.(\d+)\.")?],
+            names => names.iter().map(named).collect::<Result<_>>()?,
+        };
+        Ok(Self(regexes))
+    }
+
+    pub fn of(&self, path: &str) -> Option<u64> {
+        let captures = self.0.iter().find_map(|regex| regex.captures(path))?;
+        // Counted from the end, should a pattern of the config hold groups of its own.
+        captures.iter().last()??.as_str().parse().ok()
+    }
+}
+
+/// The names of `modules_to_save`. PEFT reads them in two ways, and so must we.
+#[derive(Debug, Clone)]
+pub(crate) struct SavedModules {
+    names: Vec<String>,
+    keep_off: Vec<Regex>,
+}
+
+impl SavedModules {
+    pub fn compile(names: Vec<String>) -> Result<Self> {
+        let keep_off = |name: &String| compile("modules_to_save", &format!(r"^(^|.*\.){name}($|\..*)"));
+        Ok(Self { keep_off: names.iter().map(keep_off).collect::<Result<_>>()?, names })
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.names.is_empty()
+    }
+
+    /// Whether the parameter at `path` is inside a module whose path ends in one of the names: anywhere, not only at a
+    /// dot, so that `norm` takes `input_layernorm` as well.
+    pub fn wrap(&self, path: &str) -> bool {
+        let modules = path.match_indices('.').map(|(at, _)| &path[..at]);
+        modules.into_iter().any(|module| self.names.iter().any(|name| module.ends_with(name.as_str())))
+    }
+
+    /// Whether `path` has one of the names, as patterns of whole parts, in it: no LoRA is put there.
+    pub fn keep_off(&self, path: &str) -> bool {
+        self.keep_off.iter().any(|regex| regex.is_match(path))
+    }
 }
 
 #[cfg(test)]
@@ -96,9 +138,31 @@ mod tests {
 
     #[test]
     fn the_layer_index_is_the_first_number_in_the_path() {
-        assert_eq!(layer_index("model.layers.12.mlp.experts.3.up_proj", &[]), Some(12));
-        assert_eq!(layer_index("encoder.block.4.layer.1.DenseReluDense.wo", &["block".into()]), Some(4));
-        assert_eq!(layer_index("encoder.block.4.layer.1.DenseReluDense.wo", &["layers".into()]), None);
-        assert_eq!(layer_index("lm_head", &[]), None);
+        let of = |path: &str, names: &[&str]| {
+            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            LayerIndex::compile(&names).expect("valid patterns").of(path)
+        };
+        assert_eq!(of("model.layers.12.mlp.experts.3.up_proj", &[]), Some(12));
+        assert_eq!(of("encoder.block.4.layer.1.DenseReluDense.wo", &["block"]), Some(4));
+        assert_eq!(of("encoder.block.4.layer.1.DenseReluDense.wo", &["layers"]), None);
+        assert_eq!(of("encoder.block.4.layer.1.DenseReluDense.wo", &["layer", "block"]), Some(1), "the first pattern");
+        assert_eq!(
+            of("encoder.block.4.layer.1.DenseReluDense.wo", &["(block|stage)"]),
+            Some(4),
+            "a regular expression"
+        );
+        assert_eq!(of("lm_head", &[]), None);
+    }
+
+    #[test]
+    fn saved_modules_are_found_by_the_end_of_their_path_and_keep_lora_off_whole_parts() {
+        let saved = SavedModules::compile(vec!["norm".into(), "lm_head".into(), "layers.0.mlp".into()]).expect("names");
+        for path in ["lm_head.weight", "model.norm.weight", "model.layers.1.input_layernorm.weight"] {
+            assert!(saved.wrap(path), "{path}");
+        }
+        assert!(saved.wrap("model.layers.0.mlp.up_proj.weight") && !saved.wrap("model.layers.1.mlp.up_proj.weight"));
+        assert!(!saved.wrap("norm"), "a parameter is in a module");
+        assert!(saved.keep_off("model.layers.0.mlp.up_proj") && saved.keep_off("lm_head"));
+        assert!(!saved.keep_off("model.layers.1.mlp.up_proj") && !saved.keep_off("model.layers.1.input_layernorm"));
     }
 }

@@ -187,9 +187,10 @@ impl<'a> Run<'a> {
             Config::Decoder(_) => 0, // has no decoder apart
         };
         let batch = MicroBatch::new(examples, start, self.base.device())?;
-        let hidden = self.base.hidden(&batch.input(), &Pass::training(&self.adapter))?; // (B, T, D)
+        let pass = Pass::training(&self.adapter);
+        let hidden = self.base.hidden(&batch.input(), &pass)?; // (B, T, D)
         let vocab = self.base.config().vocab_size();
-        loss::backward(&hidden, &|hidden| Ok(self.base.head(hidden)), vocab, &batch.targets, scale)
+        loss::backward(&hidden, &|hidden| Ok(self.base.head(hidden, &pass)), vocab, &batch.targets, scale)
     }
 }
 

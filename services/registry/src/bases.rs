@@ -54,7 +54,7 @@ impl Registry {
         }
         let model_type = self.model_type(&base, &config).await?;
         let family = family_of(&model_type)?;
-        let linears = layers::read(&self.store, base.name.as_str(), &base.files).await?;
+        let linears = layers::read(&self.store, base.name.as_str(), &base.files).await?.linears;
         if linears.is_empty() {
             let problem = "the model's files hold no linear layer, so no adapter could fit".into();
             return Err(Error::Base { base: base.name.to_string(), file: "model*.safetensors".into(), problem });

@@ -1,4 +1,4 @@
-//! The linear layers of a base: what an adapter can be checked against without loading the base.
+//! The linear layers and other tensors of a base: what an adapter can be checked against without loading the base.
 //!
 //! Shapes come from the headers of the base's safetensors files. A 4-bit weight is stored packed, so its true shape is in
 //! its `quant_state`, a few hundred bytes that are read by range. Nothing else of the base is read.
@@ -11,13 +11,13 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use serde::Deserialize;
 use tailor_blobs::Store;
 use tailor_domain::{BaseManifest, Digest, FileRef};
-use tailor_peft::LinearShape;
+use tailor_peft::{BaseShapes, LinearShape};
 use tailor_quant::QuantState;
 
 use crate::{Error, Result};
 
 /// By module path, e.g. `model.layers.0.self_attn.q_proj`.
-pub type Layers = BTreeMap<String, LinearShape>;
+type Linears = BTreeMap<String, LinearShape>;
 
 /// A header above this belongs to no model; the format's own limit is the same.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
@@ -29,14 +29,14 @@ const MAX_REMEMBERED: usize = 64;
 
 /// Layers by base fingerprint. A base never changes, so nothing here ever goes stale.
 #[derive(Debug, Clone, Default)]
-pub struct Cache(Arc<Mutex<HashMap<Digest, Arc<Layers>>>>);
+pub struct Cache(Arc<Mutex<HashMap<Digest, Arc<BaseShapes>>>>);
 
 impl Cache {
     /// The base's layers, read at the first question.
     ///
     /// # Errors
     /// As [`read`].
-    pub async fn of(&self, store: &Store, base: &BaseManifest) -> Result<Arc<Layers>> {
+    pub async fn of(&self, store: &Store, base: &BaseManifest) -> Result<Arc<BaseShapes>> {
         if let Some(known) = self.lock().get(&base.fingerprint) {
             return Ok(known.clone());
         }
@@ -49,7 +49,7 @@ impl Cache {
         Ok(layers)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, Arc<Layers>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, Arc<BaseShapes>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -66,19 +66,21 @@ pub fn is_weights(file: &FileRef) -> bool {
     file.name.starts_with("model") && file.name.ends_with(".safetensors")
 }
 
-/// Reads the linear layers of a folder's `model*.safetensors`.
+/// Reads the shapes in a folder's `model*.safetensors`.
 ///
 /// # Errors
 /// [`Error::Base`]: a header or a `quant_state` that is none. [`Error::Store`].
-pub async fn read(store: &Store, base: &str, files: &[FileRef]) -> Result<Layers> {
-    let mut layers = Layers::new();
+pub async fn read(store: &Store, base: &str, files: &[FileRef]) -> Result<BaseShapes> {
+    let (mut linears, mut tensors) = (Linears::new(), BTreeMap::new());
     for file in files.iter().filter(|file| is_weights(file)) {
-        layers.extend(read_file(store, base, file).await?);
+        let (more_linears, more_tensors) = read_file(store, base, file).await?;
+        linears.extend(more_linears);
+        tensors.extend(more_tensors);
     }
-    Ok(layers)
+    Ok(BaseShapes::new(linears, tensors))
 }
 
-async fn read_file(store: &Store, base: &str, file: &FileRef) -> Result<Layers> {
+async fn read_file(store: &Store, base: &str, file: &FileRef) -> Result<(Linears, BTreeMap<String, Vec<usize>>)> {
     let broken = |problem: String| Error::Base { base: base.to_owned(), file: file.name.clone(), problem };
     if file.size_bytes < 8 {
         return Err(broken(format!("{} bytes are no safetensors file", file.size_bytes)));
@@ -93,11 +95,11 @@ async fn read_file(store: &Store, base: &str, file: &FileRef) -> Result<Layers> 
     let header = store.get_blob_range(&file.digest, 8..data_start).await?;
     let tensors = parse_header(&header).map_err(&broken)?;
 
-    let mut layers = Layers::new();
+    let mut linears = Linears::new();
     let mut packed = Vec::new();
     for linear in linear_weights(&tensors) {
         match linear.stored {
-            Stored::Plain(shape) => drop(layers.insert(linear.module, shape)),
+            Stored::Plain(shape) => drop(linears.insert(linear.module, shape)),
             Stored::Packed { state: [start, end] } => {
                 let in_file = start < end && end - start <= MAX_STATE_BYTES && end <= file.size_bytes - data_start;
                 if !in_file {
@@ -117,9 +119,10 @@ async fn read_file(store: &Store, base: &str, file: &FileRef) -> Result<Layers> 
         let state = QuantState::decode(&bytes).map_err(|problem| broken(format!("{module}: {problem}")))?;
         let shape = linear_shape(&state.shape)
             .ok_or_else(|| broken(format!("{module}: shape {:?} has not two dimensions", state.shape)))?;
-        layers.insert(module, shape);
+        linears.insert(module, shape);
     }
-    Ok(layers)
+    let plain = tensors.into_iter().filter(|(name, info)| is_float(info) && !name.contains(".weight."));
+    Ok((linears, plain.map(|(name, info)| (name, info.shape)).collect()))
 }
 
 fn parse_header(header: &[u8]) -> Result<BTreeMap<String, TensorInfo>, String> {
@@ -163,13 +166,16 @@ fn linear_weights(tensors: &BTreeMap<String, TensorInfo>) -> impl Iterator<Item 
         let stored = match state {
             Some((_, state)) => Stored::Packed { state: state.data_offsets },
             None => {
-                let is_float = matches!(weight.dtype.as_str(), "F32" | "F16" | "BF16");
-                let shape = linear_shape(&weight.shape).filter(|_| is_float && !is_embedding(module))?;
+                let shape = linear_shape(&weight.shape).filter(|_| is_float(weight) && !is_embedding(module))?;
                 Stored::Plain(shape)
             }
         };
         Some(Linear { module: module.to_owned(), stored })
     })
+}
+
+fn is_float(tensor: &TensorInfo) -> bool {
+    matches!(tensor.dtype.as_str(), "F32" | "F16" | "BF16")
 }
 
 /// Two-dimensional weights that are looked up, not multiplied.

@@ -174,11 +174,11 @@ impl Registry {
         let limits = Limits::default();
         let config = self.read_small("config_digest", &new.config, limits.max_config_bytes).await?;
         let weights = self.read_small("weights_digest", &new.weights, limits.max_weights_bytes).await?;
-        let linears = self.layers.of(&self.store, base).await?;
+        let shapes = self.layers.of(&self.store, base).await?;
         let size_bytes = weights.len() as u64;
         let check = move || {
             let adapter = Adapter::from_bytes(&config, &weights, &limits)?;
-            adapter.check_against(&linears)?;
+            adapter.check_against(&shapes)?;
             Ok(adapter.config().portability_notes())
         };
         let checked = tokio::task::spawn_blocking(check)

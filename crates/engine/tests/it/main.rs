@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use tailor_domain::Digest;
 use tailor_engine::{EndReason, Engine, EngineOptions, Error, Event, GenerateJob, Sampling};
 use tailor_models::{Base, Greedy, LoadOptions, LoraSet};
-use tailor_peft::{Adapter, AdapterConfig, LoraPair};
+use tailor_peft::{Adapter, AdapterConfig, Dtype, LoraPair, WholeTensor};
 use tailor_testkit::{LlamaShape, T5Shape, TempDir};
 use tokio::sync::mpsc;
 
@@ -72,6 +72,23 @@ impl TinyBase {
         let config = AdapterConfig::new(task, rank as u32, rank as f64, 0.0, &names).expect("valid");
         let digest = Digest::of(format!("adapter {seed} {size}").as_bytes());
         (digest, Adapter::new(config, pairs).expect("sound"))
+    }
+
+    /// A DoRA adapter of every linear layer that brings a head of its own.
+    fn dora_with_head(&self, seed: u32) -> (Digest, Adapter) {
+        let (_, plain) = self.adapter(seed, 0.2);
+        let config = String::from_utf8(plain.config_to_bytes()).expect("ASCII");
+        let config = config.replace(r#""use_dora": false"#, r#""use_dora": true"#);
+        let config = config.replace(r#""modules_to_save": null"#, r#""modules_to_save": ["lm_head"]"#);
+        let config = AdapterConfig::parse(config.as_bytes()).expect("valid");
+        let mut tensors = plain.into_tensors();
+        let magnitudes = |pair: &LoraPair| (0..pair.out_features).map(|at| 0.5 + (at % 5) as f32 * 0.25).collect();
+        tensors.magnitudes = tensors.pairs.iter().map(|(path, pair)| (path.clone(), magnitudes(pair))).collect();
+        let shape = self.base.shapes().tensors["lm_head.weight"].clone();
+        let values = (0..shape.iter().product::<usize>()).map(|at| ((at * 37) % 101) as f32 * 0.02 - 1.0);
+        let bytes = values.flat_map(f32::to_le_bytes).collect();
+        tensors.whole.insert("lm_head.weight".into(), WholeTensor { dtype: Dtype::F32, shape, bytes });
+        (Digest::of(format!("DoRA {seed}").as_bytes()), Adapter::with_tensors(config, tensors).expect("sound"))
     }
 
     /// The model's own greedy answer to one prompt alone.

@@ -34,6 +34,29 @@ async fn loading_is_idempotent_and_what_is_resident_is_shown() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_adapter_with_magnitudes_and_its_own_head_answers_beside_others_as_alone() {
+    for tiny in TinyBase::all() {
+        let engine = tiny.engine(EngineOptions::default()).await;
+        let (plain_digest, plain) = tiny.adapter(3, 0.2);
+        let (digest, own) = tiny.dora_with_head(4);
+        engine.load(plain_digest.clone(), plain.clone()).await.expect("loads");
+        let resident = engine.load(digest.clone(), own.clone()).await.expect("loads");
+        assert!(resident.size_bytes > own.size_bytes(), "the lengths of the rows are counted too");
+        let wanted = [tiny.greedy(&prompt(5), Some(&own), 8), tiny.greedy(&prompt(5), Some(&plain), 8)];
+        assert_ne!(wanted[0], tiny.greedy(&prompt(5), None, 8));
+        let mut streams = Vec::new();
+        for adapter in [Some(&digest), Some(&plain_digest), None, Some(&digest)] {
+            streams.push(engine.generate(job(prompt(5), adapter, 8)).await.expect("accepted"));
+        }
+        let mut answers = Vec::new();
+        for stream in streams {
+            answers.push(read(stream).await.expect("answers").0);
+        }
+        assert_eq!([&answers[0], &answers[1], &answers[3]], [&wanted[0], &wanted[1], &wanted[0]]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_adapter_of_another_base_is_refused_with_the_reason() {
     let [llama, t5] = TinyBase::all();
     let engine = t5.engine(EngineOptions::default()).await;

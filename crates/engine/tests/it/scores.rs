@@ -24,7 +24,7 @@ fn plain(tiny: &TinyBase, prompt: &[u32], tokens: &[u32], set: &LoraSet) -> Vec<
         let input = Input::EncoderDecoder { ids: &encoder, mask: None, decoder_ids: &decoder };
         (tiny.base.hidden(&input, &pass).expect("runs"), 0)
     };
-    let table = tiny.base.head(&hidden).log_softmax(-1, Kind::Float);
+    let table = tiny.base.head(&hidden, &pass).log_softmax(-1, Kind::Float);
     let score = |(at, token): (i64, &u32)| {
         (from + at >= 0).then(|| table.double_value(&[0, from + at, i64::from(*token)]) as f32)
     };

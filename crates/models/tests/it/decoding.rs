@@ -23,7 +23,7 @@ fn at_once(name: &str, prompt: &[u32], answer: &[u32]) -> Tensor {
             base.hidden(&input, &Pass::base()).unwrap()
         }
     };
-    base.head(&hidden.select(1, -1))
+    base.head(&hidden.select(1, -1), &Pass::base())
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod decoding;
 mod golden;
 mod loading;
 mod memory;
+mod peft;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -42,7 +43,7 @@ fn logits(base: &Base, golden: &Golden, pass: &Pass<'_>) -> Tensor {
         tailor_domain::Family::Decoder => Input::Decoder { ids, mask: Some(mask) },
         tailor_domain::Family::EncoderDecoder => Input::EncoderDecoder { ids, mask: Some(mask), decoder_ids },
     };
-    base.head(&base.hidden(&input, pass).unwrap())
+    base.head(&base.hidden(&input, pass).unwrap(), pass)
 }
 
 /// Positions whose logits mean something: padding of a decoder's input does not.

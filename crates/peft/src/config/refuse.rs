@@ -6,10 +6,7 @@ use super::clip;
 use crate::error::{Error, Result};
 
 /// Fields that must be null, false or empty, and what they would mean.
-const MUST_BE_OFF: [(&str, &str); 17] = [
-    ("use_dora", "DoRA adapters are not supported; train with use_dora=False, or merge the adapter into its base"),
-    ("modules_to_save", "whole trained modules are not supported; train without modules_to_save"),
-    ("lora_bias", "a bias on lora_B is not supported; train with lora_bias=False"),
+const MUST_BE_OFF: [(&str, &str); 14] = [
     ("trainable_token_indices", "trained token embeddings are not supported; train without them"),
     ("layer_replication", "replicated layers change the base; merge the adapter into its base"),
     ("target_parameters", "LoRA on bare parameters is not supported; use target_modules"),
@@ -42,7 +39,7 @@ const INERT: [&str; 11] = [
 ];
 
 /// Fields that `AdapterConfig` or this module reads.
-const READ: [&str; 16] = [
+const READ: [&str; 18] = [
     "alpha_pattern",
     "base_model_name_or_path",
     "bias",
@@ -51,7 +48,9 @@ const READ: [&str; 16] = [
     "layers_pattern",
     "layers_to_transform",
     "lora_alpha",
+    "lora_bias",
     "lora_dropout",
+    "modules_to_save",
     "peft_type",
     "r",
     "rank_pattern",
@@ -73,10 +72,14 @@ pub(super) fn unsupported(raw: &Map<String, Value>) -> Result<()> {
         Some(other) => return refuse("peft_type", other, "only LORA adapters are supported"),
         None => return Err(Error::config("peft_type", "missing; this is no PEFT adapter")),
     }
-    match raw.get("bias") {
-        None => {}
-        Some(Value::String(bias)) if bias == "none" => {}
-        Some(other) => return refuse("bias", other, "trained biases are not supported; train with bias=\"none\""),
+    if let (Some(bias), Some(Value::Bool(true))) = (raw.get("lora_bias"), raw.get("use_dora"))
+        && !is_off(bias)
+    {
+        return refuse(
+            "lora_bias",
+            bias,
+            "PEFT knows no bias of lora_B together with use_dora; train with one of them",
+        );
     }
     match raw.get("init_lora_weights") {
         None | Some(Value::Bool(_)) => {}

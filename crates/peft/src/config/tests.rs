@@ -48,10 +48,8 @@ fn targets_follow_names_patterns_exclusions_and_layers() {
 #[test]
 fn what_cannot_be_honoured_is_refused_by_name() {
     for (field, setting) in [
-        ("use_dora", r#""use_dora":true"#),
-        ("modules_to_save", r#""modules_to_save":["lm_head"]"#),
-        ("bias", r#""bias":"all""#),
-        ("lora_bias", r#""lora_bias":true"#),
+        ("lora_bias", r#""use_dora":true,"lora_bias":true"#),
+        ("ensure_weight_tying", r#""modules_to_save":["embed_tokens"],"ensure_weight_tying":true"#),
         ("init_lora_weights", r#""init_lora_weights":"pissa_niter_16""#),
         ("init_lora_weights", r#""init_lora_weights":"loftq""#),
         ("trainable_token_indices", r#""trainable_token_indices":[1,2]"#),
@@ -64,6 +62,25 @@ fn what_cannot_be_honoured_is_refused_by_name() {
     }
     let prefix = AdapterConfig::parse(br#"{"peft_type":"PREFIX_TUNING","target_modules":["q"]}"#).expect_err("prefix");
     assert!(prefix.to_string().contains("PREFIX_TUNING"), "{prefix}");
+}
+
+#[test]
+fn lora_is_kept_off_modules_that_are_saved_whole() {
+    let config = parse(r#""modules_to_save":["layers.0.self_attn.q_proj","lm_head"]"#).expect("saved");
+    assert!(!config.targets("model.layers.0.self_attn.q_proj") && config.targets("model.layers.1.self_attn.q_proj"));
+    assert!(config.saves_whole("lm_head.weight") && !config.saves_whole("model.embed_tokens.weight"));
+}
+
+#[test]
+fn what_a_server_elsewhere_refuses_is_said() {
+    assert!(parse("").expect("plain").portability_notes().is_empty());
+    let all = parse(r#""use_dora":true,"modules_to_save":["lm_head"],"bias":"all","rank_pattern":{"q_proj":768}"#);
+    let notes = all.expect("sound").portability_notes().join("; ");
+    for setting in ["rank 768", "use_dora", "modules_to_save", "bias"] {
+        assert!(notes.contains(setting), "{notes}");
+    }
+    let lora_bias = parse(r#""lora_bias":true"#).expect("sound").portability_notes();
+    assert_eq!(lora_bias, ["vLLM refuses adapters with lora_bias"]);
 }
 
 #[test]
@@ -92,6 +109,10 @@ fn broken_fields_are_named_with_their_value() {
         (r#"{"peft_type":"LORA","target_modules":["q"],"rank_pattern":{"q":0}}"#, "rank_pattern.q"),
         (r#"{"peft_type":"LORA","target_modules":["q"],"rank_pattern":[1]}"#, "rank_pattern"),
         (r#"{"peft_type":"LORA","target_modules":["q"],"use_rslora":"yes"}"#, "use_rslora"),
+        (r#"{"peft_type":"LORA","target_modules":["q"],"use_dora":1}"#, "use_dora"),
+        (r#"{"peft_type":"LORA","target_modules":["q"],"bias":"some"}"#, "\"some\" is none of"),
+        (r#"{"peft_type":"LORA","target_modules":["q"],"modules_to_save":[7]}"#, "modules_to_save"),
+        (r#"{"peft_type":"LORA","target_modules":["q"],"modules_to_save":["(?=a)"]}"#, "modules_to_save"),
         ("not json", "not JSON"),
     ] {
         let error = AdapterConfig::parse(json.as_bytes()).expect_err(json);

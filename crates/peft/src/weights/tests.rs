@@ -1,8 +1,20 @@
 use super::*;
-use crate::adapter::tests::{PATH, pair};
+use crate::adapter::tests::{PATH, one, pair, whole};
 
-fn pairs() -> BTreeMap<String, LoraPair> {
-    BTreeMap::from([(PATH.to_owned(), pair(2, 6, 4)), ("model.layers.10.self_attn.q_proj".to_owned(), pair(3, 5, 7))])
+/// One of each kind.
+fn sound() -> Tensors {
+    let other = "model.layers.10.self_attn.q_proj".to_owned();
+    Tensors {
+        pairs: BTreeMap::from([(PATH.to_owned(), pair(2, 6, 4)), (other, pair(3, 5, 7))]),
+        magnitudes: one(PATH, vec![1.0, 0.5, -2.0, 3.0]),
+        lora_biases: one(PATH, vec![0.25; 4]),
+        whole: BTreeMap::from([
+            ("lm_head.weight".to_owned(), whole(&[3, 6], 0.75)),
+            (format!("{PATH}.bias"), whole(&[4], -1.0)),
+            ("model.layers.0.self_attn.k_proj.bias".to_owned(), whole(&[4], -2.0)),
+        ]),
+        ..Tensors::default()
+    }
 }
 
 /// A safetensors file from a header and as many data bytes as one wishes.
@@ -22,11 +34,20 @@ fn tensors(list: &[(&str, Dtype, Vec<usize>, Vec<u8>)]) -> Vec<u8> {
 
 #[test]
 fn what_is_written_is_read_back_and_is_the_same_bytes() {
-    let bytes = write(&pairs()).expect("writes");
-    assert_eq!(read(&bytes).expect("reads"), pairs());
-    assert_eq!(write(&pairs()).expect("writes"), bytes);
-    let header = String::from_utf8_lossy(&bytes[8..200]);
-    assert!(header.starts_with(r#"{"__metadata__":{"format":"pt"},"base_model.model.model.layers.0."#), "{header}");
+    let bytes = write(&sound()).expect("writes");
+    assert_eq!(read(&bytes).expect("reads"), sound());
+    assert_eq!(write(&sound()).expect("writes"), bytes);
+    let header = String::from_utf8_lossy(&bytes[8..]);
+    assert!(header.starts_with(r#"{"__metadata__":{"format":"pt"},"base_model.model.lm_head.weight"#), "{header}");
+    assert!(header.contains(r#""base_model.model.model.layers.0.self_attn.q_proj.base_layer.bias""#), "{header}");
+    assert!(header.contains(r#""base_model.model.model.layers.0.self_attn.k_proj.bias""#), "{header}");
+}
+
+/// The same file with the metadata that every file of ours has.
+fn with_format(bytes: &[u8]) -> Vec<u8> {
+    let file = SafeTensors::deserialize(bytes).expect("sound");
+    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    safetensors::serialize(file.tensors(), Some(metadata)).expect("serialises")
 }
 
 #[test]
@@ -37,7 +58,11 @@ fn half_precision_is_widened_exactly() {
         ("base_model.model.q.lora_B.weight", Dtype::F16, vec![3, 1], ones(f16::from_f32(-2.5).to_bits(), 3)),
     ]);
     let read = read(&bytes).expect("reads");
-    assert_eq!(read["q"], LoraPair { a: vec![0.15625; 2], b: vec![-2.5; 3], rank: 1, in_features: 2, out_features: 3 });
+    assert_eq!(write(&read).expect("writes"), with_format(&bytes), "and is written as it was");
+    assert_eq!(
+        read.pairs["q"],
+        LoraPair { a: vec![0.15625; 2], b: vec![-2.5; 3], rank: 1, in_features: 2, out_features: 3 }
+    );
 }
 
 #[test]
@@ -45,6 +70,16 @@ fn a_pickle_is_refused_with_the_reason() {
     for pickle in [&b"PK\x03\x04rest of a zip"[..], &b"\x80\x02}q\x00."[..], &b"\x80\x05rest"[..]] {
         let error = read(pickle).expect_err("pickle");
         assert!(error.to_string().contains("pickle"), "{error}");
+    }
+}
+
+#[test]
+fn a_header_as_long_as_a_pickle_begins_is_read() {
+    for header_bytes in [0x280usize, 0x380, 0x480, 0x580] {
+        let header = r#"{"base_model.model.q.lora_A.weight":{"dtype":"F32","shape":[1,1],"data_offsets":[0,4]},
+            "base_model.model.q.lora_B.weight":{"dtype":"F32","shape":[1,1],"data_offsets":[4,8]}}"#;
+        let padded = format!("{header:header_bytes$}");
+        assert_eq!(read(&raw(&padded, &[0; 8])).expect("sound").pairs.len(), 1);
     }
 }
 
@@ -91,9 +126,22 @@ fn tensors_that_are_no_lora_pair_are_refused_by_name() {
             "rank 2 and lora_B has rank 3",
         ),
         (vec![("q.lora_A.weight", Dtype::F32, vec![2, 3], f32s(6))], "base_model.model."),
-        (vec![("base_model.model.lm_head.weight", Dtype::F32, vec![2, 3], f32s(6))], "whole modules"),
+        (
+            vec![("base_model.model.lm_head.base_layer.weight", Dtype::F32, vec![2, 3], f32s(6))],
+            "beside the whole weight",
+        ),
+        (vec![("base_model.model.lm_head.weight", Dtype::U8, vec![6], vec![0; 6])], "U8"),
+        (vec![("base_model.model.lm_head.scale", Dtype::F32, vec![2, 3], f32s(6))], "nor anything else"),
         (vec![("base_model.model.q.lora_A.default.weight", Dtype::F32, vec![2, 3], f32s(6))], "neither lora_A"),
-        (vec![("base_model.model.q.lora_magnitude_vector", Dtype::F32, vec![3], f32s(3))], "DoRA"),
+        (vec![("base_model.model.q.lora_magnitude_vector", Dtype::F32, vec![3, 1], f32s(3))], "no vector"),
+        (
+            vec![
+                ("base_model.model.q.bias", Dtype::F32, vec![3], f32s(3)),
+                ("base_model.model.q.base_layer.bias", Dtype::F32, vec![3], f32s(3)),
+            ],
+            "another tensor for the same parameter",
+        ),
+        (vec![a.clone(), b.clone(), ("base_model.model.q.bias", Dtype::F32, vec![3], f32s(3))], "q.base_layer.bias"),
         (vec![("base_model.model.e.lora_embedding_A", Dtype::F32, vec![2, 3], f32s(6))], "embedding"),
         (vec![("base_model.model..lora_A.weight", Dtype::F32, vec![2, 3], f32s(6))], "no module path"),
         (vec![("base_model.model.q.lora_A.weight", Dtype::F32, vec![6], f32s(6))], "no matrix"),
@@ -115,7 +163,7 @@ fn tensors_that_are_no_lora_pair_are_refused_by_name() {
 
 #[test]
 fn no_corruption_of_a_file_panics() {
-    let sound = write(&pairs()).expect("writes");
+    let sound = write(&sound()).expect("writes");
     // A small multiplicative generator: every byte position is hit over the rounds, reproducibly.
     let mut state = 0x2545_f491_4f6c_dd1du64;
     let mut next = move || {

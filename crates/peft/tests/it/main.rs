@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde_json::Value;
-use tailor_peft::{Adapter, CONFIG_FILE, Error, Limits, LinearShape, LoraPair, PICKLE_FILE, WEIGHTS_FILE};
+use tailor_peft::{Adapter, BaseShapes, CONFIG_FILE, Error, Limits, LinearShape, LoraPair, PICKLE_FILE, WEIGHTS_FILE};
 
 /// What `peft` says of one module.
 #[derive(Deserialize)]
@@ -19,7 +19,30 @@ struct Expected {
     delta_norm: f64,
 }
 
-const ACCEPTED: [&str; 5] = ["llama-all-linear", "llama-one-layer", "llama-patterns", "t5-attention", "t5-regex"];
+/// The script's names, by what their folder holds.
+const ACCEPTED: [&str; 21] = [
+    "llama-all-linear",
+    "llama-one-layer",
+    "llama-patterns",
+    "llama-bf16",
+    "t5-attention",
+    "t5-regex",
+    "dora-llama",
+    "dora-nf4",
+    "dora-bias-all",
+    "dora-t5",
+    "lora-bias",
+    "lora-bias-lora-only",
+    "saved-llama",
+    "saved-tied-embedding",
+    "saved-tied-head",
+    "saved-t5",
+    "saved-layers",
+    "saved-biases",
+    "patterns-qwen3",
+    "patterns-t5",
+    "patterns-t5-blocks",
+];
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/peft").join(name)
@@ -78,7 +101,7 @@ fn adapters_of_the_real_peft_are_written_as_peft_wrote_them() {
             serde_json::from_slice(&fs::read(folder.join(CONFIG_FILE)).expect("there")).expect("JSON")
         };
         assert_eq!(json(&folder), json(&golden(name)), "{name}");
-        assert_eq!(read(&folder).expect("our own folder").pairs(), adapter.pairs());
+        assert_eq!(read(&folder).expect("our own folder").tensors(), adapter.tensors());
     }
 }
 
@@ -86,24 +109,44 @@ fn adapters_of_the_real_peft_are_written_as_peft_wrote_them() {
 fn adapters_fit_the_base_they_were_made_on_and_no_other() {
     for name in ACCEPTED {
         let adapter = read(&golden(name)).expect("accepted");
-        let base: BTreeMap<String, LinearShape> = expected(name)
-            .into_iter()
-            .map(|(path, e)| (path, LinearShape { in_features: e.in_features, out_features: e.out_features }))
-            .collect();
+        let shape = |e: Expected| LinearShape { in_features: e.in_features, out_features: e.out_features };
+        let linears = expected(name).into_iter().map(|(path, module)| (path, shape(module))).collect();
+        let whole = adapter.tensors().whole.iter().map(|(path, whole)| (path.clone(), whole.shape.clone()));
+        let mut base = BaseShapes::new(linears, whole.collect());
         adapter.check_against(&base).unwrap_or_else(|error| panic!("{name}: {error}"));
-        let other = if name.starts_with("t5") { "llama-all-linear" } else { "t5-attention" };
+        let other = if name.contains("t5") || name == "saved-tied-head" { "llama-all-linear" } else { "t5-attention" };
         let error = read(&golden(other)).expect("accepted").check_against(&base).expect_err("another family");
         assert!(matches!(error, Error::DoesNotFit { .. }), "{name}: {error}");
+
+        let Some(path) = adapter.tensors().whole.keys().next() else { continue };
+        base.tensors.insert(path.clone(), vec![5, 7]);
+        let error = adapter.check_against(&base).expect_err("another size").to_string();
+        assert!(error.contains(path) && error.contains("and 5x7 in the base"), "{name}: {error}");
+        base.tensors.remove(path);
+        let error = adapter.check_against(&base).expect_err("no such tensor").to_string();
+        assert!(error.contains(path) && error.contains("not in the base"), "{name}: {error}");
     }
 }
 
 #[test]
-fn kinds_of_adapters_that_would_be_served_wrongly_are_refused() {
-    for (name, field) in
-        [("refused-dora", "use_dora"), ("refused-modules-to-save", "modules_to_save"), ("refused-bias", "bias")]
-    {
+fn values_keep_the_type_that_they_were_saved_in() {
+    let adapter = read(&golden("llama-bf16")).expect("accepted");
+    let types: Vec<_> = adapter.tensors().whole.values().map(|whole| format!("{:?}", whole.dtype)).collect();
+    assert_eq!(types.len(), 5, "the last norm, and two of each layer, whose names end in the same word");
+    assert!(types.iter().all(|name| name == "BF16"));
+}
+
+#[test]
+fn kinds_of_adapters_that_would_be_served_wrongly_are_refused_by_name() {
+    for (name, wanted) in [
+        ("refused-shared", "shared.weight: PEFT itself never reads a T5's shared"),
+        ("refused-embedding", "embed_tokens.base_layer.weight: LoRA beside the whole weight"),
+        ("refused-head", "lm_head.base_layer.weight: LoRA beside the whole weight"),
+        ("refused-positions", "relative_attention_bias.weight: position biases"),
+        ("refused-tying", "field ensure_weight_tying"),
+    ] {
         let error = read(&golden(name)).expect_err(name);
-        assert!(matches!(&error, Error::Unsupported { field: named, .. } if named == field), "{name}: {error}");
+        assert!(error.to_string().contains(wanted), "{name}: {error}");
     }
 }
 

@@ -1,4 +1,4 @@
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use tailor_blobs::Store;
 use tailor_domain::JobId;
@@ -6,6 +6,7 @@ use tailor_pb::common::Page;
 use tailor_pb::registry::{
     AdapterVersion, GetVersionRequest, ListVersionsRequest, PublishVersionRequest, ResolveRequest,
 };
+use tailor_peft::{Adapter, AdapterConfig, Dtype, Tensors, WholeTensor};
 use tailor_testkit::{Fault, FlakyStore, Op};
 use tonic::Code;
 
@@ -154,8 +155,26 @@ async fn an_adapter_of_another_base_is_refused_with_module_and_shapes() {
     idle.b.fill(0.0);
     let request = service.request_for("grammar", &adapter_on(QUANTISED, idle)).await;
     expect_status(service.publish(request).await, Code::InvalidArgument, &["changes nothing"]);
-    let request = service.request_for("grammar", &adapter_on("lm_head", pair(4, 16, 4, 1))).await;
-    assert_eq!(service.publish(request).await.expect("the head is a linear layer").version, 1);
+}
+
+#[tokio::test]
+async fn an_adapter_with_its_own_head_is_published_with_what_others_make_of_it() {
+    let service = Service::start().await;
+    service.register_base().await;
+    let with_head = |out: usize| {
+        let json = r#"{"peft_type":"LORA","r":4,"target_modules":["q_proj"],"modules_to_save":["lm_head"]}"#;
+        let head = WholeTensor { dtype: Dtype::BF16, shape: vec![out, 16], bytes: vec![0; 2 * out * 16] };
+        let pairs = BTreeMap::from([(QUANTISED.to_owned(), pair(4, 16, 8, 1))]);
+        let whole = BTreeMap::from([("lm_head.weight".to_owned(), head)]);
+        let config = AdapterConfig::parse(json.as_bytes()).expect("config");
+        Adapter::with_tensors(config, Tensors { pairs, whole, ..Tensors::default() }).expect("well-formed adapter")
+    };
+    let request = service.request_for("grammar", &with_head(5)).await;
+    let says = ["lm_head.weight is 5x16 in the adapter and 4x16 in the base"];
+    expect_status(service.publish(request).await, Code::InvalidArgument, &says);
+    let request = service.request_for("grammar", &with_head(4)).await;
+    let published = service.publish(request).await.expect("published");
+    assert!(published.notes.contains("vLLM refuses adapters with modules_to_save"), "{}", published.notes);
 }
 
 #[tokio::test]

@@ -1,0 +1,133 @@
+//! What one pass through a model runs with: no adapter, one for the whole batch, or one for each row.
+
+use tch::{Device, Tensor};
+
+use crate::change::Change;
+use crate::linear::Linear;
+use crate::lora::LoraSet;
+use crate::weights::Dense;
+
+/// What one pass through the model runs with.
+pub struct Pass<'a> {
+    pub adapters: Adapters<'a>,
+    /// Dropout is on.
+    pub training: bool,
+}
+
+pub enum Adapters<'a> {
+    None,
+    One(&'a LoraSet),
+    Rows(&'a Routes<'a>),
+}
+
+impl<'a> Pass<'a> {
+    /// The base alone.
+    pub fn base() -> Pass<'static> {
+        Pass { adapters: Adapters::None, training: false }
+    }
+
+    /// One adapter for all rows, without dropout.
+    pub fn one(set: &'a LoraSet) -> Self {
+        Self { adapters: Adapters::One(set), training: false }
+    }
+
+    /// As [`Pass::one`], or [`Pass::base`] where there is none.
+    pub fn maybe(set: Option<&'a LoraSet>) -> Self {
+        set.map_or(Pass { adapters: Adapters::None, training: false }, Self::one)
+    }
+
+    /// One adapter for all rows, with dropout.
+    pub fn training(set: &'a LoraSet) -> Self {
+        Self { adapters: Adapters::One(set), training: true }
+    }
+
+    /// An adapter for each row of the first dimension. Inference only: it writes in place.
+    pub fn rows(routes: &'a Routes<'a>) -> Self {
+        Self { adapters: Adapters::Rows(routes), training: false }
+    }
+
+    /// `op` of `x` and a tensor of the base, or the adapter's own in its place.
+    ///
+    /// # Shapes
+    /// With an adapter for each row: `x` [B, ..] → [B, ..]
+    pub(crate) fn with(&self, dense: &Dense, x: &Tensor, op: impl Fn(&Tensor, &Tensor) -> Tensor) -> Tensor {
+        match &self.adapters {
+            Adapters::None => op(x, &dense.tensor),
+            Adapters::One(set) => op(x, set.whole(dense.site).unwrap_or(&dense.tensor)),
+            Adapters::Rows(routes) => routes.with(dense, x, op),
+        }
+    }
+}
+
+/// Which rows of a batch run with which set.
+pub struct Routes<'a> {
+    groups: Vec<Group<'a>>,
+    rows: i64,
+}
+
+struct Group<'a> {
+    set: &'a LoraSet,
+    rows: Vec<i64>,
+    index: Tensor,
+}
+
+impl<'a> Routes<'a> {
+    pub fn new(sets: &[Option<&'a LoraSet>], device: Device) -> Self {
+        let mut groups: Vec<Group<'a>> = Vec::new();
+        for (row, set) in sets.iter().enumerate() {
+            let Some(set) = *set else { continue };
+            match groups.iter_mut().find(|group| std::ptr::eq(group.set, set)) {
+                Some(group) => group.rows.push(row as i64),
+                None => groups.push(Group { set, rows: vec![row as i64], index: Tensor::new() }),
+            }
+        }
+        for group in &mut groups {
+            group.index = Tensor::from_slice(&group.rows).to_device(device);
+        }
+        Self { groups, rows: sets.len() as i64 }
+    }
+
+    /// Rows of the batch these routes are for.
+    pub fn rows(&self) -> usize {
+        self.rows as usize
+    }
+
+    /// # Shapes
+    /// `x` [B, T, in] → [B, T, out]
+    pub(crate) fn forward(&self, linear: &Linear, x: &Tensor) -> Tensor {
+        let changes = self.groups.iter().filter_map(|group| Some((group, group.set.change(linear.slot)?)));
+        let changes: Vec<(&Group<'_>, &Change)> = changes.collect();
+        if let [(group, change)] = changes.as_slice()
+            && group.rows.len() as i64 == self.rows
+        {
+            return change.forward(linear, x, false);
+        }
+        let mut y = linear.plain(x);
+        for (group, change) in changes {
+            let (some_y, some_x) = (y.index_select(0, &group.index), x.index_select(0, &group.index));
+            y = y.index_copy_(0, &group.index, &change.add_to(linear, &some_y, &some_x, false));
+        }
+        y
+    }
+
+    /// As [`Pass::with`].
+    fn with(&self, dense: &Dense, x: &Tensor, op: impl Fn(&Tensor, &Tensor) -> Tensor) -> Tensor {
+        let own = self.groups.iter().filter_map(|group| Some((group, group.set.whole(dense.site)?)));
+        let own: Vec<(&Group<'_>, &Tensor)> = own.collect();
+        match own.as_slice() {
+            [] => return op(x, &dense.tensor),
+            [(group, tensor)] if group.rows.len() as i64 == self.rows => return op(x, tensor),
+            _ => {}
+        }
+        let plain = (0..self.rows).filter(|row| !own.iter().any(|(group, _)| group.rows.contains(row)));
+        let plain = Tensor::from_slice(&plain.collect::<Vec<i64>>()).to_device(x.device());
+        let of_base = (&plain, &dense.tensor);
+        let parts = own.iter().map(|(group, tensor)| (&group.index, *tensor)).chain([of_base]);
+        let (indices, outputs): (Vec<&Tensor>, Vec<Tensor>) = parts
+            .filter(|(index, _)| index.numel() > 0)
+            .map(|(index, tensor)| (index, op(&x.index_select(0, index), tensor)))
+            .unzip();
+        // The rows lie part after part; their places put them in the order of the batch.
+        Tensor::cat(&outputs, 0).index_select(0, &Tensor::cat(&indices, 0).argsort(0, false))
+    }
+}
