@@ -1,17 +1,32 @@
 //! Chat templates: messages to one text, as `transformers` renders them.
 //!
 //! Templates come with a base, so they are hostile: work and output are bounded, and they reach nothing but the values
-//! they are given. Differs from `transformers` in that `strftime_now` is UTC, and that the work is limited.
+//! they are given. They are written for Python's Jinja; the engine is made to answer as it does (`python`), and
+//! tests/golden/make_chat.py compares both construct by construct. What still differs:
+//!
+//! - Refused: `text % values`, bare tuples, `varargs` and `kwargs` of macros, `cycler`, `lipsum`, `is callable`, the filters
+//!   that format prose (`truncate`, `wordwrap`, `wordcount`, `center`, `striptags`, `urlencode`, `filesizeformat`, `pprint`),
+//!   `int` and `float` of what is no number, rare methods of texts (`swapcase`, `casefold`, `istitle`, `encode`), and work
+//!   without end.
+//! - Not refused although Python does: comparing values of different types, or with an undefined one, and private names.
+//! - Printed otherwise: a range, and what `~` joins that is a float of 1e16 and more or below 1e-4, or a list of such.
+//! - `strftime_now` is UTC.
 
+mod generation;
 mod json;
+mod message;
+mod python;
 mod strftime;
 
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
-use minijinja::{Environment, ErrorKind, Value, context};
-use serde::{Deserialize, Serialize};
+use minijinja::{Environment, ErrorKind, Value};
+
+pub use message::{ChatOptions, Message};
 
 use crate::error::{Error, Result};
 
@@ -20,29 +35,21 @@ const MAX_OUTPUT_BYTES: usize = 8 << 20;
 /// About one unit an instruction and one for each 64 bytes made: real templates use some thousands.
 const FUEL: u64 = 500_000;
 const NAME: &str = "chat_template";
+/// The template that is taken where there are tools.
+const TOOL_NAME: &str = "chat_template_for_tools";
 
 /// Seconds since 1970, for templates that print the date.
 pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Message {
-    pub role: String,
-    pub content: String,
-}
+/// The texts of the special tokens by the names under which templates know them, e.g. `bos_token`.
+pub type SpecialTexts = BTreeMap<String, String>;
 
-impl Message {
-    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self { role: role.into(), content: content.into() }
-    }
-}
-
-/// The texts of the special tokens that templates refer to.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct SpecialTexts {
-    pub bos: Option<String>,
-    pub eos: Option<String>,
-    pub pad: Option<String>,
-    pub unk: Option<String>,
+/// A conversation as text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rendered {
+    pub text: String,
+    /// The bytes of the text that the assistant said, by the template's `generation` marks; in order.
+    pub spoken: Vec<Range<usize>>,
 }
 
 #[derive(Debug, Clone)]
@@ -61,22 +68,37 @@ impl ChatTemplate {
     /// # Errors
     /// As `parse`.
     pub fn parse_with_clock(source: &str, special: SpecialTexts, clock: Clock) -> Result<Self> {
-        if source.len() > MAX_TEMPLATE_BYTES {
-            let problem = format!("{} bytes, the limit is {MAX_TEMPLATE_BYTES}", source.len());
-            return Err(Error::ChatTemplate { problem });
-        }
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(failed)?;
         environment.set_syntax(syntax);
         environment.set_fuel(Some(FUEL));
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        python::install(&mut environment);
         environment.add_filter("tojson", json::tojson);
-        environment.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
-            Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
+        environment.add_function("raise_exception", |message: Value| -> Result<Value, minijinja::Error> {
+            Err(minijinja::Error::new(ErrorKind::InvalidOperation, message.to_string()))
         });
         environment.add_function("strftime_now", move |format: String| strftime::format_utc(clock(), &format));
-        environment.add_template_owned(NAME, without_generation_marks(source)).map_err(failed)?;
-        Ok(Self { environment, special })
+        let mut template = Self { environment, special };
+        template.add(NAME, source)?;
+        Ok(template)
+    }
+
+    /// With another template for conversations that have tools.
+    ///
+    /// # Errors
+    /// As `parse`.
+    pub fn with_tool_template(mut self, source: &str) -> Result<Self> {
+        self.add(TOOL_NAME, source)?;
+        Ok(self)
+    }
+
+    fn add(&mut self, name: &'static str, source: &str) -> Result<()> {
+        if source.len() > MAX_TEMPLATE_BYTES {
+            let problem = format!("{} bytes, the limit is {MAX_TEMPLATE_BYTES}", source.len());
+            return Err(Error::ChatTemplate { problem });
+        }
+        let source = generation::replace_tags(&one_kind_of_line_end(source));
+        self.environment.add_template_owned(name, source).map_err(failed)
     }
 
     /// With `add_generation_prompt` the text ends where the assistant's answer starts.
@@ -84,19 +106,64 @@ impl ChatTemplate {
     /// # Errors
     /// The template refuses the messages, fails, or does too much work.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        let template = self.environment.get_template(NAME).map_err(failed)?;
+        self.render_with(messages, &ChatOptions { add_generation_prompt, ..ChatOptions::default() })
+    }
+
+    /// # Errors
+    /// As `render`; a variable has the name of something that the template is given anyway.
+    pub fn render_with(&self, messages: &[Message], options: &ChatOptions) -> Result<String> {
+        self.run(messages, options, ["", ""])
+    }
+
+    /// As `render_with`, and where the assistant speaks. A template without `generation` marks gives no spans.
+    ///
+    /// # Errors
+    /// As `render_with`; the spans cannot be followed, since the template rewrites what it encloses in the marks.
+    pub fn render_with_spans(&self, messages: &[Message], options: &ChatOptions) -> Result<Rendered> {
+        let unmarked = self.run(messages, options, ["", ""])?;
+        let marks = [generation::START, generation::END];
+        if unmarked.contains(marks) {
+            let problem =
+                "the text holds the noncharacter U+FDD0 or U+FDD1, which mark what the assistant said; remove it";
+            return Err(Error::ChatTemplate { problem: problem.into() });
+        }
+        let marks = marks.map(|mark| mark.to_string());
+        let marked = self.run(messages, options, [&marks[0], &marks[1]])?;
+        let (text, spoken) = generation::spans(&marked);
+        if text != unmarked {
+            let problem = "it rewrites what stands in a generation block, so that nobody can say where it is in the text; \
+                           write the block where its text is printed";
+            return Err(Error::ChatTemplate { problem: problem.into() });
+        }
+        Ok(Rendered { text, spoken })
+    }
+
+    fn run(&self, messages: &[Message], options: &ChatOptions, marks: [&str; 2]) -> Result<String> {
+        if messages.is_empty() {
+            return Err(Error::ChatTemplate { problem: "there is no message; give it at least one".into() });
+        }
+        let messages: Vec<_> = messages.iter().map(Message::prepared).collect();
+        let given = [
+            ("messages", Value::from(Serde(&messages))),
+            ("add_generation_prompt", options.add_generation_prompt.into()),
+            ("tools", Value::from(Serde(&options.tools))),
+            ("documents", Value::from(Serde(&options.documents))),
+            (generation::START_VARIABLE, marks[0].into()),
+            (generation::END_VARIABLE, marks[1].into()),
+        ];
         // A special token that the tokenizer lacks is undefined, as in transformers, and prints as nothing.
-        let text = |value: &Option<String>| value.as_deref().map_or(Value::UNDEFINED, Value::from);
-        let values = context! {
-            messages => Value::from(Serde(messages)),
-            add_generation_prompt => add_generation_prompt,
-            tools => Value::from(()),
-            documents => Value::from(()),
-            bos_token => text(&self.special.bos),
-            eos_token => text(&self.special.eos),
-            pad_token => text(&self.special.pad),
-            unk_token => text(&self.special.unk),
-        };
+        let mut values: BTreeMap<&str, Value> =
+            self.special.iter().map(|(name, token)| (name.as_str(), Value::from(token.as_str()))).collect();
+        for (name, value) in &options.variables {
+            if given.iter().any(|(taken, _)| taken == name) {
+                let problem = format!("variable {name} is given to every template; name yours otherwise");
+                return Err(Error::ChatTemplate { problem });
+            }
+            values.insert(name, Value::from(Serde(value)));
+        }
+        values.extend(given);
+        let own = options.tools.as_ref().and_then(|_| self.environment.get_template(TOOL_NAME).ok());
+        let template = own.map_or_else(|| self.environment.get_template(NAME), Ok).map_err(failed)?;
         let rendered = template.render(values).map_err(failed)?;
         if rendered.len() > MAX_OUTPUT_BYTES {
             let problem = format!("its output has {} bytes, the limit is {MAX_OUTPUT_BYTES}", rendered.len());
@@ -104,6 +171,11 @@ impl ChatTemplate {
         }
         Ok(rendered)
     }
+}
+
+/// Jinja reads every end of line as a line feed.
+fn one_kind_of_line_end(source: &str) -> String {
+    source.replace("\r\n", "\n").replace('\r', "\n")
 }
 
 fn system_clock() -> u64 {
@@ -117,30 +189,6 @@ fn failed(error: minijinja::Error) -> Error {
         _ => error.to_string(),
     };
     Error::ChatTemplate { problem }
-}
-
-/// `{% generation %}` marks what the assistant said, for training by others; here it is a block without effect.
-fn without_generation_marks(source: &str) -> String {
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(start) = rest.find("{%") {
-        let (before, tag) = rest.split_at(start);
-        out.push_str(before);
-        let Some(end) = tag.find("%}") else {
-            rest = tag;
-            break;
-        };
-        let (tag, after) = tag.split_at(end + 2);
-        let name = tag.trim_matches(|c: char| "{%-+}".contains(c) || c.is_whitespace());
-        match name {
-            "generation" => out.push_str(&tag.replace(name, "if true")),
-            "endgeneration" => out.push_str(&tag.replace(name, "endif")),
-            _ => out.push_str(tag),
-        }
-        rest = after;
-    }
-    out.push_str(rest);
-    out
 }
 
 #[cfg(test)]

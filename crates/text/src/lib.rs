@@ -16,7 +16,7 @@ pub mod shard;
 pub mod template;
 pub mod tokenizer;
 
-pub use chat::{ChatTemplate, Message};
+pub use chat::{ChatOptions, ChatTemplate, Message};
 pub use clean::{CleanOptions, Cleaned, Cleaner, Holdout};
 pub use error::{Error, Refusal, Result};
 pub use example::{Example, ExampleBuilder};

@@ -7,6 +7,7 @@ mod sentencepiece;
 mod settings;
 mod stream;
 
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
@@ -105,16 +106,23 @@ impl Tokenizer {
             }
         }
         settings.added.add_to(&mut inner)?;
-        let template = match files.chat_template {
+        let (template, tool_template) = match files.chat_template {
             Some(bytes) => {
                 within(CHAT_TEMPLATE_FILE, bytes.len(), MAX_SETTINGS_BYTES)?;
                 let text = std::str::from_utf8(bytes)
                     .map_err(|_| Error::tokenizer(CHAT_TEMPLATE_FILE, "", "not UTF-8; save it as UTF-8"))?;
-                Some(text.to_owned())
+                (Some(text.to_owned()), None)
             }
-            None => settings.chat_template.clone(),
+            None => (settings.chat_template.clone(), settings.tool_template.clone()),
         };
-        let chat = template.map(|source| ChatTemplate::parse(&source, settings.special_texts())).transpose()?;
+        let chat = template.map(|source| {
+            let chat = ChatTemplate::parse(&source, settings.special_texts())?;
+            match tool_template {
+                Some(source) => chat.with_tool_template(&source),
+                None => Ok(chat),
+            }
+        });
+        let chat = chat.transpose()?;
         let special = Special::find(&inner, &settings)?;
         Ok(Self { inner: Arc::new(inner), special, chat: chat.map(Arc::new) })
     }
@@ -136,10 +144,29 @@ impl Tokenizer {
         Ok(self.special.prefix.iter().copied().chain(ids).chain(self.special.suffix.iter().copied()).collect())
     }
 
+    /// The ids of the text alone, and for each whether it has a part in one of the spans of bytes: what counts in the loss
+    /// where the spans are what the assistant said. All tokens of a span's last letter count; of a letter that is cut
+    /// into several, `transformers` counts the first alone.
+    ///
+    /// # Errors
+    /// The tokenizer fails on the text.
+    pub fn encode_with_spans(&self, text: &str, spans: &[Range<usize>]) -> Result<(Vec<u32>, Vec<bool>)> {
+        let encoding = self.encoding(text)?;
+        let overlaps = |&(start, end): &(usize, usize)| spans.iter().any(|span| start < span.end && span.start < end);
+        let in_loss = encoding.get_offsets().iter().map(overlaps).collect();
+        Ok((encoding.get_ids().to_vec(), in_loss))
+    }
+
     fn encoding(&self, text: &str) -> Result<tokenizers::Encoding> {
-        self.inner
-            .encode(text, false)
-            .map_err(|error| Error::tokenizer(TOKENIZER_FILE, "", format!("cannot encode a text: {error}")))
+        // As when it is opened: a hostile table is found out by the text that reaches it.
+        match catch_unwind(AssertUnwindSafe(|| self.inner.encode(text, false))) {
+            Ok(encoding) => {
+                encoding.map_err(|error| Error::tokenizer(TOKENIZER_FILE, "", format!("cannot encode a text: {error}")))
+            }
+            Err(_) => {
+                Err(Error::tokenizer(TOKENIZER_FILE, "", "cannot encode a text: its parts contradict each other"))
+            }
+        }
     }
 
     /// Text of the ids. Special tokens are left out when `skip_special` is set.

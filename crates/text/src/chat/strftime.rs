@@ -1,4 +1,4 @@
-//! The few letters of `strftime` that chat templates use.
+//! The letters of `strftime` as C's library writes them in its own locale, and in UTC.
 
 const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
 const MONTHS: [&str; 12] = [
@@ -24,6 +24,10 @@ pub(super) fn format_utc(unix_seconds: u64, format: &str) -> String {
     let day_name = DAYS.get((days % 7) as usize).copied().unwrap_or_default();
     let hour = second / 3600;
 
+    let (minute, second) = (second / 60 % 60, second % 60);
+    let weekday = (days + 4) % 7;
+    let day_of_year = days - days_before(year);
+
     let mut out = String::new();
     let mut letters = format.chars();
     while let Some(letter) = letters.next() {
@@ -31,27 +35,61 @@ pub(super) fn format_utc(unix_seconds: u64, format: &str) -> String {
             out.push(letter);
             continue;
         }
-        match letters.next() {
-            Some('Y') => out.push_str(&year.to_string()),
-            Some('y') => out.push_str(&format!("{:02}", year % 100)),
-            Some('m') => out.push_str(&format!("{month:02}")),
-            Some('d') => out.push_str(&format!("{day:02}")),
+        let mut next = letters.next();
+        // `%-d`: without the zero in front.
+        let bare = next == Some('-');
+        if bare {
+            next = letters.next();
+        }
+        let mut number = |value: u64, width: usize| match bare {
+            true => out.push_str(&value.to_string()),
+            false => out.push_str(&format!("{value:0width$}")),
+        };
+        match next {
+            Some('Y') => number(year, 1),
+            Some('C') => number(year / 100, 2),
+            Some('y') => number(year % 100, 2),
+            Some('m') => number(month, 2),
+            Some('d') => number(day, 2),
+            Some('e') if bare => number(day, 1),
             Some('e') => out.push_str(&format!("{day:2}")),
+            Some('j') => number(day_of_year + 1, 3),
+            Some('H') => number(hour, 2),
+            Some('I') => number((hour + 11) % 12 + 1, 2),
+            Some('M') => number(minute, 2),
+            Some('S') => number(second, 2),
+            Some('f') => number(0, 6),
+            Some('U') => number((day_of_year + 7 - weekday) / 7, 2),
+            Some('W') => number((day_of_year + 7 - (weekday + 6) % 7) / 7, 2),
+            Some('w') => number(weekday, 1),
+            Some('u') => number((weekday + 6) % 7 + 1, 1),
             Some('B') => out.push_str(month_name),
-            Some('b') => out.push_str(&month_name[..month_name.len().min(3)]),
+            Some('b' | 'h') => out.push_str(&month_name[..month_name.len().min(3)]),
             Some('A') => out.push_str(day_name),
             Some('a') => out.push_str(&day_name[..day_name.len().min(3)]),
-            Some('H') => out.push_str(&format!("{hour:02}")),
-            Some('I') => out.push_str(&format!("{:02}", (hour + 11) % 12 + 1)),
             Some('p') => out.push_str(if hour < 12 { "AM" } else { "PM" }),
-            Some('M') => out.push_str(&format!("{:02}", second / 60 % 60)),
-            Some('S') => out.push_str(&format!("{:02}", second % 60)),
+            Some('F') => out.push_str(&format_utc(unix_seconds, "%Y-%m-%d")),
+            Some('D' | 'x') => out.push_str(&format_utc(unix_seconds, "%m/%d/%y")),
+            Some('T' | 'X') => out.push_str(&format_utc(unix_seconds, "%H:%M:%S")),
+            Some('R') => out.push_str(&format_utc(unix_seconds, "%H:%M")),
+            Some('c') => out.push_str(&format_utc(unix_seconds, "%a %b %e %H:%M:%S %Y")),
+            Some('n') => out.push('\n'),
+            Some('t') => out.push('\t'),
             Some('%') => out.push('%'),
-            Some(other) => out.extend(['%', other]),
-            None => out.push('%'),
+            other => {
+                out.push('%');
+                out.extend(bare.then_some('-'));
+                out.extend(other);
+            }
         }
     }
     out
+}
+
+/// Days from 1970-01-01 to the first of the year.
+fn days_before(year: u64) -> u64 {
+    let leaps = |year: u64| year / 4 - year / 100 + year / 400;
+    (year - 1970) * 365 + leaps(year - 1) - leaps(1969)
 }
 
 /// Days since 1970-01-01 to year, month (1 to 12), day (1 to 31) of the Gregorian calendar.

@@ -1,7 +1,7 @@
 //! Tokens that `tokenizer_config.json` adds to a vocabulary, in the order in which `transformers` adds them: the order
 //! decides the ids of those that the vocabulary lacks.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde_json::{Map, Value};
 use tokenizers::AddedToken;
@@ -20,7 +20,7 @@ pub(super) struct AddedTokens {
     /// `added_tokens_decoder`, by id. The id itself is not binding: a new token gets the next free one.
     decoder: Vec<(u64, AddedToken)>,
     /// `bos_token` and its like, and the model's own, e.g. `image_token`.
-    named: Vec<AddedToken>,
+    named: Vec<(String, AddedToken)>,
     /// `extra_special_tokens`, once called `additional_special_tokens`.
     extra: Option<Vec<AddedToken>>,
 }
@@ -31,7 +31,7 @@ impl AddedTokens {
         let own = map.keys().map(String::as_str).filter(|key| key.ends_with("_token") && !STANDARD.contains(key));
         for field in STANDARD.into_iter().chain(own) {
             if let Some(token @ (Value::String(_) | Value::Object(_))) = map.get(field) {
-                tokens.named.push(token_of(field, token)?);
+                tokens.named.push((field.to_owned(), token_of(field, token)?));
             }
         }
         const EXTRA: &str = "extra_special_tokens";
@@ -50,8 +50,8 @@ impl AddedTokens {
                 tokens.extra = Some(list.iter().map(|token| token_of(field, token)).collect::<Result<_>>()?);
             }
             Some(Value::Object(named)) => {
-                for token in named.values() {
-                    tokens.named.push(token_of(field, token)?);
+                for (name, token) in named {
+                    tokens.named.push((name.clone(), token_of(field, token)?));
                 }
             }
             Some(_) => return Err(Error::tokenizer(SETTINGS_FILE, field, "must be a list of tokens")),
@@ -67,6 +67,11 @@ impl AddedTokens {
     /// Whether `added_tokens_decoder` has the token.
     pub fn defines(&self, text: &str) -> bool {
         self.decoder.iter().any(|(_, token)| token.content == text)
+    }
+
+    /// The named tokens as templates know them.
+    pub fn named_texts(&self) -> BTreeMap<String, String> {
+        self.named.iter().map(|(name, token)| (name.clone(), token.content.clone())).collect()
     }
 
     /// These extra tokens where the settings say nothing of any.
@@ -86,12 +91,12 @@ impl AddedTokens {
         known.extend(self.decoder.iter().map(|(_, token)| token.content.as_str()));
         let changed = self.decoder.iter().map(|(_, token)| token).filter(|token| !same(token));
         let mut adding: Vec<AddedToken> = changed.cloned().collect();
-        for token in self.named.iter().chain(self.extra.iter().flatten()) {
+        for token in self.named.iter().map(|(_, token)| token).chain(self.extra.iter().flatten()) {
             if known.insert(&token.content) {
                 adding.push(token.clone());
             }
         }
-        let named: HashSet<&str> = self.named.iter().map(|token| token.content.as_str()).collect();
+        let named: HashSet<&str> = self.named.iter().map(|(_, token)| token.content.as_str()).collect();
         for token in &mut adding {
             token.special |= named.contains(token.content.as_str());
         }

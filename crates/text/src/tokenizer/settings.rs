@@ -19,6 +19,8 @@ pub(super) struct Settings {
     pub add_bos: Option<bool>,
     pub add_eos: Option<bool>,
     pub chat_template: Option<String>,
+    /// The one for conversations with tools, where it is another.
+    pub tool_template: Option<String>,
     pub added: AddedTokens,
     pub sentencepiece: SentencePieceSettings,
 }
@@ -52,13 +54,14 @@ impl Settings {
             add_bos: flag(map, "add_bos_token")?,
             add_eos: flag(map, "add_eos_token")?,
             chat_template: chat_template(map)?,
+            tool_template: named_template(map, "tool_use").map(str::to_owned),
             added: AddedTokens::parse(map)?,
             sentencepiece: SentencePieceSettings::parse(map)?,
         })
     }
 
     pub fn special_texts(&self) -> SpecialTexts {
-        SpecialTexts { bos: self.bos.clone(), eos: self.eos.clone(), pad: self.pad.clone(), unk: self.unk.clone() }
+        self.added.named_texts()
     }
 }
 
@@ -112,13 +115,15 @@ fn chat_template(map: &Map<String, Value>) -> Result<Option<String>> {
     match map.get(FIELD) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(text)) => Ok(Some(text.clone())),
-        Some(Value::Array(named)) => {
-            let default = named.iter().find(|entry| entry.get("name").and_then(Value::as_str) == Some("default"));
-            let template = default.and_then(|entry| entry.get("template")).and_then(Value::as_str);
-            template
-                .map(|text| Some(text.to_owned()))
-                .ok_or_else(|| wrong(FIELD, "a list with a template named default"))
-        }
+        Some(Value::Array(_)) => named_template(map, "default")
+            .map(|text| Some(text.to_owned()))
+            .ok_or_else(|| wrong(FIELD, "a list with a template named default")),
         Some(_) => Err(wrong(FIELD, WANTED)),
     }
+}
+
+fn named_template<'a>(map: &'a Map<String, Value>, name: &str) -> Option<&'a str> {
+    let named = map.get("chat_template")?.as_array()?;
+    let entry = named.iter().find(|entry| entry.get("name").and_then(Value::as_str) == Some(name))?;
+    entry.get("template").and_then(Value::as_str)
 }

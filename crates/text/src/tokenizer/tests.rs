@@ -202,5 +202,12 @@ fn a_template_file_wins_over_the_one_in_the_settings() {
         chat_template: Some(b"new"),
     };
     let tokenizer = Tokenizer::from_files(files).expect("valid");
-    assert_eq!(tokenizer.chat_template().expect("has one").render(&[], false).expect("renders"), "new");
+    assert_eq!(
+        tokenizer
+            .chat_template()
+            .expect("has one")
+            .render(&[crate::Message::new("user", "x")], false)
+            .expect("renders"),
+        "new"
+    );
 }

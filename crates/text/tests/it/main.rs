@@ -1,5 +1,6 @@
 //! Our figures and renderings beside those of sacrebleu, nltk and transformers (tests/golden/make_text.py).
 
+mod chats;
 mod tokenizers;
 
 use std::collections::BTreeMap;
@@ -7,7 +8,6 @@ use std::path::Path;
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use tailor_text::chat::SpecialTexts;
 use tailor_text::metrics::{Scorer, chrf, gleu};
 use tailor_text::{ChatTemplate, Message, Tokenizer};
 
@@ -66,8 +66,8 @@ fn metrics_agree_with_sacrebleu_and_nltk() {
 fn chats_are_rendered_as_transformers_renders_them() {
     let golden: Chat = golden("chat.json");
     for case in &golden.cases {
-        let special = SpecialTexts { bos: Some("<s>".into()), eos: Some("</s>".into()), ..SpecialTexts::default() };
-        let template = ChatTemplate::parse(&golden.templates[&case.template], special)
+        let special = [("bos_token", "<s>"), ("eos_token", "</s>")].map(|(name, token)| (name.into(), token.into()));
+        let template = ChatTemplate::parse(&golden.templates[&case.template], special.into())
             .unwrap_or_else(|error| panic!("{}: {error}", case.template));
         let ours = template.render(&case.messages, case.add_generation_prompt);
         match (&case.rendered, ours) {
