@@ -1,5 +1,5 @@
-"""Makes tests/golden/text/sentencepiece/*.model and tokenizers.json: small tokenizers of our own, and the ids that
-transformers' classes give with them.
+"""Makes tests/golden/text/sentencepiece/*.model and tokenizers.json: small tokenizers of our own, SentencePiece models and
+tokenizer.json files, and the ids that transformers' classes give with them.
 
 Run with transformers 5.23 and sentencepiece 0.2:  python tests/golden/make_tokenizers.py
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import sentencepiece
 import transformers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 HERE = Path(__file__).parent / "text"
@@ -69,7 +70,7 @@ BPE = dict(model_type="bpe", byte_fallback=True, split_digits=True, allow_whites
            remove_extra_whitespaces=False, vocab_size=480)
 
 
-def models():
+def train_all():
     MODELS.mkdir(parents=True, exist_ok=True)
     train("t5", rules=True, **T5)
     train("t5_symbols", user_defined_symbols=["<name>", "▁▁"], **T5)
@@ -151,22 +152,108 @@ def sentencepiece_case(name, model, file, class_name, settings, others):
 
 
 def expected(tokenizer):
+    """What it gives for every text; the ids alone are those without the `around` ones before and after."""
+    bare = tokenizer("kalo", add_special_tokens=False).input_ids
+    whole = tokenizer("kalo").input_ids
+    start = next(n for n in range(len(whole)) if whole[n:n + len(bare)] == bare)
+    before, after = whole[:start], whole[start + len(bare):]
     rows = []
     for text in TEXTS:
-        ids, bare = tokenizer(text).input_ids, tokenizer(text, add_special_tokens=False).input_ids
-        decode = lambda skip: tokenizer.decode(ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False)
-        rows.append(dict(text=text, ids=ids, bare=bare, decoded=decode(False), spoken=decode(True)))
+        ids = tokenizer(text).input_ids
+        assert ids == before + tokenizer(text, add_special_tokens=False).input_ids + after
+        decoded, spoken = (tokenizer.decode(ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False) for skip in (False, True))
+        rows.append([ids, decoded] + [spoken] * (spoken != decoded))
     special = {f"{name}_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad", "unk")}
-    return dict(size=len(tokenizer), **special, rows=rows)
+    return dict(size=len(tokenizer), **special, before=before, after=after, rows=rows)
+
+
+def byte_level():
+    """Llama 3's and Qwen's kind: bytes and some merges, a begin token in front."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("k", "a"), ("l", "o"), ("ka", "lo"), ("m", "i"), ("e", "r"), ("t", "er"), ("mi", "ter"), ("Ġ", "miter")]
+    vocabulary = {piece: n for n, piece in enumerate(letters + ["".join(pair) for pair in merges])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken("<s>", special=True), AddedToken("</s>", special=True),
+                                  AddedToken("<left>", special=True, lstrip=True), AddedToken("<right>", special=True, rstrip=True),
+                                  AddedToken("<both>", special=True, lstrip=True, rstrip=True)])
+    tokenizer.add_tokens([AddedToken("<name>", normalized=True), AddedToken("word", single_word=True), AddedToken("[INST]")])
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A <s> $B",
+                                                             special_tokens=[("<s>", tokenizer.token_to_id("<s>"))])
+    return tokenizer
+
+
+def lowercasing():
+    """A normalizer that the added tokens go through, or not."""
+    tokenizer = byte_level()
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    tokenizer.add_tokens([AddedToken("Big", normalized=True), AddedToken("LOUD", normalized=False)])
+    return tokenizer
+
+
+def bert(lowercase):
+    """BERT's kind: words in pieces, uncased or cased."""
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,!?'-éü日本"]
+    pieces += ["##" + c for c in "abcdefghijklmnopqrstuvwxyzé0123456789"] + ["hello", "##llo", "world", "kalo", "##lo", "miter", "grosse", "größe"]
+    tokenizer = Tokenizer(models.WordPiece({piece: n for n, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(clean_text=True, handle_chinese_chars=True, strip_accents=None, lowercase=lowercase)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.add_special_tokens([AddedToken(t, special=True) for t in pieces[:5]])
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[
+        ("[CLS]", 2), ("[SEP]", 3)])
+    return tokenizer
+
+
+FAST = dict(tokenizer_class="PreTrainedTokenizerFast", bos_token="<s>", eos_token="</s>")
+BERT = dict(tokenizer_class="PreTrainedTokenizerFast", eos_token="[SEP]", pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]",
+            sep_token="[SEP]", mask_token=dict(token("[MASK]", lstrip=True), __type="AddedToken"))
+
+# name: tokenizer.json, settings
+JSON_CASES = {
+    "flags": (byte_level, FAST),
+    "settings that repeat the tokens": (byte_level, dict(FAST, added_tokens_decoder={
+        "264": token("<s>"), "265": token("</s>"), "266": token("<left>", lstrip=True)})),
+    "settings that add tokens": (byte_level, dict(FAST, added_tokens_decoder={
+        "900": token("<new>"), "300": FAR, "299": token("<extra_id_0>", rstrip=True), "1": token("kalo", special=False)})),
+    "settings that change a token": (byte_level, dict(FAST, added_tokens_decoder={
+        "266": token("<left>", lstrip=False, rstrip=True), "269": token("<name>", special=True)})),
+    "extra tokens": (byte_level, dict(FAST, additional_special_tokens=["<new>", "<name>"], pad_token="<pad>", sound_token="<far>")),
+    "extra tokens by name": (byte_level, dict(FAST, extra_special_tokens=dict(image_token="<new>", far_token="<far>"))),
+    "extra tokens as objects": (byte_level, dict(FAST, extra_special_tokens=[dict(FAR, __type="AddedToken"), "<new>"])),
+    "begin token by settings": (byte_level, dict(FAST, add_bos_token=False, add_eos_token=True)),
+    "a normalizer": (lowercasing, FAST),
+    "a normalizer and more tokens": (lowercasing, dict(FAST, added_tokens_decoder={"500": token("<NEW>", normalized=True, special=False)})),
+    "bert uncased": (lambda: bert(True), BERT),
+    "bert cased": (lambda: bert(False), BERT),
+}
+
+TEXTS += [
+    "Hello", "HELLO", "hello", "hElLo WORLD", "héllo HÉLLO", "größe GRÖSSE Größe", "kalo <left> miter <right> an <both> b",
+    "<left>  <right>  x  <both>  y", "word words sword word.", "word", "<name><name> <NAME>", "[INST]x[INST] y", "BIG big Big", "LOUD loud Loud",
+    "[MASK] x  [MASK]", "[CLS] [SEP]", "日本語 x", "<new>  <NEW> <far>x", "kalokalo kalo", "a\u0301 n\u0303o",
+]
+
+
+def json_case(name, make, settings):
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        made = json.loads(make().to_str())
+        (folder / "tokenizer.json").write_text(json.dumps(made))
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+        return dict(name=name, tokenizer=made, settings=settings,
+                    **expected(transformers.PreTrainedTokenizerFast.from_pretrained(folder)))
 
 
 def main():
-    models()
+    train_all()
     cases = [sentencepiece_case(name, *case) for name, case in CASES.items()]
     refused = [dict(name=name, model=model, file=file, settings=settings, says=says)
                for name, (model, file, settings, says) in REFUSED.items()]
+    made = [json_case(name, *case) for name, case in JSON_CASES.items()]
     with open(HERE / "tokenizers.json", "w") as file:
-        json.dump(dict(sentencepiece=cases, refused=refused), file, indent=None, ensure_ascii=False, separators=(",", ":"))
+        json.dump(dict(texts=TEXTS, sentencepiece=cases, json=made, refused=refused), file, indent=None, ensure_ascii=False, separators=(",", ":"))
         file.write("\n")
 
 

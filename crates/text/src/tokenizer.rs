@@ -254,19 +254,7 @@ impl Special {
             special.prefix = full[..start].to_vec();
             special.suffix = full[start + bare.len()..].to_vec();
         }
-        around(&mut special.prefix, settings.add_bos, special.bos);
-        around(&mut special.suffix, settings.add_eos, special.eos);
         Ok(special)
-    }
-}
-
-/// `add_bos_token` and `add_eos_token`, where they are given, overrule what `tokenizer.json` does.
-fn around(tokens: &mut Vec<u32>, wanted: Option<bool>, token: Option<u32>) {
-    let (Some(wanted), Some(token)) = (wanted, token) else { return };
-    match (wanted, tokens.contains(&token)) {
-        (true, false) => tokens.push(token),
-        (false, true) => tokens.retain(|other| *other != token),
-        (true, true) | (false, false) => {}
     }
 }
 

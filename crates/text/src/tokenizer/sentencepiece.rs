@@ -216,7 +216,9 @@ fn post_processor(class: Class, wanted: &Settings, tokenizer: &tokenizers::Token
     let asked = |flag: Option<bool>, token: &Option<String>| token.clone().filter(|_| flag == Some(true));
     let (begin, end) = match class {
         Class::T5 => (None, wanted.eos.clone()),
-        Class::Llama | Class::Gemma => (asked(wanted.add_bos, &wanted.bos), asked(wanted.add_eos, &wanted.eos)),
+        Class::Llama | Class::Gemma => {
+            (asked(wanted.sentencepiece.add_bos, &wanted.bos), asked(wanted.sentencepiece.add_eos, &wanted.eos))
+        }
     };
     let mut special = serde_json::Map::new();
     for token in begin.iter().chain(&end) {

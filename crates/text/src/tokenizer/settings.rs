@@ -16,8 +16,6 @@ pub(super) struct Settings {
     pub eos: Option<String>,
     pub pad: Option<String>,
     pub unk: Option<String>,
-    pub add_bos: Option<bool>,
-    pub add_eos: Option<bool>,
     pub chat_template: Option<String>,
     /// The one for conversations with tools, where it is another.
     pub tool_template: Option<String>,
@@ -33,6 +31,8 @@ pub(super) struct SentencePieceSettings {
     pub legacy: Option<bool>,
     pub add_prefix_space: Option<bool>,
     pub extra_ids: Option<u64>,
+    pub add_bos: Option<bool>,
+    pub add_eos: Option<bool>,
 }
 
 impl Settings {
@@ -51,8 +51,6 @@ impl Settings {
             eos: token(map, "eos_token")?,
             pad: token(map, "pad_token")?,
             unk: token(map, "unk_token")?,
-            add_bos: flag(map, "add_bos_token")?,
-            add_eos: flag(map, "add_eos_token")?,
             chat_template: chat_template(map)?,
             tool_template: named_template(map, "tool_use").map(str::to_owned),
             added: AddedTokens::parse(map)?,
@@ -79,7 +77,14 @@ impl SentencePieceSettings {
                 _ => return Err(wrong("extra_ids", &format!("a number from 0 to {MAX_EXTRA_IDS}"))),
             },
         };
-        Ok(Self { class, legacy: flag(map, "legacy")?, add_prefix_space: flag(map, "add_prefix_space")?, extra_ids })
+        Ok(Self {
+            class,
+            legacy: flag(map, "legacy")?,
+            add_prefix_space: flag(map, "add_prefix_space")?,
+            extra_ids,
+            add_bos: flag(map, "add_bos_token")?,
+            add_eos: flag(map, "add_eos_token")?,
+        })
     }
 }
 

@@ -123,11 +123,10 @@ fn an_uncased_tokenizer_gives_one_token_for_both_cases() {
 }
 
 #[test]
-fn add_bos_token_overrules_the_tokenizer_file() {
-    let without = build(&byte_level_json(), &json!({"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": false}));
-    assert!(without.expect("valid").prefix().is_empty());
-    let ended = build(&byte_level_json(), &json!({"bos_token": "<s>", "eos_token": "</s>", "add_eos_token": true}));
-    assert_eq!(ended.expect("valid").encode_with_special("").expect("encodes"), [1, 2]);
+fn what_stands_around_a_text_is_the_tokenizer_files_business_alone() {
+    let settings = json!({"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": false, "add_eos_token": true});
+    let tokenizer = build(&byte_level_json(), &settings).expect("valid");
+    assert_eq!(tokenizer.encode_with_special("").expect("encodes"), [1]);
 }
 
 #[test]

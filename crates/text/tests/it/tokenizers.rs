@@ -5,15 +5,17 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde_json::Value;
-use tailor_text::Tokenizer;
 use tailor_text::tokenizer::Converted;
+use tailor_text::{Tokenizer, TokenizerFiles};
 use tempfile::TempDir;
 
 use crate::golden;
 
 #[derive(Deserialize)]
 struct Golden {
+    texts: Vec<String>,
     sentencepiece: Vec<SentencePieceCase>,
+    json: Vec<JsonCase>,
     refused: Vec<Refused>,
 }
 
@@ -29,24 +31,34 @@ struct SentencePieceCase {
 }
 
 #[derive(Deserialize)]
+struct JsonCase {
+    name: String,
+    tokenizer: Value,
+    settings: Value,
+    #[serde(flatten)]
+    expected: Expected,
+}
+
+#[derive(Deserialize)]
 struct Expected {
     size: usize,
     bos_id: Option<u32>,
     eos_id: Option<u32>,
     pad_id: Option<u32>,
     unk_id: Option<u32>,
+    /// What stands around every text.
+    before: Vec<u32>,
+    after: Vec<u32>,
+    /// For each text.
     rows: Vec<Row>,
 }
 
 #[derive(Deserialize)]
-struct Row {
-    text: String,
-    ids: Vec<u32>,
-    /// Without what stands around every text.
-    bare: Vec<u32>,
-    decoded: String,
-    /// Without special tokens.
-    spoken: String,
+#[serde(untagged)]
+enum Row {
+    Alike(Vec<u32>, String),
+    /// Decoded with special tokens, and without.
+    Apart(Vec<u32>, String, String),
 }
 
 #[derive(Deserialize)]
@@ -72,13 +84,19 @@ fn folder(model_name: &str, file: &str, settings: Option<&Value>) -> TempDir {
 }
 
 #[track_caller]
-fn same(name: &str, tokenizer: &Tokenizer, expected: &Expected) {
+fn same(name: &str, tokenizer: &Tokenizer, texts: &[String], expected: &Expected) {
     assert_eq!(tokenizer.vocabulary_size(), expected.size, "{name}");
     let special = (tokenizer.bos(), tokenizer.eos(), tokenizer.pad(), tokenizer.unk());
     assert_eq!(special, (expected.bos_id, expected.eos_id, expected.pad_id, expected.unk_id), "{name}");
-    for Row { text, ids, bare, decoded, spoken } in &expected.rows {
+    assert_eq!((texts.len(), tokenizer.prefix()), (expected.rows.len(), &expected.before[..]), "{name}");
+    for (text, row) in texts.iter().zip(&expected.rows) {
+        let (ids, decoded, spoken) = match row {
+            Row::Alike(ids, decoded) => (ids, decoded, decoded),
+            Row::Apart(ids, decoded, spoken) => (ids, decoded, spoken),
+        };
         assert_eq!(&tokenizer.encode_with_special(text).expect("encodes"), ids, "{name}: {text:?}");
-        assert_eq!(&tokenizer.encode(text).expect("encodes"), bare, "{name}: {text:?} alone");
+        let bare = &ids[expected.before.len()..ids.len() - expected.after.len()];
+        assert_eq!(tokenizer.encode(text).expect("encodes"), bare, "{name}: {text:?} alone");
         assert_eq!(&tokenizer.decode(ids, false).expect("decodes"), decoded, "{name}: {text:?} back");
         assert_eq!(&tokenizer.decode(ids, true).expect("decodes"), spoken, "{name}: {text:?} back without specials");
     }
@@ -94,8 +112,39 @@ fn folders_with_sentencepiece_alone_give_the_ids_of_transformers() {
             std::fs::write(folder.path().join(file), content.to_string()).expect("written");
         }
         let opened = Tokenizer::open(folder.path()).unwrap_or_else(|error| panic!("{}: {error}", case.name));
-        same(&case.name, &opened, &case.expected);
+        same(&case.name, &opened, &golden.texts, &case.expected);
     }
+}
+
+fn of_json(case: &JsonCase) -> Tokenizer {
+    let (tokenizer, settings) = (case.tokenizer.to_string(), case.settings.to_string());
+    let files =
+        TokenizerFiles { tokenizer: tokenizer.as_bytes(), settings: Some(settings.as_bytes()), chat_template: None };
+    Tokenizer::from_files(files).unwrap_or_else(|error| panic!("{}: {error}", case.name))
+}
+
+#[test]
+fn added_tokens_of_the_file_and_of_the_settings_give_the_ids_of_transformers() {
+    let golden: Golden = golden("tokenizers.json");
+    assert!(golden.json.len() > 10);
+    for case in &golden.json {
+        same(&case.name, &of_json(case), &golden.texts, &case.expected);
+    }
+}
+
+#[test]
+fn an_uncased_bert_gives_one_id_for_both_cases_and_a_cased_one_does_not() {
+    let golden: Golden = golden("tokenizers.json");
+    let ids = |name: &str, text: &str| {
+        let case = golden.json.iter().find(|case| case.name == name).expect("is in the table");
+        of_json(case).encode(text).expect("encodes")
+    };
+    let hello = ids("bert uncased", "Hello");
+    assert_eq!(hello.len(), 1, "one id: {hello:?}");
+    for same in ["HELLO", "hello", "hElLo", "Héllo"] {
+        assert_eq!(ids("bert uncased", same), hello, "{same}");
+    }
+    assert_ne!(ids("bert cased", "HELLO"), ids("bert cased", "hello"));
 }
 
 #[test]
@@ -109,7 +158,7 @@ fn a_converted_folder_reads_as_the_one_it_came_from() {
         let converted = Converted::of_folder(folder.path()).expect("converts").expect("has a model to convert");
         let target = tempfile::tempdir().expect("a folder");
         converted.write(target.path()).expect("written");
-        same(&case.name, &Tokenizer::open(target.path()).expect("opens"), &case.expected);
+        same(&case.name, &Tokenizer::open(target.path()).expect("opens"), &golden.texts, &case.expected);
         assert_eq!(Converted::of_folder(target.path()).expect("is converted"), None, "{}", case.name);
     }
 }
