@@ -155,6 +155,12 @@ async fn a_name_that_is_taken_stays_what_it_was() {
     refused.says("ALREADY_EXISTS", &["base", added["fingerprint"].as_str().expect("a fingerprint")]);
     assert_eq!(cli.json(&["base", "list"])[0]["fingerprint"], added["fingerprint"]);
     assert_eq!(cli.json(&["base", "add", &base, "--name", "base"])["fingerprint"], added["fingerprint"], "idempotent");
+    let again = cli.json(&["base", "add", &base, "--name", "base-again"]);
+    for what in ["fingerprint", "files", "parameters", "family"] {
+        assert_eq!(again[what], added[what], "{what} of the same folder under another name");
+    }
+    let dense = cli.json(&["base", "add", &base, "--name", "other-type", "--dtype", "f32"]);
+    assert_ne!(dense["fingerprint"], added["fingerprint"], "another type of arithmetic is another base");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,7 +3,8 @@
     python tests/parity/check_models.py [SEED]        (`cargo xtask parity models` brings the Python and the programs)
 
 For each family several models are drawn (heads, groups, head size, windows, biases, ties, rope), saved by transformers and
-loaded by both sides. Compared: logits in f32 and bf16 with padding left, right and none; greedy answers of 64 tokens, ours
+loaded by both sides. Compared: logits in f32 and bf16 with padding left, right and none, and of the texts packed into one
+sequence; greedy answers of 64 tokens, ours
 in one batch with a KV cache and theirs one at a time; the loss with a random adapter on every linear layer, and the gradient
 of each of its matrices against peft's.
 """
@@ -183,6 +184,13 @@ class Case:
         if self.seq2seq:
             inputs["decoder_ids"] = torch.randint(3, self.config.vocab_size, (3, draw.randrange(5, 14)))
             inputs["decoder_ids"][:, 0] = 0
+        else:
+            real = mask.bool()
+            numbers = torch.arange(1, 4)[:, None].expand_as(ids)
+            # The texts one after another, each token with its text's number, and some padding.
+            inputs["packed.ids"], inputs["packed.mask"] = (
+                torch.nn.functional.pad(x[real], (0, 3))[None].clone() for x in (ids, numbers)
+            )
         return inputs
 
     def logits(self, model):
@@ -287,7 +295,17 @@ def compare(case: Case) -> dict:
         matrices=len(gradients),
         greedy=greedy,
         rows=len(answers),
+        packed=None,
     )
+    if not case.seq2seq:
+        # Each text of the packed sequence against the same text in a batch of the reference's.
+        got["packed"] = max(
+            relative(ours["packed.logits"][0, :-3], truth[real]),
+            relative(ours["packed.lora.logits"][0, :-3], tuned_logits[real].detach()),
+            abs(ours["packed.lora.loss"].item() - loss.item()) / abs(loss.item()),
+        )
+        packed = (relative(ours[f"packed.lora.gradient.{key}"], value) for key, value in gradients.items())
+        got["gradient"] = max(got["gradient"], *packed)
     assert len(gradients) == sum(name.startswith("lora.gradient.") for name in ours), "the same layers take LoRA"
     half = case.probe("bf16", 0)["logits"]
     error = lambda logits: (logits.float()[real] - truth[real]).abs().mean().item()
@@ -316,15 +334,17 @@ def main() -> int:
             for number in range(SHAPES):
                 case = Case(config(draw), draw, Path(scratch) / f"{family}-{number}")
                 results.append(compare(case))
-            worst = {name: max(result[name] for result in results) for name in results[0]}
+            seq2seq = results[0]["packed"] is None
+            worst = {name: max(result[name] or 0.0 for result in results) for name in results[0]}
             same, rows = (sum(result[name] for result in results) for name in ("greedy", "rows"))
             matrices = sum(result["matrices"] for result in results)
-            limits = dict(logits=F32_LIMIT, tuned=F32_LIMIT, loss=LOSS_LIMIT, gradient=GRADIENT_LIMIT, bf16=BF16_LIMIT)
+            limits = dict(logits=F32_LIMIT, tuned=F32_LIMIT, packed=F32_LIMIT, loss=LOSS_LIMIT, gradient=GRADIENT_LIMIT, bf16=BF16_LIMIT)
             broken = [name for name, limit in limits.items() if not worst[name] <= limit]
             broken += ["greedy"] if same != rows else []
             failed += [f"{family}: {', '.join(broken)}"] if broken else []
             table.append(
-                f"| {family} | {worst['logits']:.1e} | {worst['tuned']:.1e} | {same} of {rows} | {worst['loss']:.1e} "
+                f"| {family} | {worst['logits']:.1e} | {worst['tuned']:.1e} "
+                f"| {'–' if seq2seq else format(worst['packed'], '.1e')} | {same} of {rows} | {worst['loss']:.1e} "
                 f"| {worst['gradient']:.1e} ({matrices}) | {worst['bf16']:.2f} |"
             )
             print(table[-1], flush=True)
@@ -344,15 +364,16 @@ def write_report(seed: int, table: list[str]) -> None:
         "Each cell is the worst of its models.",
         "",
         f"| family | f32 logits (≤ {F32_LIMIT:.0e}) | with a random adapter (≤ {F32_LIMIT:.0e}) "
-        f"| greedy, {NEW_TOKENS} tokens | loss (≤ {LOSS_LIMIT:.0e}) | LoRA gradients (≤ {GRADIENT_LIMIT:.0e}) "
+        f"| packed, both (≤ {F32_LIMIT:.0e}) | greedy, {NEW_TOKENS} tokens | loss (≤ {LOSS_LIMIT:.0e}) | LoRA gradients (≤ {GRADIENT_LIMIT:.0e}) "
         f"| bf16 error (≤ {BF16_LIMIT}) |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
         *table,
         "",
         "Logits and gradients: largest difference over the largest value, over real tokens; padding is left, right or none.",
         "Greedy: rows equal to the last token (or to where the reference has a tie to within 1e-5), ours in one batch with a KV",
         "cache, theirs one by one. Gradients: the worst",
-        "matrix, and in brackets how many were compared. bf16: our mean error against f32 over the larger of transformers'",
+        "matrix, padded or packed, and in brackets how many were compared. Packed: the three texts in one sequence, against the",
+        "same texts in the reference's batch (decoders; encoder-decoders are not packed). bf16: our mean error against f32 over the larger of transformers'",
         "own errors in bf16 (eager and SDPA), on the same tokens.",
         "",
     ]

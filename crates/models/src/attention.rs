@@ -64,7 +64,8 @@ pub(crate) fn softcapped(x: &Tensor, cap: f64) -> Tensor {
     (x / cap).tanh() * cap
 }
 
-/// Causal, padding and window in one: `keys` [B, S] (1 real, 0 padding), for the last `new` of S tokens → [B, 1, T, S].
+/// Causal, padding, packing and window in one: `keys` [B, S] as in [`crate::Input::Decoder`], for the last `new` of S
+/// tokens → [B, 1, T, S].
 ///
 /// A padded query sees itself, so that no row of scores is empty: an empty row is NaN and would spread.
 pub(crate) fn causal_mask(keys: &Tensor, new: i64, window: Option<i64>) -> Tensor {
@@ -76,8 +77,17 @@ pub(crate) fn causal_mask(keys: &Tensor, new: i64, window: Option<i64>) -> Tenso
     if let Some(window) = window {
         seen = seen.logical_and(&columns.gt_tensor(&(&rows - window)));
     }
-    let real = keys.to_kind(Kind::Bool).view([-1, 1, 1, all]);
-    seen.logical_and(&real).logical_or(&columns.eq_tensor(&rows))
+    let of_keys = keys.view([-1, 1, 1, all]);
+    let of_queries = keys.narrow(1, all - new, new).view([-1, 1, new, 1]);
+    let same = of_keys.eq_tensor(&of_queries).logical_and(&of_keys.ne(0));
+    seen.logical_and(&same).logical_or(&columns.eq_tensor(&rows))
+}
+
+/// Positions of the last `new` tokens, each counted within its own text; padding does not count. `keys` [B, S] as in
+/// [`crate::Input::Decoder`] → [B, T]
+pub(crate) fn positions(keys: &Tensor, new: i64) -> Tensor {
+    let before_and_self = causal_mask(keys, new, None).squeeze_dim(1); // [B, T, S]
+    before_and_self.sum_dim_intlist([-1i64].as_slice(), false, Kind::Int64) - 1
 }
 
 /// `bias` [1, H, T, S] where `seen` (broadcasts to [B, H, T, S]), minus infinity elsewhere.

@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
-use tailor_domain::{BaseName, Digest, QuantCode};
+use tailor_domain::{BaseName, Digest};
 use tailor_hub::{Hub, HubOptions, Progress, RepoId};
 use tailor_pb::common::FileRef;
 use tailor_pb::registry as pb;
-use tailor_quant::{Float, QuantOptions, QuantReport, quantize_folder};
+use tailor_quant::{Checkpoint, Float, QuantOptions, QuantReport, fingerprint, quantize_folder};
 use tailor_text::tokenizer::Converted;
 
 use crate::args::Base;
@@ -65,7 +65,8 @@ async fn folder(endpoints: &Endpoints, source: &str, hub: &FromHub<'_>, output: 
     Ok(snapshot.folder)
 }
 
-/// Quantises `dir` and registers it; does nothing when the same base is there already.
+/// Quantises `dir` and registers it. What the registry has already, under whatever name, is neither quantised nor sent
+/// again.
 pub async fn add(
     endpoints: &Endpoints,
     dir: &Path,
@@ -77,12 +78,36 @@ pub async fn add(
     // Refused here, before minutes of work, not by the registry after them.
     BaseName::try_new(name)?;
     let code = tailor_pb::convert::quant_code(quant)?;
+    let compute = if dtype == "f32" { Float::F32 } else { Float::Bf16 };
+    let options = QuantOptions { code, compute, ..QuantOptions::default() };
+    if let Some(known) = known(endpoints, dir, &options, quant, dtype, output).await? {
+        let request = pb::RegisterBaseRequest {
+            name: name.to_owned(),
+            fingerprint: known.fingerprint,
+            quant: quant.to_owned(),
+            dtype: dtype.to_owned(),
+            files: known.files,
+            parameters: known.parameters,
+        };
+        let base = endpoints.registry()?.register_base(request).await?.into_inner();
+        output.show(&describe(&base), || {
+            println!(
+                "base {}: {} parameters, {} on disk, as base {} before, nothing was quantised or sent; fingerprint {}",
+                base.name,
+                indicatif::HumanCount(base.parameters),
+                bytes(base.size_bytes),
+                known.name,
+                base.fingerprint
+            );
+        })?;
+        return Ok(base);
+    }
     let tokenizer = Converted::of_folder(dir)?;
     let scratch_parent = endpoints.state.join("cache");
     std::fs::create_dir_all(&scratch_parent).with_context(|| format!("cannot make {}", scratch_parent.display()))?;
     let scratch = tempfile::tempdir_in(&scratch_parent)
         .with_context(|| format!("cannot write in {}", scratch_parent.display()))?;
-    let report = quantise(dir, scratch.path(), code, dtype, output).await?;
+    let report = quantise(dir, scratch.path(), options, output).await?;
     if let Some(tokenizer) = tokenizer {
         tokenizer.write(scratch.path())?;
     }
@@ -118,15 +143,35 @@ pub async fn add(
     Ok(base)
 }
 
-async fn quantise(
-    source: &Path,
-    target: &Path,
-    code: QuantCode,
+/// A base of the registry that the folder would become once more. Gigabytes are read for that only where the headers
+/// leave it possible.
+async fn known(
+    endpoints: &Endpoints,
+    dir: &Path,
+    options: &QuantOptions,
+    quant: &str,
     dtype: &str,
     output: &Output,
-) -> anyhow::Result<QuantReport> {
-    let compute = if dtype == "f32" { Float::F32 } else { Float::Bf16 };
-    let options = QuantOptions { code, compute, ..QuantOptions::default() };
+) -> anyhow::Result<Option<pb::Base>> {
+    let mut bases = all(endpoints).await?;
+    bases.retain(|base| base.quant == quant && base.dtype == dtype);
+    let folder = dir.to_owned();
+    let parameters = tokio::task::spawn_blocking(move || Checkpoint::open(&folder)?.parameters()).await?;
+    // What is wrong with a folder is said by quantising it.
+    bases.retain(|base| parameters.as_ref().is_ok_and(|parameters| base.parameters == *parameters));
+    if bases.is_empty() {
+        return Ok(None);
+    }
+    let spinner = bar(output, 0, "comparing   with {msg}");
+    spinner.set_message(bases.iter().map(|base| base.name.as_str()).collect::<Vec<_>>().join(", "));
+    let (folder, coding) = (dir.to_owned(), options.coding());
+    let fingerprint = tokio::task::spawn_blocking(move || fingerprint(&folder, &coding)).await?;
+    spinner.finish_and_clear();
+    let Ok(fingerprint) = fingerprint.map(|fingerprint| fingerprint.to_string()) else { return Ok(None) };
+    Ok(bases.into_iter().find(|base| base.fingerprint == fingerprint))
+}
+
+async fn quantise(source: &Path, target: &Path, options: QuantOptions, output: &Output) -> anyhow::Result<QuantReport> {
     let bar = bar(output, 0, "quantising  [{bar:30}] {bytes}/{total_bytes}  {eta} left");
     let (source, target) = (source.to_owned(), target.to_owned());
     let shown = bar.clone();
@@ -171,7 +216,8 @@ fn bar(output: &Output, length: u64, template: &str) -> ProgressBar {
     bar
 }
 
-async fn list(endpoints: &Endpoints, output: &Output) -> anyhow::Result<()> {
+/// Every base of the registry.
+async fn all(endpoints: &Endpoints) -> anyhow::Result<Vec<pb::Base>> {
     let mut client = endpoints.registry()?;
     let mut all = Vec::new();
     let mut token = String::new();
@@ -181,9 +227,13 @@ async fn list(endpoints: &Endpoints, output: &Output) -> anyhow::Result<()> {
         all.extend(answer.bases);
         token = answer.next_page_token;
         if token.is_empty() {
-            break;
+            return Ok(all);
         }
     }
+}
+
+async fn list(endpoints: &Endpoints, output: &Output) -> anyhow::Result<()> {
+    let all = all(endpoints).await?;
     output.show(&all.iter().map(describe).collect::<Vec<_>>(), || {
         let rows: Vec<_> = all
             .iter()

@@ -86,6 +86,28 @@ fn padding_on_either_side_changes_nothing() {
 }
 
 #[test]
+fn packed_texts_do_not_see_each_other() {
+    // The last has windows shorter than the texts.
+    for name in ["llama-gqa-nf4", "gemma3", "mistral-window"] {
+        let base = load(name);
+        let texts: [&[i64]; 4] = [&[5, 6, 7, 8, 9, 10, 11], &[12], &[20, 21, 22, 23, 24], &[30, 31]];
+        let ids: Vec<i64> = [texts.concat(), vec![0, 0, 0]].concat();
+        let numbers = texts.iter().zip(1i64..).flat_map(|(text, number)| vec![number; text.len()]);
+        let mask: Vec<i64> = numbers.chain([0, 0, 0]).collect();
+        let (ids, mask) = (Tensor::from_slice(&ids).unsqueeze(0), Tensor::from_slice(&mask).unsqueeze(0));
+        let packed = base.hidden(&Input::Decoder { ids: &ids, mask: Some(&mask) }, &Pass::base()).unwrap();
+        let mut start = 0;
+        for text in texts {
+            let alone = Tensor::from_slice(text).unsqueeze(0);
+            let alone = base.hidden(&Input::Decoder { ids: &alone, mask: None }, &Pass::base()).unwrap();
+            let difference = relative_difference(&packed.narrow(1, start, text.len() as i64), &alone);
+            assert!(difference < 1e-5, "{name}, text at {start}: {difference}");
+            start += text.len() as i64;
+        }
+    }
+}
+
+#[test]
 fn requests_the_model_cannot_take_are_refused() {
     let base = load("llama-gqa-nf4");
     let refused = |prompts: &[Vec<u32>]| match base.start(prompts, &Pass::base()) {
