@@ -65,7 +65,6 @@ CASES = {
     # What must be refused, and is real.
     "refused-shared": (t5, dict(task_type="SEQ_2_SEQ_LM", r=2, target_modules=["q"], modules_to_save=["shared"])),
     "refused-embedding": (llama, dict(task_type="CAUSAL_LM", r=2, target_modules=["q_proj", "embed_tokens"])),
-    "refused-head": (llama, dict(task_type="CAUSAL_LM", r=2, target_modules=["q_proj", "lm_head"])),
     "refused-positions": (t5, dict(task_type="SEQ_2_SEQ_LM", r=2, target_modules=["q"],
                                    modules_to_save=["relative_attention_bias"])),
     "refused-tying": (tied_llama, dict(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"],
@@ -104,6 +103,8 @@ ON_GOLDEN = {
                                         alpha_pattern={r"block\.1\..*\.wi_1": 24})),
     "patterns-t5-blocks": ("t5-v11", T5 | dict(target_modules=["q", "o", "wi_0"], layers_to_transform=1,
                                                layers_pattern=["block", "layer"])),
+    "head-untied": ("llama-gqa", LLAMA | dict(target_modules=["v_proj", "lm_head"], use_dora=True)),
+    "head-tied": ("qwen2", LLAMA | dict(target_modules=["v_proj", "lm_head"])),
 }
 
 

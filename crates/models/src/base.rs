@@ -32,7 +32,9 @@ impl Default for LoadOptions {
 
 /// Whole sequences in.
 pub enum Input<'a> {
-    /// `ids` and `mask` [B, T]; without a mask nothing is padded.
+    /// `ids` and `mask` [B, T]. The mask (i64) is 0 where a token is padding, else the number of the text it belongs to:
+    /// 1 everywhere, or 1, 2, … where several texts are packed into one sequence. A token sees only its own text and is
+    /// counted from its beginning. Without a mask every row is one text without padding.
     Decoder { ids: &'a Tensor, mask: Option<&'a Tensor> },
     /// `ids` and `mask` [B, Se], `decoder_ids` [B, T] beginning with the start token; padding on the right.
     EncoderDecoder { ids: &'a Tensor, mask: Option<&'a Tensor>, decoder_ids: &'a Tensor },
@@ -50,6 +52,7 @@ pub struct Base {
     pub(crate) model: Model,
     compute: Compute,
     device: Device,
+    /// Every linear layer, the head last.
     linears: Arc<[LinearInfo]>,
     /// Of the linear layers, in their order.
     weights: Vec<Weight>,
@@ -131,10 +134,10 @@ impl Base {
 
     /// Every linear layer but the head: what PEFT's `all-linear` targets.
     pub fn linears(&self) -> &[LinearInfo] {
-        &self.linears
+        self.linears.split_last().map_or(&[], |(_, linears)| linears)
     }
 
-    /// What an adapter can change: the linear layers, and where other tensors are used.
+    /// What an adapter can change: the linear layers with the head, and where other tensors are used.
     pub(crate) fn places(&self) -> (Arc<[LinearInfo]>, Arc<[Site]>) {
         (Arc::clone(&self.linears), Arc::clone(&self.sites))
     }

@@ -84,16 +84,18 @@ impl Change {
     /// `x` [B, T, in] → [B, T, out]
     pub fn forward(&self, linear: &Linear, x: &Tensor, training: bool) -> Tensor {
         match &self.weight {
-            Some(weight) => x.linear(weight, self.bias.as_ref().or(linear.bias.as_ref())),
-            None => self.add_to(linear, &linear.plain(x), x, training),
+            Some(weight) => self.sum(linear, &x.linear(weight, linear.bias.as_ref()), x, training),
+            None => self.sum(linear, &linear.plain(x), x, training),
         }
     }
 
     /// The same where the base's layer has been run: `y` [B, T, out] is its h.
     pub fn add_to(&self, linear: &Linear, y: &Tensor, x: &Tensor, training: bool) -> Tensor {
-        if self.weight.is_some() {
-            return self.forward(linear, x, training);
-        }
+        if self.weight.is_some() { self.forward(linear, x, training) } else { self.sum(linear, y, x, training) }
+    }
+
+    /// h from `y`, which is W·x + b with the W that counts and the base's b.
+    fn sum(&self, linear: &Linear, y: &Tensor, x: &Tensor, training: bool) -> Tensor {
         let add = |y: &Tensor| self.lora.as_ref().map(|lora| lora.add_to(y, x, training));
         if self.dora.is_none() && self.lora_bias.is_none() && self.bias.is_none() {
             return add(y).unwrap_or_else(|| y.shallow_clone());

@@ -6,7 +6,7 @@ use std::f64::consts::TAU;
 
 use tch::{Kind, Tensor};
 
-use crate::attention::{Mask, attend, causal_mask, heads, softcapped};
+use crate::attention::{Mask, attend, causal_mask, heads, positions, softcapped};
 use crate::cache::{Cache, LayerCache};
 use crate::config::{AttentionKind, DecoderConfig, RopeScaling};
 use crate::linear::Linear;
@@ -20,7 +20,7 @@ pub(crate) struct Decoder {
     embedding_scale: Option<Tensor>,
     layers: Vec<Layer>,
     norm: RmsNorm,
-    lm_head: Dense, // [V, D]; tied: the embedding's values
+    lm_head: Linear, // tied: over the embedding's values
     logit_softcap: Option<f64>,
     kinds: Vec<LayerKind>,
 }
@@ -84,7 +84,7 @@ impl Decoder {
         let tied = config.tie_word_embeddings;
         let lm_head =
             if tied { embedding.shallow_clone() } else { weights.normal("lm_head.weight", &[vocab, hidden], std)? };
-        let lm_head = weights.at("lm_head.weight", &lm_head);
+        let lm_head = weights.head("lm_head", lm_head);
         let kinds = config.attention_kinds.iter().map(|kind| LayerKind {
             inverse_frequencies: inverse_frequencies(kind, config.head_dim).to_device(weights.device()),
             sliding_window: kind.sliding_window,
@@ -103,7 +103,7 @@ impl Decoder {
     /// Final hidden states after the last norm.
     ///
     /// # Shapes
-    /// `ids` [B, T], `mask` [B, T] of the same tokens → [B, T, D]
+    /// `ids` [B, T], `mask` [B, T] of the same tokens, as in [`crate::Input::Decoder`] → [B, T, D]
     pub fn hidden(
         &self,
         ids: &Tensor,
@@ -130,7 +130,7 @@ impl Decoder {
     /// # Shapes
     /// `hidden` [.., D] → [.., V]
     pub fn head(&self, hidden: &Tensor, pass: &Pass<'_>) -> Tensor {
-        let logits = pass.with(&self.lm_head, hidden, |hidden, own| hidden.linear(own, None::<&Tensor>));
+        let logits = self.lm_head.forward(hidden, pass);
         self.logit_softcap.map_or_else(|| logits.shallow_clone(), |cap| softcapped(&logits, cap))
     }
 
@@ -144,15 +144,12 @@ impl Decoder {
         View { rotation: self.rotation(&kind.inverse_frequencies, keys, new), mask }
     }
 
-    /// Angles of the last `new` tokens. Padding does not count as a position.
+    /// Angles of the last `new` tokens.
     fn rotation(&self, inverse_frequencies: &Tensor, keys: Option<&Tensor>, new: i64) -> Rotation {
         let device = inverse_frequencies.device();
         let positions = match keys {
             None => Tensor::arange(new, (Kind::Int64, device)).unsqueeze(0), // [1, T]
-            Some(keys) => {
-                let all = keys.size()[1];
-                (keys.cumsum(1, Kind::Int64) - 1).clamp_min(0).narrow(1, all - new, new) // [B, T]
-            }
+            Some(keys) => positions(keys, new),                              // [B, T]
         };
         let angles = positions.to_kind(Kind::Float).unsqueeze(-1) * inverse_frequencies; // [B, T, Dh/2]
         let angles = Tensor::cat(&[&angles, &angles], -1).unsqueeze(1); // [B, 1, T, Dh]

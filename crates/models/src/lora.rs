@@ -9,6 +9,7 @@ use std::sync::Arc;
 use tch::{Kind, Tensor};
 
 use crate::change::{Change, Dora};
+use crate::linear::Weight;
 use crate::weights::Site;
 use crate::{Base, Error, LinearInfo, Result};
 
@@ -76,7 +77,9 @@ impl LoraSet {
         }
         let mut set = Self::empty(base);
         let matches = |path: &str, target: &str| path == target || path.ends_with(&format!(".{target}"));
-        if let Some(target) = init.targets.iter().find(|target| !set.linears.iter().any(|l| matches(&l.path, target))) {
+        if let Some(target) =
+            init.targets.iter().find(|target| !base.linears().iter().any(|l| matches(&l.path, target)))
+        {
             let example = set.linears.first().map_or("", |linear| linear.path.as_str());
             let problem =
                 format!("target {target:?} matches no linear layer of the base; layers look like {example:?}");
@@ -84,7 +87,7 @@ impl LoraSet {
         }
         tch::manual_seed(seed);
         let options = (Kind::Float, base.device());
-        for (change, linear) in set.changes.iter_mut().zip(set.linears.iter()) {
+        for (change, linear) in set.changes.iter_mut().zip(base.linears()) {
             if !init.targets.is_empty() && !init.targets.iter().any(|target| matches(&linear.path, target)) {
                 continue;
             }
@@ -127,7 +130,9 @@ impl LoraSet {
     pub fn insert_magnitude(&mut self, base: &Base, path: &str, magnitude: Tensor) -> Result<()> {
         let slot = self.slot(path)?;
         self.check_vector(slot, "magnitude", &magnitude)?;
-        let dora = match self.changes[slot].as_ref().and_then(|change| change.lora.as_ref()) {
+        let change = self.changes[slot].as_ref();
+        let own = change.and_then(|change| change.weight.as_ref()).map(|weight| Weight::Dense(weight.shallow_clone()));
+        let dora = match change.and_then(|change| change.lora.as_ref()) {
             None => return Err(Error::Adapter(format!("{path}: a magnitude needs A and B"))),
             // PEFT would run the base's layer once more, on the inputs that dropout left.
             Some(lora) if lora.dropout > 0.0 => {
@@ -136,7 +141,7 @@ impl LoraSet {
                     lora.dropout
                 )));
             }
-            Some(lora) => Dora::new(base.weight(slot), lora, magnitude)?,
+            Some(lora) => Dora::new(own.as_ref().unwrap_or(base.weight(slot)), lora, magnitude)?,
         };
         if !dora.is_finite() {
             return Err(Error::Adapter(format!(
@@ -164,7 +169,7 @@ impl LoraSet {
     }
 
     /// Puts `tensor`, in the base's compute type, in the place of the base's parameter at `path`: an embedding, a norm,
-    /// the head, or a linear layer's weight or bias.
+    /// or a weight or bias of a linear layer or the head.
     ///
     /// # Errors
     /// The base has no such parameter that can be replaced, or has it in another shape.

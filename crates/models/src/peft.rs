@@ -6,6 +6,7 @@ use safetensors::Dtype;
 use tailor_peft::{Adapter, BaseShapes, LinearShape, Tensors};
 use tch::{Kind, Tensor};
 
+use crate::linear::Weight;
 use crate::lora::{Lora, LoraSet};
 use crate::{Base, Error, Result};
 
@@ -27,6 +28,23 @@ impl Base {
     }
 }
 
+impl Base {
+    /// Whether the head is the embedding.
+    fn is_tied(&self) -> bool {
+        !self.parameters().iter().any(|parameter| parameter.name == "lm_head.weight")
+    }
+
+    /// Whether the linear layer's weight of this name has just these values.
+    fn has_weight(&self, name: &str, values: &Tensor) -> Result<bool> {
+        let (linears, _) = self.places();
+        let slot = linears.iter().position(|linear| name.strip_suffix(".weight") == Some(linear.path.as_str()));
+        match slot.map(|slot| self.weight(slot)) {
+            Some(Weight::Dense(weight)) => Ok(weight.f_equal(values)?),
+            Some(Weight::FourBit(_)) | None => Ok(false),
+        }
+    }
+}
+
 impl LoraSet {
     /// The adapter on the base's device, for inference: A, B and what belongs to them in f32, whole tensors in the type
     /// that the base computes in.
@@ -45,12 +63,6 @@ impl LoraSet {
             let (a, b) = (tensor(&pair.a, &[rank, input])?, tensor(&pair.b, &[out, rank])?);
             set.insert(path, Lora { a, b, scale: adapter.scale_for(path), dropout: 0.0 })?;
         }
-        for (path, magnitude) in magnitudes {
-            set.insert_magnitude(base, path, tensor(magnitude, &[-1])?)?;
-        }
-        for (path, bias) in lora_biases {
-            set.insert_lora_bias(path, tensor(bias, &[-1])?)?;
-        }
         for (path, whole) in whole {
             let kind = match whole.dtype {
                 Dtype::BF16 => Kind::BFloat16,
@@ -59,7 +71,24 @@ impl LoraSet {
             };
             let shape: Vec<i64> = whole.shape.iter().map(|side| *side as i64).collect();
             let stored = Tensor::f_from_data_size(&whole.bytes, &shape, kind)?;
-            set.replace(path, stored.f_to_kind(base.compute().kind())?.f_to_device(base.device())?)?;
+            let own = stored.f_to_kind(base.compute().kind())?.f_to_device(base.device())?;
+            // PEFT saves the head's weight beside LoRA on it, changed or not.
+            if path.strip_suffix(".weight").is_some_and(|module| pairs.contains_key(module)) {
+                if base.has_weight(path, &own)? {
+                    continue;
+                }
+                if base.is_tied() {
+                    let problem = "differs from the base's, which is its embedding as well; PEFT would change both";
+                    return Err(Error::Adapter(format!("{path} {problem}")));
+                }
+            }
+            set.replace(path, own)?;
+        }
+        for (path, magnitude) in magnitudes {
+            set.insert_magnitude(base, path, tensor(magnitude, &[-1])?)?;
+        }
+        for (path, bias) in lora_biases {
+            set.insert_lora_bias(path, tensor(bias, &[-1])?)?;
         }
         if set.changes_nothing() {
             let problem = "the adapter changes nothing: its magnitudes are the lengths of the base's own rows; it was \

@@ -17,7 +17,7 @@ use crate::{Activation, Result};
 pub(crate) struct T5 {
     encoder: Stack,
     decoder: Stack,
-    lm_head: Dense, // [V, D]; tied: the embedding's values
+    lm_head: Linear, // tied: over the embedding's values
     output_scale: Option<f64>,
 }
 
@@ -69,7 +69,7 @@ impl T5 {
         // A head of its own starts at D^-0.5 as in Mesh TensorFlow, so that the first logits are of order one.
         let std = config.initializer_factor * (d as f64).powf(-0.5);
         let lm_head = if tied { shared } else { weights.normal("lm_head.weight", &[vocab, d], std)? };
-        let lm_head = weights.at("lm_head.weight", &lm_head);
+        let lm_head = weights.head("lm_head", lm_head);
         let output_scale = config.scale_decoder_outputs.then(|| (d as f64).powf(-0.5));
         Ok(Self { encoder, decoder, lm_head, output_scale })
     }
@@ -151,7 +151,7 @@ impl T5 {
     /// # Shapes
     /// `hidden` [.., D] → [.., V]
     pub fn head(&self, hidden: &Tensor, pass: &Pass<'_>) -> Tensor {
-        pass.with(&self.lm_head, hidden, |hidden, own| hidden.linear(own, None::<&Tensor>))
+        self.lm_head.forward(hidden, pass)
     }
 }
 

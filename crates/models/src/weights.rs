@@ -18,14 +18,14 @@ pub struct Parameter {
     pub tensor: Tensor,
 }
 
-/// A tensor outside the linear layers, which an adapter may bring its own of.
+/// A tensor outside the linear layers and the head, which an adapter may bring its own of.
 pub(crate) struct Dense {
     pub tensor: Tensor,
     /// Place in the base's list of sites: where a [`crate::LoraSet`] keeps what stands in this one's place.
     pub site: usize,
 }
 
-/// Where a model uses such a tensor: a tied one has several.
+/// Where a model uses such a tensor: T5's embedding has two.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Site {
     /// The parameter's path, as PEFT sees it.
@@ -124,6 +124,16 @@ impl<'a> Builder<'a> {
         Ok(Linear { weight, bias, slot })
     }
 
+    /// The head over `tensor` [V, D], built last of all layers.
+    pub fn head(&mut self, path: &str, tensor: Tensor) -> Linear {
+        let (slot, size) = (self.linears.len(), tensor.size());
+        let info = LinearInfo { path: path.to_owned(), in_features: size[1], out_features: size[0], quantized: false };
+        let weight = Weight::Dense(tensor);
+        self.linears.push(info);
+        self.weights.push(weight.share());
+        Linear { weight, bias: None, slot }
+    }
+
     fn four_bit(&mut self, name: &str, input: i64, out: i64) -> Result<Option<QuantWeight>> {
         let Source::Checkpoint(checkpoint) = &self.source else { return Ok(None) };
         let Some(weight) = checkpoint.quantized(name)? else { return Ok(None) };
@@ -152,8 +162,9 @@ impl<'a> Builder<'a> {
                     Dtype::F16 => Kind::Half,
                     other => return Err(Error::tensor(name, format!("type {other:?}; F32, BF16 or F16 is needed"))),
                 };
-                let tensor = Tensor::f_from_data_size(&stored.bytes, shape, kind)?;
-                tensor.f_to_kind(self.compute.kind())?.f_to_device(self.device)?
+                let tensor = converted(&stored.bytes, shape, kind, self.compute.kind())?;
+                stored.bytes.evict();
+                tensor.f_to_device(self.device)?
             }
         };
         self.used.insert(name.to_owned());
@@ -170,6 +181,21 @@ impl<'a> Builder<'a> {
         };
         checkpoint.names().find(|name| !known(name)).map(str::to_owned)
     }
+}
+
+/// The tensor in the type to compute in, made from its bytes a piece at a time: of a large embedding there is never a second
+/// copy.
+fn converted(bytes: &[u8], shape: &[i64], stored: Kind, wanted: Kind) -> Result<Tensor> {
+    const PIECE: usize = 1 << 20; // values
+    let size = stored.elt_size_in_bytes();
+    let whole = Tensor::f_empty(shape, (wanted, Device::Cpu))?;
+    let flat = whole.f_view([-1])?;
+    for (i, piece) in bytes.chunks(PIECE * size).enumerate() {
+        let length = (piece.len() / size) as i64;
+        let piece = Tensor::f_from_data_size(piece, &[length], stored)?;
+        flat.f_narrow(0, (i * PIECE) as i64, length)?.f_copy_(&piece)?;
+    }
+    Ok(whole)
 }
 
 /// Copies of tied tensors and buffers that old checkpoints carry.

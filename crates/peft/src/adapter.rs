@@ -8,6 +8,8 @@ use crate::folder::Limits;
 use crate::tensors::{LoraPair, Tensors, WholeTensor};
 use crate::weights;
 
+const HEAD: &str = "lm_head";
+
 /// A LoRA adapter. Construction checks everything that does not need the base.
 #[derive(Debug, Clone)]
 pub struct Adapter {
@@ -102,7 +104,7 @@ impl Adapter {
     pub(crate) fn check_effect(&self) -> Result<()> {
         let Tensors { pairs, magnitudes, lora_biases, whole, .. } = &self.tensors;
         let effective = !magnitudes.is_empty()
-            || !whole.is_empty()
+            || whole.keys().any(|path| !is_heads_own(path, pairs))
             || pairs.iter().any(|(path, pair)| {
                 let bias = lora_biases.get(path).is_some_and(|bias| bias.iter().any(|value| *value != 0.0));
                 self.scale_for(path) != 0.0 && (bias || pair.has_effect())
@@ -136,10 +138,6 @@ fn check_pair(config: &AdapterConfig, path: &str, pair: &LoraPair) -> Result<()>
     }
     for (name, values) in [("lora_A", &pair.a), ("lora_B", &pair.b)] {
         check_finite(path, name, values)?;
-    }
-    if path == "lm_head" {
-        let problem = "LoRA on the head is not supported; train the head whole in modules_to_save, or not at all";
-        return Err(Error::tensor(path, problem));
     }
     if !config.targets(path) {
         // PEFT would skip this tensor when loading, so the adapter would mean different things in different hands.
@@ -207,6 +205,9 @@ fn check_whole(
             Bias::LoraOnly => pairs.contains_key(module),
             Bias::All => true,
         };
+    if is_heads_own(path, pairs) {
+        return Ok(());
+    }
     if !trained_bias && !config.saves_whole(path) {
         return Err(Error::tensor(path, "neither modules_to_save nor bias of the config asks for this tensor"));
     }
@@ -214,6 +215,11 @@ fn check_whole(
         return Err(Error::tensor(path, "this module has lora_A and lora_B as well; only one of both can be meant"));
     }
     Ok(())
+}
+
+/// Beside LoRA on the head PEFT saves the head's own weight, though it was not trained.
+pub(crate) fn is_heads_own(path: &str, pairs: &BTreeMap<String, LoraPair>) -> bool {
+    path.strip_suffix(".weight").is_some_and(|module| module == HEAD && pairs.contains_key(module))
 }
 
 fn check_finite(path: &str, name: &str, values: &[f32]) -> Result<()> {

@@ -27,7 +27,7 @@ pub struct BaseShapes {
 impl BaseShapes {
     /// From the tensors of a checkpoint: those that it keeps once under one name and a model uses in several places are
     /// put under the name of each place, where PEFT finds them.
-    pub fn new(linears: BTreeMap<String, LinearShape>, mut tensors: BTreeMap<String, Vec<usize>>) -> Self {
+    pub fn new(mut linears: BTreeMap<String, LinearShape>, mut tensors: BTreeMap<String, Vec<usize>>) -> Self {
         for (path, shape) in &linears {
             tensors.insert(format!("{path}.weight"), vec![shape.out_features, shape.in_features]);
         }
@@ -41,6 +41,11 @@ impl BaseShapes {
             if let Some(shape) = tensors.get(*stored).cloned() {
                 tensors.entry((*place).to_owned()).or_insert(shape);
             }
+        }
+        // A tied head has no tensor of its own, but is a layer all the same.
+        if let Some([out_features, in_features]) = tensors.get("lm_head.weight").map(Vec::as_slice) {
+            let shape = LinearShape { in_features: *in_features, out_features: *out_features };
+            linears.entry("lm_head".to_owned()).or_insert(shape);
         }
         Self { linears, tensors }
     }
@@ -137,6 +142,7 @@ mod tests {
         let stored = |name: &str| BTreeMap::from([(name.to_owned(), vec![8, 4])]);
         let tied = BaseShapes::new(BTreeMap::new(), stored("model.embed_tokens.weight"));
         assert_eq!(tied.tensors["lm_head.weight"], [8, 4]);
+        assert_eq!(tied.linears["lm_head"], LinearShape { in_features: 4, out_features: 8 });
         let t5 = BaseShapes::new(BTreeMap::new(), stored("shared.weight"));
         assert!(
             ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"]

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView, View};
 
+use crate::adapter::is_heads_own;
 use crate::config::MAX_RANK;
 use crate::error::{Error, Result};
 use crate::tensors::{LoraPair, Tensors, WholeTensor};
@@ -20,8 +21,9 @@ const A_SUFFIX: &str = ".lora_A.weight";
 const B_SUFFIX: &str = ".lora_B.weight";
 const B_BIAS_SUFFIX: &str = ".lora_B.bias";
 const MAGNITUDE_SUFFIX: &str = ".lora_magnitude_vector";
-/// The base's own bias under a module that has LoRA.
+/// The base's own bias, and the head's own weight, under a module that has LoRA.
 const BASE_BIAS_SUFFIX: &str = ".base_layer.bias";
+const BASE_HEAD: &str = "lm_head.base_layer.weight";
 
 /// What a tensor's name says of it, with the path of its module, or of the parameter it stands for.
 enum Role<'a> {
@@ -69,12 +71,12 @@ pub(crate) fn read(bytes: &[u8]) -> Result<Tensors> {
     }
     tensors.pairs =
         halves.into_iter().map(|(path, (a, b))| Ok((path.clone(), join(&path, a, b)?))).collect::<Result<_>>()?;
-    check_bias_places(&file, &tensors)?;
+    check_places(&file, &tensors)?;
     Ok(tensors)
 }
 
-/// PEFT keeps the base's bias of a module with LoRA under `base_layer`, and passes over one that lies elsewhere.
-fn check_bias_places(file: &SafeTensors<'_>, tensors: &Tensors) -> Result<()> {
+/// PEFT keeps what is the base's own of a module with LoRA under `base_layer`, and passes over what lies elsewhere.
+fn check_places(file: &SafeTensors<'_>, tensors: &Tensors) -> Result<()> {
     for path in tensors.whole.keys() {
         let name = file_name(path, tensors);
         if file.tensor(&name).is_err() {
@@ -89,9 +91,10 @@ fn check_bias_places(file: &SafeTensors<'_>, tensors: &Tensors) -> Result<()> {
 
 /// The name in the file of what stands in the place of the parameter at `path`.
 fn file_name(path: &str, tensors: &Tensors) -> String {
-    match path.strip_suffix(".bias").filter(|module| tensors.pairs.contains_key(*module)) {
-        Some(module) => format!("{PREFIX}{module}{BASE_BIAS_SUFFIX}"),
-        None => format!("{PREFIX}{path}"),
+    match path.rsplit_once('.') {
+        Some((module, "bias")) if tensors.pairs.contains_key(module) => format!("{PREFIX}{module}{BASE_BIAS_SUFFIX}"),
+        _ if is_heads_own(path, &tensors.pairs) => format!("{PREFIX}{BASE_HEAD}"),
+        _ => format!("{PREFIX}{path}"),
     }
 }
 
@@ -136,9 +139,10 @@ impl<'a> Role<'a> {
         let found = suffixes.iter().find_map(|(suffix, make)| Some((rest.strip_suffix(suffix)?, make)));
         let (path, role) = match found {
             Some((path, make)) => (path, make(path)),
+            None if rest == BASE_HEAD => ("lm_head", Role::Whole("lm_head.weight")),
             None if rest.ends_with(".base_layer.weight") => {
-                let problem = "LoRA beside the whole weight of a head or an embedding is not supported; train without \
-                               it in target_modules, or with it in modules_to_save";
+                let problem = "LoRA on an embedding is not supported; train without it in target_modules, or with it in \
+                               modules_to_save";
                 return Err(Error::tensor(name, problem));
             }
             None if !rest.contains(".lora_") && (rest.ends_with(".weight") || rest.ends_with(".bias")) => {

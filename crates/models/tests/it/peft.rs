@@ -9,7 +9,7 @@ use tch::{Device, Kind, Tensor};
 use crate::{Golden, load, logits, model_folder, prompts, real, relative_difference};
 
 /// Each names in its config the folder of tests/golden/models that it belongs to.
-const CASES: [&str; 15] = [
+const CASES: [&str; 17] = [
     "dora-llama",
     "dora-nf4",
     "dora-bias-all",
@@ -22,6 +22,8 @@ const CASES: [&str; 15] = [
     "saved-t5",
     "saved-layers",
     "saved-biases",
+    "head-untied",
+    "head-tied",
     "patterns-qwen3",
     "patterns-t5",
     "patterns-t5-blocks",
@@ -62,9 +64,11 @@ fn adapters_of_every_kind_give_pefts_logits() {
 
 #[test]
 fn rows_with_adapters_of_several_kinds_equal_rows_alone() {
-    for (base, kinds) in
-        [("llama-gqa", ["dora-llama", "saved-llama", "lora-bias"]), ("t5-v11", ["dora-t5", "saved-t5", "patterns-t5"])]
-    {
+    for (base, kinds) in [
+        ("llama-gqa", ["dora-llama", "saved-llama", "lora-bias"]),
+        ("llama-gqa", ["lora-bias", "saved-llama", "head-untied"]),
+        ("t5-v11", ["dora-t5", "saved-t5", "patterns-t5"]),
+    ] {
         let (base, golden) = (load(base), Golden::of(base));
         let sets = kinds.map(|name| LoraSet::from_adapter(&base, &adapter(name)).unwrap());
         // One set on rows apart, and a row without any.
@@ -160,6 +164,29 @@ fn an_untrained_dora_adapter_is_refused_because_it_changes_nothing() {
     // One magnitude that was trained is an effect.
     tensors.magnitudes.values_mut().next().unwrap()[0] *= 1.5;
     LoraSet::from_adapter(&base, &Adapter::with_tensors(config(), tensors).unwrap()).unwrap();
+}
+
+#[test]
+fn the_heads_own_weight_beside_lora_counts_only_where_it_differs() {
+    let as_saved_and_changed = |name: &str| {
+        let adapter = adapter(name);
+        let mut tensors = adapter.tensors().clone();
+        let head = tensors.whole.get_mut("lm_head.weight").unwrap();
+        head.bytes[4 * 32 * 50..4 * 32 * 60].fill(0);
+        let config = AdapterConfig::parse(&adapter.config_to_bytes()).unwrap();
+        (adapter, Adapter::with_tensors(config, tensors).unwrap())
+    };
+    let (same, other) = as_saved_and_changed("head-untied");
+    let (base, golden) = (load("llama-gqa"), Golden::of("llama-gqa"));
+    let head_bytes = same.tensors().whole["lm_head.weight"].bytes.len();
+    let (same, other) = (LoraSet::from_adapter(&base, &same).unwrap(), LoraSet::from_adapter(&base, &other).unwrap());
+    assert_eq!(other.resident_bytes(), same.resident_bytes() + head_bytes);
+    let (same, other) = (logits(&base, &golden, &Pass::one(&same)), logits(&base, &golden, &Pass::one(&other)));
+    assert!(relative_difference(&same, &other) > 1e-2);
+    // A tied head's weight is the embedding too: what peft loads over it would change both.
+    let (_, other) = as_saved_and_changed("head-tied");
+    let message = LoraSet::from_adapter(&load("qwen2"), &other).unwrap_err().to_string();
+    assert!(message.contains("lm_head.weight differs from the base's"), "{message}");
 }
 
 #[test]

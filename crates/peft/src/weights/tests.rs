@@ -127,8 +127,12 @@ fn tensors_that_are_no_lora_pair_are_refused_by_name() {
         ),
         (vec![("q.lora_A.weight", Dtype::F32, vec![2, 3], f32s(6))], "base_model.model."),
         (
+            vec![("base_model.model.e.base_layer.weight", Dtype::F32, vec![2, 3], f32s(6))],
+            "LoRA on an embedding is not supported",
+        ),
+        (
             vec![("base_model.model.lm_head.base_layer.weight", Dtype::F32, vec![2, 3], f32s(6))],
-            "beside the whole weight",
+            "but as base_model.model.lm_head.weight",
         ),
         (vec![("base_model.model.lm_head.weight", Dtype::U8, vec![6], vec![0; 6])], "U8"),
         (vec![("base_model.model.lm_head.scale", Dtype::F32, vec![2, 3], f32s(6))], "nor anything else"),

@@ -155,6 +155,8 @@ async fn an_adapter_of_another_base_is_refused_with_module_and_shapes() {
     idle.b.fill(0.0);
     let request = service.request_for("grammar", &adapter_on(QUANTISED, idle)).await;
     expect_status(service.publish(request).await, Code::InvalidArgument, &["changes nothing"]);
+    let request = service.request_for("grammar", &adapter_on("lm_head", pair(4, 16, 4, 1))).await;
+    assert_eq!(service.publish(request).await.expect("the head is a linear layer").version, 1);
 }
 
 #[tokio::test]

@@ -63,6 +63,7 @@ async fn the_true_shapes_of_a_llama_are_known_under_every_code() {
         for (module, inputs, outputs) in [
             ("model.layers.1.mlp.down_proj", 128, 64),
             ("model.layers.0.self_attn.k_proj", 64, 32),
+            ("lm_head", 64, 96),
         ] {
             publish(&service, &base, module, inputs, outputs).await.unwrap_or_else(|error| panic!("{base}: {error}"));
             let turned = publish(&service, &base, module, outputs, inputs).await;
