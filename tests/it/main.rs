@@ -9,6 +9,7 @@ mod embedded;
 mod golden;
 mod otlp;
 mod reflection;
+mod sentencepiece;
 mod services;
 mod shipped;
 mod store_and_queue_away;
