@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use clap::builder::{PossibleValue, PossibleValuesParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 #[derive(Debug, Parser)]
@@ -210,7 +211,8 @@ pub enum Base {
         /// Take from the cache what was fetched before, and never ask the hub.
         #[arg(long)]
         offline: bool,
-        #[arg(long, default_value = "nf4", value_parser = ["nf4", "nf4-single"])]
+        /// How the linear weights are kept. docs/quantisation.md has what each code costs.
+        #[arg(long, default_value = "nf4", value_parser = quant_codes())]
         quant: String,
         /// Type of the arithmetic.
         #[arg(long, default_value = "bf16", value_parser = ["bf16", "f32"])]
@@ -388,6 +390,19 @@ pub struct Score {
     pub token_ids: Vec<u32>,
 }
 
+/// The codes of a base, and when to take which.
+fn quant_codes() -> PossibleValuesParser {
+    [
+        ("nf4", "NF4, scales in 8 bits: 4.13 bits a parameter. Unless there is a reason for another"),
+        ("nf4-single", "NF4, scales in f32: 4.5 bits. For runtimes that cannot read nested scales"),
+        ("fp4", "4-bit floats: 4.5 bits, and a larger error than NF4's. For runtimes that have no NF4"),
+        ("uniform4", "16 equal steps a block: 5 bits. To compare with; only Tailor reads it"),
+        ("none", "Left as it is, in 16 or 32 bits. For small models, and to see what 4 bits cost"),
+    ]
+    .map(|(name, help)| PossibleValue::new(name).help(help))
+    .into()
+}
+
 /// `name` or `name@3`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VersionedName {
@@ -406,6 +421,25 @@ impl std::str::FromStr for VersionedName {
         match version.parse() {
             Ok(version) if version > 0 => Ok(Self { name: name.to_owned(), version }),
             _ => Err(format!("{version:?} is no version; write NAME or NAME@3")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::builder::TypedValueParser as _;
+
+    use super::*;
+
+    #[test]
+    fn every_code_that_the_help_offers_is_one_that_the_services_know() {
+        let offered: Vec<String> =
+            quant_codes().possible_values().expect("values").map(|value| value.get_name().to_owned()).collect();
+        assert_eq!(offered, ["nf4", "nf4-single", "fp4", "uniform4", "none"]);
+        for name in offered {
+            let parsed = Cli::try_parse_from(["tailor", "base", "add", "folder", "--name", "base", "--quant", &name]);
+            assert!(parsed.is_ok(), "{name}: {parsed:?}");
+            assert_eq!(tailor_pb::convert::quant_code(&name).map(|code| code.as_str()), Ok(name.as_str()));
         }
     }
 }

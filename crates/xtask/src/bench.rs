@@ -30,6 +30,13 @@ const BENCHES: &[Bench] = &[
         peer: true,
     },
     Bench {
+        name: "codes",
+        about: "error of each 4-bit code: by layer, and in perplexity on held-out rows",
+        package: "tailor-bases",
+        target: ["--example", "bench_codes"],
+        peer: false,
+    },
+    Bench {
         name: "quant",
         about: "quantising and dequantising 4096×4096 beside bitsandbytes",
         package: "tailor-quant",

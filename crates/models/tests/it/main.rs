@@ -1,6 +1,7 @@
 //! Against transformers, peft and bitsandbytes (tests/golden/models), and the models against themselves.
 
 mod adapters;
+mod codes;
 mod decoding;
 mod golden;
 mod loading;
