@@ -3,8 +3,8 @@
     python tests/parity/check_peft.py [SEED]        (`cargo xtask parity peft` brings the Python and the programs)
 
 For both families, in f32 and in bf16: `tailor` trains a short job, exports the adapter, and `peft` loads it on the base's
-own 4-bit weights, dequantised by bitsandbytes; then peft makes a random adapter and `tailor adapter import` takes it. Each
-adapter scores the same ids on both sides. Every run draws fresh seeds; the one printed repeats it.
+own 4-bit weights, dequantised by bitsandbytes; then peft makes random adapters (plain, DoRA, with whole modules beside them)
+and `tailor adapter import` takes them. Each adapter scores the same ids on both sides. Every run draws fresh seeds; the one printed repeats it.
 """
 
 import csv
@@ -39,6 +39,11 @@ DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 SHIPPED = {"llama": ROOT / "bases" / "tiny-llama", "t5": ROOT / "bases" / "tiny-t5"}
 TEMPLATE = "Correct the grammar: {input}"
 NEW_STATE = ".weight.quant_state.bitsandbytes__nf4"
+KINDS = {
+    "plain": dict(),
+    "DoRA": dict(use_dora=True, use_rslora=True),
+    "whole": dict(modules_to_save=["lm_head", "embed_tokens", "norm"]),
+}
 STEPS = 12
 CASES = 8
 
@@ -128,7 +133,7 @@ class Comparison:
         self.stored = self.system.base_folder(self.name)
         self.dense = dequantised(self.stored, self.system.scratch / f"{self.name}-dense")
         self.cases = self.token_ids()
-        return [self.trained_by_tailor(), self.made_by_peft()]
+        return [self.trained_by_tailor(), *(self.made_by_peft(kind) for kind in KINDS)]
 
     def source(self) -> Path:
         if SHIPPED[self.family].is_dir():
@@ -157,19 +162,19 @@ class Comparison:
         note = f"{STEPS} steps in {took:.0f} s, loss {job['metrics']['train_loss']:.3f}"
         return self.compared("Tailor → peft", tuned, folder, f"{adapter}@production", note)
 
-    def made_by_peft(self) -> tuple:
-        adapter = f"imported-{self.name}"
+    def made_by_peft(self, kind: str) -> tuple:
+        adapter = f"imported-{kind.lower()}-{self.name}"
         folder = self.system.scratch / adapter
-        kind = "SEQ_2_SEQ_LM" if self.family == "t5" else "CAUSAL_LM"
+        task = "SEQ_2_SEQ_LM" if self.family == "t5" else "CAUSAL_LM"
         rank = self.draw.choice([2, 8, 16])
-        config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules="all-linear", task_type=kind,
-                                 init_lora_weights=False)
+        config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules="all-linear", task_type=task,
+                                 init_lora_weights=False, **KINDS[kind])
         torch.manual_seed(self.draw.randrange(2**31))
         tuned = peft.get_peft_model(self.model(), config).eval()
         tame(tuned)
         tuned.save_pretrained(folder)
         self.system.run("adapter", "import", folder, "--name", adapter, "--base", self.name)
-        return self.compared("peft → Tailor", tuned, folder, adapter, f"rank {rank}")
+        return self.compared("peft → Tailor", tuned, folder, adapter, f"{kind}, rank {rank}")
 
     def token_ids(self) -> list[tuple[list[int], list[int]]]:
         tokenizer = tokenizers.Tokenizer.from_file(str(self.stored / "tokenizer.json"))
@@ -245,6 +250,8 @@ def tame(tuned) -> None:
         for name, parameter in tuned.named_parameters():
             if "lora_B" in name:
                 parameter.mul_(0.3)
+            elif "magnitude" in name or "modules_to_save" in name:
+                parameter.mul_(1 + 0.05 * torch.randn_like(parameter))
 
 
 def both(tuned, prompt: list[int], tokens: list[int]) -> tuple[list, list]:
