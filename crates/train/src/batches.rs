@@ -40,6 +40,18 @@ impl<'a> Batches<'a> {
         self.left.pop().unwrap_or_default()
     }
 
+    /// As after `steps` calls of [`Self::next_batch`]: the order hangs on the seed alone.
+    pub fn skip(&mut self, steps: u64) {
+        self.epoch = steps / self.per_epoch();
+        self.left.clear();
+        let into_epoch = (steps % self.per_epoch()) as usize;
+        if into_epoch > 0 {
+            self.left = self.shuffled_epoch();
+            self.left.truncate(self.left.len() - into_epoch);
+            self.epoch += 1;
+        }
+    }
+
     fn shuffled_epoch(&self) -> Vec<Vec<usize>> {
         let mut random = ChaCha8Rng::seed_from_u64(self.seed);
         random.set_stream(self.epoch);
@@ -86,6 +98,21 @@ mod tests {
         assert_ne!(order(1), order(2));
         let two_epochs = order(1);
         assert_ne!(two_epochs[..13], two_epochs[13..]);
+    }
+
+    #[test]
+    fn skipping_is_as_having_taken_the_batches() {
+        let lengths = lengths(100);
+        for taken in [0, 1, 6, 7, 8, 13, 14, 30] {
+            let (mut one_by_one, mut skipped) = (Batches::new(&lengths, 16, 4), Batches::new(&lengths, 16, 4));
+            for _ in 0..taken {
+                one_by_one.next_batch();
+            }
+            skipped.skip(taken);
+            for _ in 0..20 {
+                assert_eq!(one_by_one.next_batch(), skipped.next_batch(), "{taken}");
+            }
+        }
     }
 
     #[test]

@@ -20,6 +20,8 @@ pub enum Error {
     NotFinite { step: u64, what: &'static str, loss: f64, grad_norm: f64, rows: String },
     #[error("{at}: {source}{}", remedy(source))]
     Device { at: String, source: tailor_models::Error },
+    #[error("checkpoint: {0}")]
+    Checkpoint(String),
     #[error("the trained adapter cannot be kept: {0}")]
     Adapter(#[from] tailor_peft::Error),
 }
@@ -30,6 +32,7 @@ impl Error {
             Self::Invalid(_) | Self::Row { .. } => ErrorCode::InvalidArgument,
             Self::NoRows { .. } | Self::NotFinite { .. } => ErrorCode::FailedPrecondition,
             Self::Device { source, .. } => source.code(),
+            Self::Checkpoint(_) => ErrorCode::DataLoss,
             Self::Adapter(source) => source.code(),
         }
     }

@@ -7,6 +7,7 @@
 //! through the output layer and backward through everything, `optimizer` clips and updates.
 
 mod batches;
+mod checkpoint;
 mod collate;
 mod error;
 mod init;
@@ -19,8 +20,9 @@ mod schedule;
 mod summary;
 mod trainer;
 
+pub use checkpoint::Checkpoint;
 pub use error::Error;
 pub use predict::predict;
 pub use summary::{Observer, Outcome, Summary};
 pub use tailor_text::Example;
-pub use trainer::{Trained, train};
+pub use trainer::{Trained, resume, train};

@@ -91,13 +91,37 @@ impl AdamW {
         })
     }
 
+    /// Parameters, first and second moments, each as one row of numbers in the order of the leaves.
+    ///
+    /// # Errors
+    /// Torch cannot copy them to the host.
+    pub fn state(&self) -> Result<[Vec<f32>; 3], TchError> {
+        Ok([on_host(&self.flat)?, on_host(&self.first_moment)?, on_host(&self.second_moment)?])
+    }
+
+    /// Goes on after `step` updates from what [`Self::state`] gave.
+    ///
+    /// # Errors
+    /// They are not as many as there are parameters.
+    pub fn restore(&mut self, step: u64, state: [&[f32]; 3]) -> Result<(), TchError> {
+        tch::no_grad(|| {
+            for (tensor, values) in
+                [&mut self.flat, &mut self.first_moment, &mut self.second_moment].into_iter().zip(state)
+            {
+                // In place: the leaves share the parameters' memory.
+                let _ = tensor.f_copy_(&Tensor::f_from_slice(values)?.f_view(tensor.size().as_slice())?)?;
+            }
+            self.step = step as i32;
+            Ok(())
+        })
+    }
+
     /// The values of each parameter, row-major, in the order given to [`Self::new`].
     ///
     /// # Errors
     /// Torch cannot copy them to the host.
     pub fn values(&self) -> Result<Vec<Vec<f32>>, TchError> {
-        let host = self.flat.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?;
-        let all = Vec::<f32>::try_from(&host)?;
+        let all = on_host(&self.flat)?;
         let mut start = 0;
         let mut values = Vec::with_capacity(self.leaves.len());
         for leaf in &self.leaves {
@@ -107,6 +131,10 @@ impl AdamW {
         }
         Ok(values)
     }
+}
+
+fn on_host(tensor: &Tensor) -> Result<Vec<f32>, TchError> {
+    Vec::<f32>::try_from(&tensor.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?)
 }
 
 #[cfg(test)]

@@ -4,6 +4,8 @@ use std::collections::VecDeque;
 
 use tailor_domain::StepMetrics;
 
+use crate::checkpoint::Checkpoint;
+
 /// Steps whose mean loss decides whether the loss is acceptable.
 const WINDOW: usize = 20;
 
@@ -12,6 +14,11 @@ pub trait Observer {
     fn on_step(&mut self, step: &StepMetrics);
     /// True ends the run after the present step; what was learnt is kept.
     fn should_stop(&mut self) -> bool;
+    /// Whether a checkpoint is wanted now. After the last step of a run that was not stopped one is given unasked.
+    fn wants_checkpoint(&mut self) -> bool {
+        false
+    }
+    fn on_checkpoint(&mut self, _: Checkpoint) {}
 }
 
 /// Watches nothing and never stops a run.
@@ -59,6 +66,11 @@ impl RecentLoss {
             self.0.pop_front();
         }
         self.0.push_back(loss);
+    }
+
+    /// Oldest first.
+    pub fn losses(&self) -> Vec<f64> {
+        self.0.iter().copied().collect()
     }
 
     pub fn mean(&self) -> f64 {

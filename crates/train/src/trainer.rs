@@ -5,11 +5,13 @@
 
 use std::time::Instant;
 
+use sha2::{Digest as _, Sha256};
 use tailor_domain::{LoraSpec, StepMetrics, TrainSpec};
 use tailor_models::{Base, Config, Lora, LoraSet, Pass};
 use tailor_torch::guarded;
 
 use crate::batches::Batches;
+use crate::checkpoint::{Checkpoint, State};
 use crate::collate::MicroBatch;
 use crate::error::Error;
 use crate::init::Init;
@@ -42,15 +44,49 @@ pub fn train(
     base_name: &str,
     observer: &mut dyn Observer,
 ) -> Result<Trained, Error> {
+    resume(base, lora, spec, examples, base_name, None, observer)
+}
+
+/// As [`train`], from a checkpoint of the same run on: with the same number of threads what comes out is the same to the
+/// bit as if it had never been stopped. Steps before it are not reported again.
+///
+/// # Errors
+/// As [`train`]; a checkpoint of another run.
+pub fn resume(
+    base: &Base,
+    lora: &LoraSpec,
+    spec: &TrainSpec,
+    examples: &[tailor_text::Example],
+    base_name: &str,
+    from: Option<&Checkpoint>,
+    observer: &mut dyn Observer,
+) -> Result<Trained, Error> {
     lora.validate()?;
     spec.validate()?;
     let rows = Rows::usable(base, spec, examples)?;
     let modules = Modules::choose(base, lora, base_name)?;
+    let identity = identity(lora, spec, &rows, &modules);
+    if let Some(from) = from.filter(|from| from.state.run != identity) {
+        let problem = "is of another run: the settings, the rows or the base are not those it was taken with";
+        return Err(Error::Checkpoint(format!("of step {} {problem}", from.step())));
+    }
     let mut run =
         guarded(|| Run::new(base, lora, spec, &rows, &modules)).map_err(Error::at("before the first step"))?;
-    let summary = run.run(observer)?;
+    run.identity = identity;
+    let summary = run.run(from, observer)?;
     let values = run.optimizer.values().map_err(|error| Error::at("after the last step")(error.into()))?;
     Ok(Trained { adapter: modules.adapter(values)?, summary })
+}
+
+/// What makes two runs the same: everything that decides their bits, but the number of threads.
+fn identity(lora: &LoraSpec, spec: &TrainSpec, rows: &Rows<'_>, modules: &Modules) -> String {
+    let mut hasher = Sha256::new();
+    let shapes: Vec<_> = modules.shapes.iter().map(|(path, at)| (path, at.in_features, at.out_features)).collect();
+    hasher.update(format!("{lora:?}\n{spec:?}\n{shapes:?}\n"));
+    for at in 0..rows.lengths().len() {
+        hasher.update(format!("{:?}\n", rows.example(at)));
+    }
+    format!("{:x}", hasher.finalize())
 }
 
 struct Run<'a> {
@@ -60,6 +96,7 @@ struct Run<'a> {
     /// The adapter in the model: the optimizer's leaves under their modules' paths.
     adapter: LoraSet,
     optimizer: AdamW,
+    identity: String,
 }
 
 /// What one step's passes summed up to.
@@ -94,21 +131,36 @@ impl<'a> Run<'a> {
             let (a, b) = (pair[0].shallow_clone(), pair[1].shallow_clone());
             adapter.insert(path, Lora { a, b, scale, dropout: f64::from(lora.dropout) })?;
         }
-        Ok(Self { base, spec, rows, adapter, optimizer })
+        Ok(Self { base, spec, rows, adapter, optimizer, identity: String::new() })
     }
 
-    fn run(&mut self, observer: &mut dyn Observer) -> Result<Summary, Error> {
+    fn run(&mut self, from: Option<&Checkpoint>, observer: &mut dyn Observer) -> Result<Summary, Error> {
         let mut batches = Batches::new(self.rows.lengths(), self.spec.batch_rows as usize, self.spec.seed);
         let schedule = Schedule::new(self.spec, batches.per_epoch());
         let mut recent = RecentLoss::default();
-        let (mut steps, mut tokens) = (0, 0);
+        let (mut steps, mut tokens, mut seconds_before) = (0, 0, 0.0);
+        if let Some(from) = from {
+            guarded(|| self.restore(from)).map_err(Error::at("going on from the checkpoint"))?;
+            (steps, tokens, seconds_before) = (from.state.step, from.state.tokens, from.state.seconds);
+            batches.skip(steps);
+            from.state.recent_losses.iter().for_each(|loss| recent.push(*loss));
+        }
         let started = Instant::now();
+        let mut saved = steps;
         let outcome = loop {
+            if recent.reached(self.spec.target_loss) {
+                break Outcome::TargetLoss;
+            }
             if observer.should_stop() {
                 break Outcome::Stopped;
             }
-            if steps == schedule.total_steps {
+            if steps >= schedule.total_steps {
                 break Outcome::Finished;
+            }
+            if steps > saved && observer.wants_checkpoint() {
+                let state = self.state(steps, tokens, seconds_before + started.elapsed().as_secs_f64(), &recent);
+                observer.on_checkpoint(self.checkpoint(state)?);
+                saved = steps;
             }
             steps += 1;
             let learning_rate = schedule.learning_rate(steps);
@@ -123,22 +175,44 @@ impl<'a> Run<'a> {
                 grad_norm: sums.grad_norm,
                 learning_rate,
                 tokens: sums.tokens,
-                tokens_per_second: per_second(sums.tokens, step_started),
+                tokens_per_second: per_second(sums.tokens, step_started.elapsed().as_secs_f64()),
             });
-            if recent.reached(self.spec.target_loss) {
-                break Outcome::TargetLoss;
-            }
         };
+        let seconds = seconds_before + started.elapsed().as_secs_f64();
+        if steps > saved && outcome != Outcome::Stopped {
+            // What comes after training may be stopped too, and must not cost the training.
+            observer.on_checkpoint(self.checkpoint(self.state(steps, tokens, seconds, &recent))?);
+        }
         Ok(Summary {
             steps,
             tokens,
             final_loss: recent.mean(),
-            seconds: started.elapsed().as_secs_f64(),
-            tokens_per_second: per_second(tokens, started),
+            seconds,
+            tokens_per_second: per_second(tokens, seconds),
             outcome,
             peak_memory_bytes: tailor_torch::Memory::now().map_or(0, |memory| memory.peak_bytes),
             rows_left_out: self.rows.left_out(),
         })
+    }
+
+    fn state(&self, step: u64, tokens: u64, seconds: f64, recent: &RecentLoss) -> State {
+        State::new(&self.identity, step, tokens, seconds, recent.losses())
+    }
+
+    fn checkpoint(&self, state: State) -> Result<Checkpoint, Error> {
+        let step = state.step;
+        guarded(|| -> tailor_models::Result<_> {
+            let [parameters, first_moment, second_moment] = self.optimizer.state()?;
+            let random = tailor_torch::rng_state()?;
+            Ok(Checkpoint { state, parameters, first_moment, second_moment, random })
+        })
+        .map_err(Error::at(format!("checkpoint of step {step}")))
+    }
+
+    fn restore(&mut self, from: &Checkpoint) -> tailor_models::Result<()> {
+        let Checkpoint { state, parameters, first_moment, second_moment, random } = from;
+        self.optimizer.restore(state.step, [parameters, first_moment, second_moment])?;
+        Ok(tailor_torch::set_rng_state(random)?)
     }
 
     /// Gradient of the batch, clipped, and one update.
@@ -194,6 +268,6 @@ impl<'a> Run<'a> {
     }
 }
 
-fn per_second(tokens: u64, since: Instant) -> f64 {
-    tokens as f64 / since.elapsed().as_secs_f64().max(1e-9)
+fn per_second(tokens: u64, seconds: f64) -> f64 {
+    tokens as f64 / seconds.max(1e-9)
 }

@@ -1,27 +1,28 @@
 //! What cannot be trained is an error that says why, and the process goes on.
 
+use safetensors::{Dtype, SafeTensors};
 use tailor_domain::{ErrorCode, LoraSpec, TrainSpec};
 use tailor_testkit::LlamaShape;
 use tailor_train::{Error, predict, train};
 
 use crate::{TinyBase, lora, spec};
 
-/// The embedding of `token` is not a number: the first tensor of the file is the embedding.
+/// The embedding of `token` is not a number.
 fn poison(folder: &std::path::Path, token: usize) {
     let path = folder.join("model.safetensors");
     let mut bytes = std::fs::read(&path).expect("reads");
-    let header = u64::from_le_bytes(bytes[..8].try_into().expect("8 bytes")) as usize;
-    let at = 8 + header + token * LlamaShape::default().hidden * 4;
+    let (header, metadata) = SafeTensors::read_metadata(&bytes).expect("a header");
+    let embedding = metadata.info("model.embed_tokens.weight").expect("an embedding");
+    assert_eq!(embedding.dtype, Dtype::F32);
+    let at = 8 + header + embedding.data_offsets.0 + token * LlamaShape::default().hidden * 4;
     bytes[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
     std::fs::write(&path, bytes).expect("writes");
 }
 
 #[test]
 fn a_loss_that_is_no_number_names_the_step_and_the_rows() {
-    let tiny = TinyBase::quantized(|folder| {
-        LlamaShape::default().write(folder, 1).expect("writes");
-        poison(folder, 77);
-    });
+    let write = |folder: &std::path::Path| LlamaShape::default().write(folder, 1).expect("writes");
+    let tiny = TinyBase::quantized_and_changed(write, |folder| poison(folder, 77));
     let rows = [tiny.row(&[10, 11], &[12]), tiny.row(&[77, 11], &[12])];
     let spec = TrainSpec { micro_batch_rows: 1, ..spec() };
     let error = train(&tiny.base, &lora(), &spec, &rows, "tiny", &mut ()).expect_err("NaN");
