@@ -88,6 +88,19 @@ impl AdapterConfig {
         self
     }
 
+    /// The same config with `rank` and `alpha` equal, so that the scale is 1: this rank everywhere but where the keys of
+    /// `others` say another.
+    pub(crate) fn with_scale_one(&self, rank: u32, others: &[(String, u32)]) -> Result<Self> {
+        let pattern: Map<String, Value> = others.iter().map(|(key, rank)| (key.clone(), (*rank).into())).collect();
+        let mut raw = self.raw.clone();
+        raw.insert("r".into(), rank.into());
+        raw.insert("lora_alpha".into(), rank.into());
+        raw.insert("rank_pattern".into(), pattern.clone().into());
+        raw.insert("alpha_pattern".into(), pattern.into());
+        raw.insert("use_rslora".into(), false.into());
+        Self::from_value(raw.into())
+    }
+
     /// # Errors
     /// Not JSON, a field out of range, or a setting that Tailor cannot honour, by name.
     pub fn parse(json: &[u8]) -> Result<Self> {

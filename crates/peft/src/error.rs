@@ -36,6 +36,9 @@ pub enum Error {
     /// Loading it would serve the base and say nothing.
     #[error("the adapter changes nothing: {problem}")]
     NoEffect { problem: String },
+
+    #[error("the adapter cannot be compressed so: {problem}")]
+    Compress { problem: String },
 }
 
 impl Error {
@@ -46,7 +49,8 @@ impl Error {
             | Self::Unsupported { .. }
             | Self::Weights { .. }
             | Self::Tensor { .. }
-            | Self::TooLarge { .. } => ErrorCode::InvalidArgument,
+            | Self::TooLarge { .. }
+            | Self::Compress { .. } => ErrorCode::InvalidArgument,
             Self::DoesNotFit { .. } | Self::NoEffect { .. } => ErrorCode::FailedPrecondition,
             Self::File { .. } => ErrorCode::Internal,
         }
