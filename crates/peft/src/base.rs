@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::adapter::Adapter;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, clip};
 
 /// How many modules a message lists before it only counts.
 const LISTED: usize = 5;
@@ -91,7 +91,7 @@ impl Adapter {
 }
 
 fn sides(shape: &[usize]) -> String {
-    shape.iter().map(usize::to_string).collect::<Vec<_>>().join("x")
+    clip(&shape.iter().map(usize::to_string).collect::<Vec<_>>().join("x"), 100)
 }
 
 fn list<T: AsRef<str>>(items: &[T]) -> String {

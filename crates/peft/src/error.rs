@@ -61,14 +61,28 @@ impl Error {
     }
 
     pub(crate) fn config(field: impl Into<String>, problem: impl Into<String>) -> Self {
-        Self::Config { field: field.into(), problem: problem.into() }
+        Self::Config { field: shown(field), problem: shown(problem) }
     }
 
     pub(crate) fn weights(problem: impl Into<String>) -> Self {
-        Self::Weights { problem: problem.into() }
+        Self::Weights { problem: shown(problem) }
     }
 
     pub(crate) fn tensor(tensor: impl Into<String>, problem: impl Into<String>) -> Self {
-        Self::Tensor { tensor: tensor.into(), problem: problem.into() }
+        Self::Tensor { tensor: shown(tensor), problem: shown(problem) }
     }
+}
+
+/// Names and values come from the file and may be as long as it; a message goes into a log line and a gRPC status.
+fn shown(text: impl Into<String>) -> String {
+    clip(&text.into(), 1000)
+}
+
+/// The beginning of a text, of at most so many bytes.
+pub(crate) fn clip(text: &str, limit: usize) -> String {
+    if text.len() <= limit {
+        return text.to_owned();
+    }
+    let end = (0..=limit).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+    format!("{}…", &text[..end])
 }

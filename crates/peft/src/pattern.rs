@@ -3,16 +3,30 @@
 
 use regex::Regex;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, clip};
 
 /// A compiled pattern is at most this large; a hostile `a{9999}{9999}` is refused instead of compiled.
 const MAX_COMPILED_BYTES: usize = 1 << 20;
+/// All patterns of a field together: a list of a thousand has simpler ones.
+const MAX_FIELD_BYTES: usize = 32 << 20;
+/// What a message shows of a pattern, and of what the engine says about it: that quotes the pattern again.
+const SHOWN: usize = 200;
 
 pub(crate) fn compile(field: &str, pattern: &str) -> Result<Regex> {
-    regex::RegexBuilder::new(pattern)
-        .size_limit(MAX_COMPILED_BYTES)
-        .build()
-        .map_err(|error| Error::config(field, format!("pattern {pattern:?} cannot be used: {error}")))
+    compile_one_of(1, field, pattern)
+}
+
+/// One of a field's `count` patterns.
+fn compile_one_of(count: usize, field: &str, pattern: &str) -> Result<Regex> {
+    let limit = MAX_COMPILED_BYTES.min(MAX_FIELD_BYTES / count.max(1));
+    let refused = |error: regex::Error| {
+        let (pattern, error) = (clip(pattern, SHOWN), error.to_string());
+        let start = error.len().saturating_sub(SHOWN);
+        let reason = error.char_indices().find(|(at, _)| *at >= start).map_or("", |(at, _)| &error[at..]);
+        Error::config(field, format!("pattern {pattern:?} cannot be used: {reason}"))
+    };
+    // What the engine may keep of its own work beside the pattern, once for each direction.
+    regex::RegexBuilder::new(pattern).size_limit(limit).dfa_size_limit(limit).build().map_err(refused)
 }
 
 /// The keys of `rank_pattern` or `alpha_pattern`, in the order of the file: the first that matches counts, as in PEFT's
@@ -30,9 +44,10 @@ impl<T> Default for Patterns<T> {
 
 impl<T: Copy> Patterns<T> {
     pub fn compile(field: &str, entries: Vec<(String, T)>) -> Result<Self> {
+        let count = entries.len();
         let compiled = entries
             .into_iter()
-            .map(|(key, value)| Ok((key.clone(), compile(field, &format!(r"^(.*\.)?({key})$"))?, value)))
+            .map(|(key, value)| Ok((key.clone(), compile_one_of(count, field, &format!(r"^(.*\.)?({key})$"))?, value)))
             .collect::<Result<_>>()?;
         Ok(Self { entries: compiled })
     }
@@ -59,7 +74,8 @@ pub(crate) struct LayerIndex(Vec<Regex>);
 impl LayerIndex {
     pub fn compile(layers_pattern: &[String]) -> Result<Self> {
         const FIELD: &str = "layers_pattern";
-        let named = |name: &String| compile(FIELD, &format!(r"^(?:|.*?\.){name}\.(\d+)\."));
+        let named =
+            |name: &String| compile_one_of(layers_pattern.len(), FIELD, &format!(r"^(?:|.*?\.){name}\.(\d+)\."));
         let regexes = match layers_pattern {
             // PEFT wants something before the name here.
             [] => vec![compile(FIELD, r"^.*?\.[^.]*\.(\d+)\.")?],
@@ -84,7 +100,8 @@ pub(crate) struct SavedModules {
 
 impl SavedModules {
     pub fn compile(names: Vec<String>) -> Result<Self> {
-        let keep_off = |name: &String| compile("modules_to_save", &format!(r"^(^|.*\.){name}($|\..*)"));
+        let keep_off =
+            |name: &String| compile_one_of(names.len(), "modules_to_save", &format!(r"^(^|.*\.){name}($|\..*)"));
         Ok(Self { keep_off: names.iter().map(keep_off).collect::<Result<_>>()?, names })
     }
 

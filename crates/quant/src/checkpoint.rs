@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -19,6 +20,8 @@ const INDEX: &str = "model.safetensors.index.json";
 const MAX_INDEX_BYTES: u64 = 64 << 20;
 const MAX_SHARDS: usize = 1024;
 const MAX_TENSORS: usize = 1_000_000;
+/// Of a file, as on every usual disk.
+const MAX_NAME_BYTES: usize = 255;
 
 /// The mapped tensors of a folder.
 pub struct Checkpoint {
@@ -92,6 +95,7 @@ impl Checkpoint {
     }
 
     fn map(&mut self, path: &Path) -> Result<()> {
+        regular(path)?;
         let file = File::open(path).map_err(Error::io(path))?;
         // SAFETY: the mapping is read-only; the caller keeps the file unchanged while it is mapped.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
@@ -145,8 +149,8 @@ impl Checkpoint {
 
     /// An error about one tensor of this checkpoint.
     pub fn tensor_error(&self, name: &str, problem: impl Into<String>) -> Error {
-        let path = self.tensors.get(name).map_or(&self.folder, |entry| &self.files[entry.file].0).clone();
-        Error::Tensor { path, tensor: name.to_owned(), problem: problem.into() }
+        let path = self.tensors.get(name).map_or(&self.folder, |entry| &self.files[entry.file].0);
+        Error::tensor(path, name, &problem.into())
     }
 
     /// The 4-bit weight called `name`, or `None` where that tensor is not quantised. Packed numbers stay in the map.
@@ -196,7 +200,13 @@ impl Checkpoint {
         };
         let packed = self.raw_bytes(name)?;
         let weight = Quantized::new(&state, values, packed, scales);
-        weight.map(Some).map_err(|error| self.tensor_error(name, error.to_string()))
+        let weight = weight.map_err(|error| self.tensor_error(name, error.to_string()))?;
+        let (largest, limit) = (weight.largest(), weight.dtype().largest());
+        if largest > limit {
+            let problem = format!("its scales make values up to {largest:e}; {:?} ends at {limit:e}", weight.dtype());
+            return Err(self.tensor_error(name, problem));
+        }
+        Ok(Some(weight))
     }
 
     /// How many there are, 4-bit weights counted by their true shape.
@@ -245,20 +255,43 @@ pub(crate) fn state_key(weight: &str, code: Code) -> String {
     format!("{weight}.quant_state.{owner}__{}", code.as_str())
 }
 
-fn read_index(path: &Path) -> Result<HashMap<String, String>> {
-    let size = std::fs::metadata(path).map_err(Error::io(path))?.len();
-    if size > MAX_INDEX_BYTES {
-        return Err(Error::file(path, format!("{size} bytes; the limit is {MAX_INDEX_BYTES}")));
+/// A pipe or a device in place of a file would be waited for, or read without end.
+fn regular(path: &Path) -> Result<()> {
+    match std::fs::metadata(path).map_err(Error::io(path))?.is_file() {
+        true => Ok(()),
+        false => Err(Error::file(path, "is no regular file")),
     }
-    let text = std::fs::read(path).map_err(Error::io(path))?;
+}
+
+/// A whole file, none larger than the limit.
+pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>> {
+    regular(path)?;
+    let file = File::open(path).map_err(Error::io(path))?;
+    let size = file.metadata().map_err(Error::io(path))?.len();
+    let mut bytes = Vec::new();
+    if size <= limit {
+        // The file may have grown since.
+        file.take(limit + 1).read_to_end(&mut bytes).map_err(Error::io(path))?;
+    }
+    let size = size.max(bytes.len() as u64);
+    if size > limit {
+        return Err(Error::file(path, format!("{size} bytes; the limit is {limit}")));
+    }
+    Ok(bytes)
+}
+
+fn read_index(path: &Path) -> Result<HashMap<String, String>> {
+    let text = read_bounded(path, MAX_INDEX_BYTES)?;
     let index: Index =
         serde_json::from_slice(&text).map_err(|error| Error::file(path, format!("not an index: {error}")))?;
     let shards: BTreeSet<&String> = index.weight_map.values().collect();
     if shards.is_empty() || shards.len() > MAX_SHARDS {
         return Err(Error::file(path, format!("names {} shards; 1 to {MAX_SHARDS} are accepted", shards.len())));
     }
-    let plain =
-        |name: &str| name.ends_with(".safetensors") && !name.contains(['/', '\\', '\0']) && !name.starts_with('.');
+    let plain = |name: &str| {
+        let is_a_part = !name.contains(['/', '\\', '\0']) && !name.starts_with('.');
+        name.ends_with(".safetensors") && is_a_part && name.len() <= MAX_NAME_BYTES
+    };
     if let Some(name) = shards.into_iter().find(|name| !plain(name)) {
         return Err(Error::file(path, format!("shard {name:?} is no plain file name ending in .safetensors")));
     }

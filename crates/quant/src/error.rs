@@ -36,10 +36,24 @@ impl Error {
     }
 
     pub(crate) fn file(path: &Path, problem: impl Into<String>) -> Self {
-        Self::File { path: path.to_owned(), problem: problem.into() }
+        Self::File { path: path.to_owned(), problem: clip(&problem.into()) }
+    }
+
+    pub(crate) fn tensor(path: &Path, tensor: &str, problem: &str) -> Self {
+        Self::Tensor { path: path.to_owned(), tensor: clip(tensor), problem: clip(problem) }
     }
 
     pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self + '_ {
         move |source| Self::Io { path: path.to_owned(), source }
     }
+}
+
+/// Names and shapes come from the file and may be as long as it; a message goes into a log line and a gRPC status.
+pub(crate) fn clip(text: &str) -> String {
+    const LIMIT: usize = 1000;
+    if text.len() <= LIMIT {
+        return text.to_owned();
+    }
+    let end = (0..=LIMIT).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+    format!("{}…", &text[..end])
 }

@@ -8,7 +8,7 @@ use std::sync::mpsc::sync_channel;
 use serde_json::{Map, Value, json};
 use tailor_domain::{Digest, Family, QuantCode};
 
-use crate::checkpoint::state_key;
+use crate::checkpoint::{read_bounded, state_key};
 use crate::fingerprint::{Fingerprint, content};
 use crate::{Backend, BlockSize, Checkpoint, Code, Error, Float, Quantized, Result, Scales, TensorRef, quantize_bytes};
 
@@ -224,6 +224,10 @@ impl<'a> Ready<'a> {
     ) -> Result<Self> {
         let tensor = checkpoint.tensor(name)?;
         let Some((code, double)) = coding(name, &tensor) else {
+            if let Some(at) = tensor.float().and_then(|float| float.first_not_finite(&tensor.bytes)) {
+                let problem = format!("value {at} is not finite; a model with it answers with nothing but such values");
+                return Err(checkpoint.tensor_error(name, problem));
+            }
             let content = content(&tensor);
             return Ok(Self { name, tensor, content, weight: None });
         };
@@ -285,25 +289,17 @@ fn quantization_config(code: Code, double: bool, options: &QuantOptions, rules: 
 /// The bytes of `config.json`, and of every file that decides how text becomes tokens: each that the folder has, after its
 /// name and length.
 pub(crate) fn identity_files(folder: &Path) -> Result<(Vec<u8>, Vec<u8>)> {
-    let config = read_bounded(&folder.join("config.json"))?;
+    let config = read_bounded(&folder.join("config.json"), MAX_TEXT_BYTES)?;
     let mut tokenizer = Vec::new();
     for name in TOKENIZER {
         let path = folder.join(name);
         if path.exists() {
-            let bytes = read_bounded(&path)?;
+            let bytes = read_bounded(&path, MAX_TEXT_BYTES)?;
             tokenizer.extend(format!("{name} {}\n", bytes.len()).bytes());
             tokenizer.extend(bytes);
         }
     }
     Ok((config, tokenizer))
-}
-
-fn read_bounded(path: &Path) -> Result<Vec<u8>> {
-    let size = fs::metadata(path).map_err(Error::io(path))?.len();
-    if size > MAX_TEXT_BYTES {
-        return Err(Error::file(path, format!("{size} bytes; the limit is {MAX_TEXT_BYTES}")));
-    }
-    fs::read(path).map_err(Error::io(path))
 }
 
 fn prepare_target(target: &Path) -> Result<()> {

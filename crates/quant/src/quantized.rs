@@ -128,6 +128,18 @@ impl Quantized {
         &self.scales
     }
 
+    /// A bound on the magnitude of its values; infinite where they are more than f32 holds.
+    pub(crate) fn largest(&self) -> f32 {
+        let largest = |values: &[f32]| values.iter().fold(0f32, |largest, value| largest.max(value.abs()));
+        match &self.scales {
+            Scales::Single(absmax) => largest(&self.values) * largest(absmax),
+            Scales::Nested { map, absmax, offset, .. } => {
+                largest(&self.values) * (largest(map.as_slice()) * largest(absmax) + offset.abs())
+            }
+            Scales::Affine { width, minimum } => largest(width) + largest(minimum),
+        }
+    }
+
     /// Bytes this weight keeps in memory, mapped pages included.
     pub fn resident_bytes(&self) -> usize {
         let scales = match &self.scales {

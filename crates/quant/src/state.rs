@@ -4,10 +4,13 @@
 
 use serde::Deserialize;
 
+use crate::error::clip;
 use crate::{Code, Float};
 
 /// Longest `quant_state` accepted, in bytes. A real one has about 180.
 pub const MAX_STATE_BYTES: usize = 4096;
+/// Linear weights have two sides, and nothing in 4 bits has more than a convolution.
+const MAX_SIDES: usize = 5;
 
 /// Settings of one 4-bit weight.
 #[derive(Debug, Clone, PartialEq)]
@@ -47,11 +50,14 @@ impl QuantState {
         let raw: Raw =
             serde_json::from_slice(bytes).map_err(|error| format!("quant_state is not readable: {error}"))?;
         let code = Code::parse(&raw.quant_type)
-            .ok_or_else(|| format!("quant_type {:?} is not one of nf4, fp4, uniform4", raw.quant_type))?;
+            .ok_or_else(|| format!("quant_type {:?} is not one of nf4, fp4, uniform4", clip(&raw.quant_type)))?;
         let dtype = Float::parse(&raw.dtype)
-            .ok_or_else(|| format!("dtype {:?} is not one of float32, bfloat16, float16", raw.dtype))?;
+            .ok_or_else(|| format!("dtype {:?} is not one of float32, bfloat16, float16", clip(&raw.dtype)))?;
         if raw.blocksize < 2 || raw.blocksize > 4096 || !raw.blocksize.is_power_of_two() {
             return Err(format!("blocksize {} is not a power of two from 2 to 4096", raw.blocksize));
+        }
+        if raw.shape.len() > MAX_SIDES {
+            return Err(format!("shape has {} sides; the limit is {MAX_SIDES}", raw.shape.len()));
         }
         let nested = match (raw.nested_blocksize, raw.nested_offset) {
             (None, None) => None,
@@ -60,7 +66,10 @@ impl QuantState {
                     return Err(format!("nested_blocksize {blocksize} is not between 1 and 4096"));
                 }
                 if raw.nested_dtype.as_deref().is_some_and(|dtype| dtype != "float32") {
-                    return Err(format!("nested_dtype {:?} is not float32", raw.nested_dtype.unwrap_or_default()));
+                    return Err(format!(
+                        "nested_dtype {:?} is not float32",
+                        clip(&raw.nested_dtype.unwrap_or_default())
+                    ));
                 }
                 let offset = offset as f32;
                 if !offset.is_finite() {
@@ -178,6 +187,7 @@ mod tests {
         assert!(with("dtype", "\"complex64\"").contains("dtype"));
         assert!(with("nested_offset", "1.0").contains("nested_blocksize"));
         assert!(with("shape", "[-1, 4]").contains("not readable"));
+        assert!(with("shape", "[1, 1, 1, 1, 1, 1]").contains("6 sides"));
         assert!(QuantState::decode(&[b' '; 5000]).unwrap_err().contains("5000 bytes"));
     }
 }

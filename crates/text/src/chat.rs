@@ -12,6 +12,7 @@
 //! - Printed otherwise: a range, and what `~` joins that is a float of 1e16 and more or below 1e-4, or a list of such.
 //! - `strftime_now` is UTC.
 
+mod bounds;
 mod generation;
 mod json;
 mod message;
@@ -30,7 +31,8 @@ pub use message::{ChatOptions, Message};
 
 use crate::error::{Error, Result};
 
-const MAX_TEMPLATE_BYTES: usize = 256 << 10;
+/// The longest in use have 20 KB; how deep an expression can be follows from this.
+const MAX_TEMPLATE_BYTES: usize = 64 << 10;
 const MAX_OUTPUT_BYTES: usize = 8 << 20;
 /// About one unit an instruction and one for each 64 bytes made: real templates use some thousands.
 const FUEL: u64 = 500_000;
@@ -74,6 +76,7 @@ impl ChatTemplate {
         environment.set_fuel(Some(FUEL));
         python::install(&mut environment);
         environment.add_filter("tojson", json::tojson);
+        environment.add_filter(bounds::COUNTED, bounds::counted);
         environment.add_function("raise_exception", |message: Value| -> Result<Value, minijinja::Error> {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, message.to_string()))
         });
@@ -97,8 +100,9 @@ impl ChatTemplate {
             let problem = format!("{} bytes, the limit is {MAX_TEMPLATE_BYTES}", source.len());
             return Err(Error::ChatTemplate { problem });
         }
+        bounds::check_source(source).map_err(|problem| Error::ChatTemplate { problem })?;
         let source = generation::replace_tags(&one_kind_of_line_end(source));
-        self.environment.add_template_owned(name, source).map_err(failed)
+        bounds::on_large_stack(|| self.environment.add_template_owned(name, source).map_err(failed))?
     }
 
     /// With `add_generation_prompt` the text ends where the assistant's answer starts.
@@ -164,7 +168,8 @@ impl ChatTemplate {
         values.extend(given);
         let own = options.tools.as_ref().and_then(|_| self.environment.get_template(TOOL_NAME).ok());
         let template = own.map_or_else(|| self.environment.get_template(NAME), Ok).map_err(failed)?;
-        let rendered = template.render(values).map_err(failed)?;
+        // An error may hold values: it ends where they can be dropped.
+        let rendered = bounds::on_large_stack(|| template.render(values).map_err(failed))??;
         if rendered.len() > MAX_OUTPUT_BYTES {
             let problem = format!("its output has {} bytes, the limit is {MAX_OUTPUT_BYTES}", rendered.len());
             return Err(Error::ChatTemplate { problem });
@@ -188,7 +193,7 @@ fn failed(error: minijinja::Error) -> Error {
         ErrorKind::OutOfFuel => format!("it does more than {FUEL} steps of work; it may loop"),
         _ => error.to_string(),
     };
-    Error::ChatTemplate { problem }
+    Error::chat_template(&problem)
 }
 
 #[cfg(test)]

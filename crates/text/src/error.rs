@@ -94,11 +94,24 @@ impl Error {
     }
 
     pub(crate) fn tokenizer(file: &str, field: &str, problem: impl Into<String>) -> Self {
-        Self::Tokenizer { file: file.to_owned(), field: field.to_owned(), problem: problem.into() }
+        Self::Tokenizer { file: file.to_owned(), field: clipped(field), problem: clipped(&problem.into()) }
+    }
+
+    pub(crate) fn chat_template(problem: &str) -> Self {
+        Self::ChatTemplate { problem: clipped(problem) }
     }
 
     pub(crate) fn shard(problem: impl Into<String>) -> Self {
         Self::Shard { problem: problem.into() }
+    }
+}
+
+/// Names and values come from the file and may be as long as it; a message goes into a log line and a gRPC status.
+fn clipped(text: &str) -> String {
+    const LIMIT: usize = 1000;
+    match text.char_indices().find(|(at, letter)| at + letter.len_utf8() > LIMIT) {
+        Some((at, _)) => format!("{}…", &text[..at]),
+        None => text.to_owned(),
     }
 }
 

@@ -2,6 +2,7 @@
 //! A folder that has a SentencePiece model instead of `tokenizer.json` opens too ([`Converted`]).
 
 mod added;
+mod bounds;
 mod folder;
 mod sentencepiece;
 mod settings;
@@ -73,15 +74,8 @@ impl Tokenizer {
     /// A file is too large or wrong; names the file and the field.
     pub fn from_files(files: TokenizerFiles<'_>) -> Result<Self> {
         within(TOKENIZER_FILE, files.tokenizer.len(), MAX_TOKENIZER_BYTES)?;
-        // The library answers some malformed files with a panic; a hostile base must not take the process with it.
-        let parsed = catch_unwind(AssertUnwindSafe(|| tokenizers::Tokenizer::from_bytes(files.tokenizer)));
-        let mut inner = match parsed {
-            Ok(Ok(tokenizer)) => tokenizer,
-            Ok(Err(error)) => return Err(Error::tokenizer(TOKENIZER_FILE, "", format!("not a tokenizer: {error}"))),
-            Err(_) => {
-                return Err(Error::tokenizer(TOKENIZER_FILE, "", "not a tokenizer: its parts contradict each other"));
-            }
-        };
+        bounds::check(files.tokenizer)?;
+        let mut inner = guarded("not a tokenizer", || tokenizers::Tokenizer::from_bytes(files.tokenizer))?;
         // Rows are cut and padded here, where it is reported, never silently by the tokenizer.
         inner.with_padding(None);
         inner
@@ -158,15 +152,7 @@ impl Tokenizer {
     }
 
     fn encoding(&self, text: &str) -> Result<tokenizers::Encoding> {
-        // As when it is opened: a hostile table is found out by the text that reaches it.
-        match catch_unwind(AssertUnwindSafe(|| self.inner.encode(text, false))) {
-            Ok(encoding) => {
-                encoding.map_err(|error| Error::tokenizer(TOKENIZER_FILE, "", format!("cannot encode a text: {error}")))
-            }
-            Err(_) => {
-                Err(Error::tokenizer(TOKENIZER_FILE, "", "cannot encode a text: its parts contradict each other"))
-            }
-        }
+        guarded("cannot encode a text", || self.inner.encode(text, false))
     }
 
     /// Text of the ids. Special tokens are left out when `skip_special` is set.
@@ -174,9 +160,7 @@ impl Tokenizer {
     /// # Errors
     /// The tokenizer fails on the ids.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        self.inner.decode(ids, skip_special).map_err(|error| {
-            Error::tokenizer(TOKENIZER_FILE, "decoder", format!("cannot decode {} ids: {error}", ids.len()))
-        })
+        guarded("cannot decode ids", || self.inner.decode(ids, skip_special))
     }
 
     /// Decodes ids as they come, giving whole characters only.
@@ -243,10 +227,8 @@ impl Special {
             ..Self::default()
         };
         let encode = |add_special| {
-            let encoding = inner.encode("a", add_special);
-            encoding
-                .map(|encoding| encoding.get_ids().to_vec())
-                .map_err(|error| Error::tokenizer(TOKENIZER_FILE, "", format!("cannot encode the text \"a\": {error}")))
+            let encoding = guarded("cannot encode the text \"a\"", || inner.encode("a", add_special));
+            encoding.map(|encoding| encoding.get_ids().to_vec())
         };
         let (bare, full) = (encode(false)?, encode(true)?);
         let start = if bare.is_empty() { None } else { full.windows(bare.len()).position(|window| window == bare) };
@@ -255,6 +237,16 @@ impl Special {
             special.suffix = full[start + bare.len()..].to_vec();
         }
         Ok(special)
+    }
+}
+
+/// The library answers some malformed files with a panic, when it reads them or when a text reaches the malformed place; a
+/// hostile base must not take the process with it.
+fn guarded<T>(failure: &str, work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(error)) => Err(Error::tokenizer(TOKENIZER_FILE, "", format!("{failure}: {error}"))),
+        Err(_) => Err(Error::tokenizer(TOKENIZER_FILE, "", format!("{failure}: its parts contradict each other"))),
     }
 }
 

@@ -6,6 +6,7 @@ mod decoding;
 mod golden;
 mod loading;
 mod memory;
+mod merged;
 mod peft;
 
 use std::collections::HashMap;

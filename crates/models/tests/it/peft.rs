@@ -9,7 +9,7 @@ use tch::{Device, Kind, Tensor};
 use crate::{Golden, load, logits, model_folder, prompts, real, relative_difference};
 
 /// Each names in its config the folder of tests/golden/models that it belongs to.
-const CASES: [&str; 17] = [
+pub(crate) const CASES: [&str; 17] = [
     "dora-llama",
     "dora-nf4",
     "dora-bias-all",
@@ -32,15 +32,15 @@ const CASES: [&str; 17] = [
 /// f32 sums in another order; measured differences are near 1e-6.
 const TOLERANCE: f64 = 1e-5;
 
-fn folder(name: &str) -> PathBuf {
+pub(crate) fn folder(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/peft").join(name)
 }
 
-fn adapter(name: &str) -> Adapter {
+pub(crate) fn adapter(name: &str) -> Adapter {
     Adapter::read_dir(&folder(name), &Limits::default()).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
-fn base_name(adapter: &Adapter) -> &str {
+pub(crate) fn base_name(adapter: &Adapter) -> &str {
     adapter.config().base_model_name_or_path.as_deref().unwrap()
 }
 

@@ -6,8 +6,8 @@ use super::{Bias, MAX_RANK, Modules, clip};
 use crate::error::{Error, Result};
 use crate::pattern;
 
-/// Of a list or a map; each may become a compiled pattern.
-const MAX_ENTRIES: usize = 10_000;
+/// Of a list or a map; each may become a compiled pattern that every module is compared with.
+const MAX_ENTRIES: usize = 4096;
 
 pub(super) fn present<'a>(raw: &'a Map<String, Value>, field: &str) -> Option<&'a Value> {
     raw.get(field).filter(|value| !value.is_null())
@@ -90,6 +90,8 @@ pub(super) fn modules(raw: &Map<String, Value>, field: &str) -> Result<Option<Mo
             Ok(Some(Modules::AllLinear))
         }
         Some(Value::String(text)) if !text.is_empty() => {
+            // By itself first: `)|(` is none, and would be one in the brackets.
+            pattern::compile(field, text)?;
             let regex = pattern::compile(field, &format!("^(?:{text})$"))?;
             Ok(Some(Modules::Pattern { text: text.clone(), regex }))
         }
@@ -106,6 +108,9 @@ pub(super) fn layer_list(raw: &Map<String, Value>) -> Result<Option<Vec<u64>>> {
     match present(raw, FIELD) {
         None => Ok(None),
         Some(Value::Array(values)) if values.is_empty() => Ok(None),
+        Some(Value::Array(values)) if values.len() > MAX_ENTRIES => {
+            Err(Error::config(FIELD, format!("{} entries, the limit is {MAX_ENTRIES}", values.len())))
+        }
         Some(Value::Array(values)) => {
             values.iter().map(|value| value.as_u64().ok_or_else(|| bad(value))).collect::<Result<_>>().map(Some)
         }

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::clip;
-use crate::error::{Error, Result};
+use crate::error::{self, Error, Result};
 
 /// Fields that must be null, false or empty, and what they would mean.
 const MUST_BE_OFF: [(&str, &str); 14] = [
@@ -65,7 +65,7 @@ const HARMLESS_INITS: [&str; 4] = ["gaussian", "eva", "orthogonal", "mica"];
 
 pub(super) fn unsupported(raw: &Map<String, Value>) -> Result<()> {
     let refuse = |field: &str, value: &Value, reason: &str| {
-        Err(Error::Unsupported { field: field.to_owned(), value: clip(value), reason: reason.to_owned() })
+        Err(Error::Unsupported { field: error::clip(field, 200), value: clip(value), reason: reason.to_owned() })
     };
     match raw.get("peft_type") {
         Some(Value::String(kind)) if kind == "LORA" => {}

@@ -5,6 +5,8 @@
 
 use std::ops::Range;
 
+use super::bounds::with_counted;
+
 /// Noncharacters: Unicode keeps them for a program's own use.
 pub(super) const START: char = '\u{FDD0}';
 pub(super) const END: char = '\u{FDD1}';
@@ -44,8 +46,9 @@ pub(super) fn replace_tags(source: &str) -> String {
                 out.push_str(&rest[..raw]);
                 rest = &rest[raw..];
             }
-            _ if tag.contains("\\U") && !tag.starts_with("{#") => out.push_str(&without_long_escapes(tag)),
-            _ => out.push_str(tag),
+            _ if !tag.starts_with("{{") && !tag.starts_with("{%") => out.push_str(tag),
+            _ if tag.contains("\\U") => out.push_str(&with_counted(&without_long_escapes(tag))),
+            _ => out.push_str(&with_counted(tag)),
         }
     }
     out.push_str(rest);

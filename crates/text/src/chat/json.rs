@@ -29,7 +29,8 @@ pub(super) fn tojson(value: &Value, rest: Rest<Value>, options: Kwargs) -> Resul
         ValueKind::String => Some(indent.to_string()),
         _ => {
             let blanks = indent.as_i64().ok_or_else(|| wrong("indent must be a number or a text"))?;
-            Some(" ".repeat(usize::try_from(blanks).unwrap_or(0)))
+            // One more than the limit is as good as any.
+            Some(" ".repeat(usize::try_from(blanks).unwrap_or(0).min(MAX_INDENT + 1)))
         }
     };
     if indent.as_ref().is_some_and(|indent| indent.len() > MAX_INDENT) {

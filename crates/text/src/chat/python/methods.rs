@@ -70,6 +70,10 @@ fn on_text(text: &str, method: &str, args: &[Value]) -> Result<Option<Value>, Er
             let () = from_args(args)?;
             (!text.is_empty() && text.chars().all(is_space)).into()
         }
+        "format" => {
+            super::super::bounds::check_format(text)?;
+            return Ok(None);
+        }
         "title" => {
             let () = from_args(args)?;
             title(text).into()

@@ -1,0 +1,145 @@
+//! Where the engine's own account of a template's work has holes: lists that double, values that nest, numbers in
+//! format strings, and code so deep that it takes the stack.
+
+use std::thread;
+
+use minijinja::value::ValueKind;
+use minijinja::{Error, ErrorKind, State, Value};
+
+/// The filter that the left operand of every `+` and `*` goes through.
+pub(super) const COUNTED: &str = "__counted";
+/// Items of a list to be joined that cost a unit of fuel.
+const ITEMS_A_UNIT: u64 = 8;
+/// `elif` of one template; the parser calls itself for each.
+const MAX_ELIFS: usize = 500;
+/// Letters that a format string may ask for at once.
+const MAX_WIDTH: usize = 10_000;
+/// Fuel and the template's length bound how deep a value or an expression can be; dropping either takes some hundred
+/// bytes of the stack a level. Only what is used of this becomes memory.
+const STACK_BYTES: usize = 256 << 20;
+/// Words after which a sign is no operator.
+const KEYWORDS: [&str; 11] = ["and", "or", "not", "in", "is", "if", "else", "elif", "for", "set", "do"];
+
+/// Runs on a stack that no template can use up. Nothing that holds values may be in the answer.
+pub(super) fn on_large_stack<T: Send>(work: impl FnOnce() -> T + Send) -> std::io::Result<T> {
+    thread::scope(|scope| {
+        let handle =
+            thread::Builder::new().name("chat-template".into()).stack_size(STACK_BYTES).spawn_scoped(scope, work)?;
+        handle.join().or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// # Errors
+/// More branches than the parser's recursion is good for.
+pub(super) fn check_source(source: &str) -> Result<(), String> {
+    match source.matches("elif").count() {
+        count if count > MAX_ELIFS => Err(format!("{count} elif, the limit is {MAX_ELIFS}")),
+        _ => Ok(()),
+    }
+}
+
+/// The engine joins lists without a charge, some thirty times lazily and then at once: `x + x` in a loop takes all memory.
+/// So the left one is charged first, and none grows faster than what is paid for.
+pub(super) fn counted(state: &State<'_, '_>, value: Value) -> Result<Value, Error> {
+    if !matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable) || value.is_tuple() {
+        return Ok(value);
+    }
+    if let Some(count) = value.len() {
+        state.consume_fuel(count as u64 / ITEMS_A_UNIT)?;
+        return Ok(value);
+    }
+    let mut items = Vec::new();
+    for item in value.try_iter()?.checked() {
+        state.consume_fuel(1)?;
+        items.push(item?);
+    }
+    Ok(Value::from(items))
+}
+
+/// A tag with the filter after the left operand of every `+` and `*`. It leaves values as they are, so precedence does not
+/// matter; a longer sum has its parts counted one by one.
+pub(super) fn with_counted(tag: &str) -> String {
+    let mut out = String::with_capacity(tag.len());
+    let mut operand = None; // where the last one ends, if it came just before
+    let body = tag.len().saturating_sub(2);
+    let mut at = 0;
+    while let Some(letter) = tag[at..].chars().next() {
+        let end = match letter {
+            _ if at < 2 || at >= body => at + letter.len_utf8(),
+            '"' | '\'' => end_of_text(tag, at, letter),
+            '*' if tag[at..].starts_with("**") => at + 2,
+            _ if is_word(letter) => tag[at..].find(|letter| !is_word(letter)).map_or(tag.len(), |length| at + length),
+            _ => at + letter.len_utf8(),
+        };
+        let token = &tag[at..end];
+        // A sign at either edge is for whitespace.
+        if let (Some(place), "+" | "*", true) = (operand, token, end < body) {
+            out.insert_str(place, &format!("|{COUNTED}"));
+        }
+        out.push_str(token);
+        let ends_operand =
+            is_word(letter) && !KEYWORDS.contains(&token) || matches!(letter, '"' | '\'' | ')' | ']' | '}');
+        if at >= 2 && !letter.is_whitespace() {
+            operand = ends_operand.then_some(out.len());
+        }
+        at = end;
+    }
+    out
+}
+
+fn is_word(letter: char) -> bool {
+    letter.is_alphanumeric() || letter == '_'
+}
+
+/// After the closing quote, or the whole rest.
+fn end_of_text(tag: &str, start: usize, quote: char) -> usize {
+    let mut letters = tag[start + 1..].char_indices();
+    while let Some((at, letter)) = letters.next() {
+        match letter {
+            '\\' => drop(letters.next()),
+            _ if letter == quote => return start + 1 + at + 1,
+            _ => {}
+        }
+    }
+    tag.len()
+}
+
+/// The engine makes what a format string asks for before it charges.
+pub(super) fn check_format(format: &str) -> Result<(), Error> {
+    let widths = format.split('{').skip(1).flat_map(|field| field.split('}').next());
+    for number in widths.flat_map(|field| field.split(|letter: char| !letter.is_ascii_digit())) {
+        if !number.is_empty() && number.parse::<usize>().map_or(true, |number| number > MAX_WIDTH) {
+            let problem = format!("format to {number:.40} letters, the limit is {MAX_WIDTH}");
+            return Err(Error::new(ErrorKind::InvalidOperation, problem));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_left_operand_of_a_sum_or_a_product_is_counted() {
+        for (tag, expected) in [
+            ("{{ a + b }}", "{{ a|__counted + b }}"),
+            ("{%- set ns.x = ns.x+[1] -%}", "{%- set ns.x = ns.x|__counted+[1] -%}"),
+            ("{{ 'a + \\' b' + f(x)[1:] * 2 }}", "{{ 'a + \\' b'|__counted + f(x)[1:]|__counted * 2 }}"),
+            ("{{+ -a ** b, (+1) +}}", "{{+ -a ** b, (+1) +}}"),
+            ("{% if not +1 or f(*a, **b) %}", "{% if not +1 or f(*a, **b) %}"),
+            ("{{ x | default('ü') + {'a': 1} }}", "{{ x | default('ü')|__counted + {'a': 1} }}"),
+            ("{{ a +}}", "{{ a +}}"),
+        ] {
+            assert_eq!(with_counted(tag), expected);
+        }
+    }
+
+    #[test]
+    fn widths_of_a_format_string_are_limited() {
+        assert!(check_format("year 123456 {:>10} {0:.3f} {{x}}").is_ok());
+        for format in ["{:1000000000}", "{:.99999f}", "{:{}}{:99999999999999999999999}"] {
+            assert!(check_format(format).is_err(), "{format}");
+        }
+    }
+}
