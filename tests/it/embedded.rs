@@ -9,7 +9,7 @@ use crate::support::process::command;
 use crate::support::{Cli, Family, Process, Training, Up, rows};
 
 /// Every command with the words that its help must teach.
-const HELP: [(&[&str], &[&str]); 27] = [
+const HELP: [(&[&str], &[&str]); 30] = [
     (&[], &["A first walk", "tailor demo", "tailor up", "TAILOR_TRAINER_URL", "--json"]),
     (&["up"], &["--port", "0 finds free ones"]),
     (&["demo"], &["--base", "tiny-t5", "tiny-llama"]),
@@ -33,6 +33,9 @@ const HELP: [(&[&str], &[&str]); 27] = [
     (&["adapter", "history"], &["ALIAS"]),
     (&["adapter", "export"], &["PEFT", "DIR"]),
     (&["adapter", "import"], &["PEFT", "--base", "--template"]),
+    (&["adapter", "spectrum"], &["singular values", "effective rank", "--output", "Example"]),
+    (&["adapter", "compress"], &["--rank", "--energy", "--as", "--rows", "NAME.candidate", "DoRA"]),
+    (&["adapter", "compare"], &["Overlap", "Distance", "chance"]),
     (&["generate"], &["--adapter", "--temperature", "greedy", "--raw"]),
     (&["score"], &["--token-ids", "--prompt-ids", "encoder"]),
     (&["completions"], &["bash"]),
@@ -74,6 +77,7 @@ async fn every_command_does_its_work_and_says_so_in_json() {
     data_and_bases(&up, &cli);
     let job = jobs(&cli);
     adapters(&up, &cli, &job);
+    ranks(&up, &cli);
     text(&cli);
     let removed = cli.json(&["dataset", "rm", "rows"]);
     assert_eq!(removed["versions_deleted"], 2);
@@ -168,6 +172,50 @@ fn adapters(up: &Up, cli: &Cli, job: &str) {
     assert_eq!((&listed[0]["latest_version"], &listed[0]["aliases"]["production"]), (&2.into(), &1.into()));
     let versions = cli.json(&["adapter", "versions", "polish"]);
     assert_eq!(versions.as_array().expect("versions").len(), 2);
+}
+
+fn ranks(up: &Up, cli: &Cli) {
+    let plot = up.folder.join("spectrum.svg").display().to_string();
+    let spectrum = cli.json(&["adapter", "spectrum", "polish@1", "-o", &plot]);
+    let layers = spectrum["layers"].as_array().expect("layers");
+    assert!(layers.iter().all(|layer| layer["rank"] == 4 && layer["singular_values"][3].is_f64()), "{layers:?}");
+    let drawn = std::fs::read_to_string(&plot).expect("the plot");
+    assert!(drawn.starts_with("<svg") && drawn.contains("polish@1 on little-t5"), "{drawn}");
+
+    let compress = ["adapter", "compress", "polish@1", "--as", "slim"];
+    let slim = cli.json(&[&compress[..], &["--rank", "2", "--rows", "3"]].concat());
+    let metrics = &slim["metrics"];
+    assert_eq!((&slim["version"], &slim["from"], &metrics["rows"]), (&1.into(), &"polish@1".into(), &3.0.into()));
+    let chrf = ["chrf", "uncompressed_chrf"].map(|name| metrics[name].as_f64());
+    assert!(chrf.iter().all(Option::is_some), "{metrics}");
+    let lost = slim["energy_lost"].as_f64().expect("a share");
+    assert!(lost > 0.0 && lost < 1.0 && metrics["energy_lost"] == lost, "{metrics}");
+    let shown = cli.json(&["adapter", "show", "slim@1"]);
+    let notes = shown["notes"].as_str().expect("notes");
+    for part in ["compressed from polish@1", "rank 4 → 2", "energy lost", "3 held-out rows"] {
+        assert!(notes.contains(part), "{part:?} is missing in {notes}");
+    }
+    assert_eq!((&shown["dataset"], &shown["metrics"]), (&"rows@1".into(), metrics), "the lineage is its parent's");
+    let candidate = cli.json(&["adapter", "show", "slim.candidate"]);
+    assert_eq!(candidate["digest"], shown["digest"], "what was measured is what was published");
+    let refused = cli.refused(&[&compress[..], &["--rank", "4", "--rows", "0"]].concat());
+    refused.says("ERROR", &["every layer would keep the rank it has", "ask for less"]);
+    cli.refused(&compress).says("USAGE", &["--rank", "--energy"]);
+
+    let same = cli.json(&["adapter", "compare", "polish@1", "polish@2"]);
+    let mean = |found: &Value, name: &str| found["mean"][name].as_f64().expect("a mean");
+    assert!((mean(&same, "input_overlap") - 1.0).abs() < 1e-6 && mean(&same, "distance") < 1e-6, "{same}");
+    // What is left lies within what was, and its distance is the root of the energy that is gone.
+    let less = cli.json(&["adapter", "compare", "polish@1", "slim"]);
+    assert!((mean(&less, "output_overlap") - 1.0).abs() < 1e-4, "{less}");
+    let pairs = less["layers"].as_array().expect("layers").iter().zip(slim["layers"].as_array().expect("layers"));
+    for (compared, compressed) in pairs.filter(|(compared, _)| compared["distance"].is_f64()) {
+        let distance = compared["distance"].as_f64().expect("a distance");
+        let lost = compressed["energy_lost"].as_f64().expect("a share");
+        assert!((distance * distance - lost).abs() < 1e-4, "{compared} lost {lost}");
+    }
+    let text = cli.text(&["generate", "--adapter", "slim", "--max-new-tokens", "4", "anna sees a boat"]);
+    assert!(text.ends_with('\n'), "it is served: {text:?}");
 }
 
 fn text(cli: &Cli) {

@@ -341,6 +341,55 @@ pub enum Adapter {
         #[arg(long, default_value = "{input}")]
         template: String,
     },
+    /// What the ranks of each layer's update hold: singular values, effective rank, energy
+    ///
+    /// Effective rank is how many singular values are really used (exp of their entropy); `for 99 %` is the least rank that
+    /// keeps 99 % of the energy, the sum of their squares. --json has every singular value.
+    #[command(after_help = "Example:\n  tailor adapter spectrum grammar@production -o spectrum.svg")]
+    Spectrum {
+        /// name, name@version or name@alias
+        reference: String,
+        /// Draw the energy kept over the rank into this SVG file.
+        #[arg(short = 'o', long = "output", value_name = "FILE")]
+        plot: Option<PathBuf>,
+    },
+    /// Publish a version of lower rank, with the energy and the scores that it lost
+    ///
+    /// The largest singular values of each layer's update are kept. Both versions then answer held-out rows of the dataset
+    /// that the adapter was trained on; the scores stand in the new version's metrics and notes. To be asked, the new one
+    /// is published as NAME.candidate first. DoRA adapters are refused: their magnitudes depend on the whole update.
+    #[command(after_help = "Examples:\n  tailor adapter compress grammar@3 --rank 4\n  \
+                      tailor adapter compress grammar --energy 0.99 --as grammar-small --rows 500")]
+    Compress(Compress),
+    /// How alike two versions are, layer by layer
+    ///
+    /// Overlap is ‖U1ᵀU2‖²/min(r1, r2) of the spaces that the updates write to (outputs) and read from (inputs): 1 if one
+    /// contains the other, 0 if they are orthogonal; random ones have what stands under (chance). Distance is ‖Δ1−Δ2‖/‖Δ1‖.
+    #[command(after_help = "Example:\n  tailor adapter compare grammar@1 grammar@2")]
+    Compare {
+        /// name, name@version or name@alias
+        first: String,
+        second: String,
+    },
+}
+
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("keep").required(true).args(["rank", "energy"]))]
+pub struct Compress {
+    /// name, name@version or name@alias
+    pub reference: String,
+    /// Keep this rank in every layer.
+    #[arg(long)]
+    pub rank: Option<usize>,
+    /// Keep in every layer the least rank that holds this share of its energy, e.g. 0.99.
+    #[arg(long, allow_negative_numbers = true)]
+    pub energy: Option<f64>,
+    /// Publish under this name; by default as the same adapter's next version.
+    #[arg(long = "as", value_name = "NAME")]
+    pub name: Option<String>,
+    /// Held-out rows that both versions answer, at most; 0 publishes without measuring.
+    #[arg(long, default_value_t = 100)]
+    pub rows: usize,
 }
 
 #[derive(Debug, Args)]

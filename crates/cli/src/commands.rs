@@ -7,6 +7,7 @@ pub mod dataset;
 pub mod demo;
 pub mod generate;
 pub mod job;
+pub mod lowrank;
 pub mod score;
 pub mod train;
 pub mod up;

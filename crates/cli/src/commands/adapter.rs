@@ -1,4 +1,5 @@
-//! `tailor adapter list|show|versions|set-alias|rollback|history|export|import`
+//! `tailor adapter list|show|versions|set-alias|rollback|history|export|import`; what looks into an adapter's ranks is in
+//! [`lowrank`].
 
 use std::path::Path;
 
@@ -7,7 +8,7 @@ use serde_json::{Value, json};
 use tailor_pb::registry as pb;
 
 use crate::args::Adapter;
-use crate::commands::{blobs, job};
+use crate::commands::{blobs, job, lowrank};
 use crate::connect::Endpoints;
 use crate::output::{Output, bytes, time};
 use crate::table;
@@ -39,6 +40,9 @@ pub async fn run(endpoints: &Endpoints, command: &Adapter, output: &Output) -> a
         Adapter::History { name, alias } => history(endpoints, name, alias, output).await,
         Adapter::Export { reference, dir } => export(endpoints, reference, dir, output).await,
         Adapter::Import { dir, name, base, template } => import(endpoints, dir, name, base, template, output).await,
+        Adapter::Spectrum { reference, plot } => lowrank::spectrum(endpoints, reference, plot.as_deref(), output).await,
+        Adapter::Compress(compress) => lowrank::compress(endpoints, compress, output).await,
+        Adapter::Compare { first, second } => lowrank::compare(endpoints, first, second, output).await,
     }
 }
 
@@ -46,7 +50,7 @@ fn who() -> String {
     std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).unwrap_or_else(|_| "unknown".into())
 }
 
-async fn resolve(endpoints: &Endpoints, reference: &str) -> anyhow::Result<pb::AdapterVersion> {
+pub async fn resolve(endpoints: &Endpoints, reference: &str) -> anyhow::Result<pb::AdapterVersion> {
     let request = pb::ResolveRequest { reference: reference.to_owned() };
     Ok(endpoints.registry()?.resolve(request).await?.into_inner())
 }
