@@ -9,7 +9,7 @@ use crate::support::process::command;
 use crate::support::{Cli, Family, Process, Training, Up, rows};
 
 /// Every command with the words that its help must teach.
-const HELP: [(&[&str], &[&str]); 30] = [
+const HELP: [(&[&str], &[&str]); 31] = [
     (&[], &["A first walk", "tailor demo", "tailor up", "TAILOR_TRAINER_URL", "--json"]),
     (&["up"], &["--port", "0 finds free ones"]),
     (&["demo"], &["--base", "tiny-t5", "tiny-llama"]),
@@ -32,6 +32,7 @@ const HELP: [(&[&str], &[&str]); 30] = [
     (&["adapter", "rollback"], &["--why"]),
     (&["adapter", "history"], &["ALIAS"]),
     (&["adapter", "export"], &["PEFT", "DIR"]),
+    (&["adapter", "merge"], &["Example", "transformers", "--dtype", "--quant", "--shard-size", "whole or not at all"]),
     (&["adapter", "import"], &["PEFT", "--base", "--template"]),
     (&["adapter", "spectrum"], &["singular values", "effective rank", "--output", "Example"]),
     (&["adapter", "compress"], &["--rank", "--energy", "--as", "--rows", "NAME.candidate", "DoRA"]),
@@ -78,6 +79,7 @@ async fn every_command_does_its_work_and_says_so_in_json() {
     let job = jobs(&cli);
     adapters(&up, &cli, &job);
     ranks(&up, &cli);
+    merged(&up, &cli);
     text(&cli);
     let removed = cli.json(&["dataset", "rm", "rows"]);
     assert_eq!(removed["versions_deleted"], 2);
@@ -172,6 +174,40 @@ fn adapters(up: &Up, cli: &Cli, job: &str) {
     assert_eq!((&listed[0]["latest_version"], &listed[0]["aliases"]["production"]), (&2.into(), &1.into()));
     let versions = cli.json(&["adapter", "versions", "polish"]);
     assert_eq!(versions.as_array().expect("versions").len(), 2);
+}
+
+/// A base and its adapter as one folder answer as the two apart.
+fn merged(up: &Up, cli: &Cli) {
+    let folder = |name: &str| up.folder.join(name).display().to_string();
+    let (whole, half, coded) = (folder("whole"), folder("half"), folder("coded"));
+    let merge = |dir: &str, how: &[&str]| cli.json(&[&["adapter", "merge", "polish@production", dir], how].concat());
+    let exact = merge(&whole, &["--dtype", "f32"]);
+    assert_eq!((&exact["version"], &exact["difference"]["update_survives"]), (&1.into(), &1.0.into()));
+    assert_eq!(exact["difference"]["largest_error"], 0.0);
+    cli.json(&["base", "add", &whole, "--name", "polished", "--dtype", "f32", "--quant", "none"]);
+    let score = |model: &[&str]| -> Vec<f64> {
+        let ask = [&["score", "--prompt-ids", "40,41,42", "--token-ids", "43,44,45,1"], model].concat();
+        let tokens = cli.json(&ask)["tokens"].as_array().expect("tokens").clone();
+        tokens.iter().map(|token| token["logprob"].as_f64().expect("a figure")).collect()
+    };
+    let (apart, together) = (score(&["--adapter", "polish@production"]), score(&["--base", "polished"]));
+    let differences = apart.iter().zip(&together).map(|(apart, together)| (apart - together).abs());
+    assert!(differences.fold(0.0, f64::max) < 1e-4, "{apart:?} {together:?}");
+
+    let rounded = merge(&half, &["--shard-size", "20KB"]);
+    assert!(rounded["files"].as_u64() > Some(1) && rounded["difference"]["largest_error"].as_f64() > Some(0.0));
+    assert!(rounded["worst"]["tensor"].as_str().is_some_and(|name| name.ends_with(".weight")), "{rounded}");
+    for file in ["model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json"] {
+        assert!(up.folder.join("half").join(file).is_file(), "{file}");
+    }
+    let four_bits = merge(&coded, &["--quant", "nf4"]);
+    let error = |report: &Value| report["difference"]["error_of_update"].as_f64().expect("a figure");
+    assert!(error(&four_bits) > error(&rounded), "{four_bits} {rounded}");
+    let said = cli.text(&["adapter", "merge", "polish@1", &folder("said")]);
+    for part in ["of the update", "survives", "worst: ", "loads with transformers"] {
+        assert!(said.contains(part), "{part:?} is missing in: {said}");
+    }
+    cli.refused(&["adapter", "merge", "polish@1", &coded]).says("ERROR", &["coded", "is not empty"]);
 }
 
 fn ranks(up: &Up, cli: &Cli) {

@@ -329,6 +329,14 @@ pub enum Adapter {
         reference: String,
         dir: PathBuf,
     },
+    /// Write base and adapter as one Hugging Face folder, for programs that take no adapters
+    ///
+    /// The adapter goes into the dequantised weights that it was trained against. What the rounding to --dtype, or to 4 bits
+    /// again, takes from the update is said at the end, with the tensor that lost most.
+    #[command(after_help = "Example:\n  \
+        tailor adapter merge grammar@production ./grammar-merged              16 bit, loads with transformers\n  \
+        tailor adapter merge grammar@production ./grammar-nf4 --quant nf4     4 bits again, loads with bitsandbytes")]
+    Merge(Merge),
     /// Publish a PEFT folder as the next version
     Import {
         dir: PathBuf,
@@ -390,6 +398,23 @@ pub struct Compress {
     /// Held-out rows that both versions answer, at most; 0 publishes without measuring.
     #[arg(long, default_value_t = 100)]
     pub rows: usize,
+}
+
+#[derive(Debug, Args)]
+pub struct Merge {
+    /// name, name@version or name@alias
+    pub reference: String,
+    /// A new or empty folder; it is there whole or not at all.
+    pub dir: PathBuf,
+    /// Type of the weights; f32 loses nothing.
+    #[arg(long, default_value = "bf16", value_parser = ["bf16", "f16", "f32"])]
+    pub dtype: String,
+    /// Put the linear weights in 4 bits again, from --dtype.
+    #[arg(long, value_parser = ["nf4", "nf4-single", "fp4"])]
+    pub quant: Option<String>,
+    /// Largest tensor file, e.g. 500MB or 5GB. A 4-bit folder has one file.
+    #[arg(long, default_value = "5GB")]
+    pub shard_size: ByteSize,
 }
 
 #[derive(Debug, Args)]
@@ -474,6 +499,30 @@ impl std::str::FromStr for VersionedName {
     }
 }
 
+/// Bytes, as `5GB` says them: powers of 1000, as transformers counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ByteSize(pub u64);
+
+impl std::str::FromStr for ByteSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let digits = text.trim_end_matches(|character: char| !character.is_ascii_digit());
+        let unit = match text[digits.len()..].trim().to_ascii_uppercase().as_str() {
+            "" | "B" => Some(1),
+            "KB" => Some(1_000),
+            "MB" => Some(1_000_000),
+            "GB" => Some(1_000_000_000),
+            _ => None,
+        };
+        let bytes = unit.zip(digits.parse::<u64>().ok()).and_then(|(unit, count)| count.checked_mul(unit));
+        match bytes {
+            Some(bytes) if bytes > 0 => Ok(Self(bytes)),
+            _ => Err(format!("{text:?} is no size; write 500MB or 5GB")),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use clap::builder::TypedValueParser as _;
@@ -489,6 +538,15 @@ mod tests {
             let parsed = Cli::try_parse_from(["tailor", "base", "add", "folder", "--name", "base", "--quant", &name]);
             assert!(parsed.is_ok(), "{name}: {parsed:?}");
             assert_eq!(tailor_pb::convert::quant_code(&name).map(|code| code.as_str()), Ok(name.as_str()));
+        }
+    }
+    #[test]
+    fn sizes_are_counted_as_transformers_does() {
+        for (text, bytes) in [("5GB", 5_000_000_000), ("500 mb", 500_000_000), ("12KB", 12_000), ("7", 7)] {
+            assert_eq!(text.parse(), Ok(ByteSize(bytes)), "{text}");
+        }
+        for text in ["", "GB", "5TB", "0", "-1GB", "1.5GB", "99999999999GB"] {
+            assert!(text.parse::<ByteSize>().is_err_and(|error| error.contains("500MB")), "{text}");
         }
     }
 }

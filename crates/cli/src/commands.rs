@@ -8,6 +8,7 @@ pub mod demo;
 pub mod generate;
 pub mod job;
 pub mod lowrank;
+pub mod merge;
 pub mod score;
 pub mod train;
 pub mod up;

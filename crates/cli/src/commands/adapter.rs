@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tailor_pb::registry as pb;
 
 use crate::args::Adapter;
-use crate::commands::{blobs, job, lowrank};
+use crate::commands::{blobs, job, lowrank, merge};
 use crate::connect::Endpoints;
 use crate::output::{Output, bytes, time};
 use crate::table;
@@ -39,6 +39,7 @@ pub async fn run(endpoints: &Endpoints, command: &Adapter, output: &Output) -> a
         }
         Adapter::History { name, alias } => history(endpoints, name, alias, output).await,
         Adapter::Export { reference, dir } => export(endpoints, reference, dir, output).await,
+        Adapter::Merge(command) => merge::run(endpoints, command, output).await,
         Adapter::Import { dir, name, base, template } => import(endpoints, dir, name, base, template, output).await,
         Adapter::Spectrum { reference, plot } => lowrank::spectrum(endpoints, reference, plot.as_deref(), output).await,
         Adapter::Compress(compress) => lowrank::compress(endpoints, compress, output).await,

@@ -8,7 +8,7 @@ use tailor_domain::Digest;
 use tailor_pb::registry as pb;
 use tailor_pb::registry::adapter_registry_client::AdapterRegistryClient;
 use tailor_serverkit::client::Client;
-use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -74,4 +74,27 @@ pub async fn download(client: &mut AdapterRegistryClient<Client>, digest: &str) 
     let found = Digest::of(&bytes);
     anyhow::ensure!(found.as_str() == digest, "blob {digest} arrived as {found}; download it again");
     Ok(bytes)
+}
+
+/// Downloads a blob into the new file `path` and checks it; no more than a chunk of it is in memory.
+pub async fn download_file(
+    client: &mut AdapterRegistryClient<Client>,
+    digest: &str,
+    path: &Path,
+    bar: &ProgressBar,
+) -> anyhow::Result<()> {
+    let request = pb::DownloadBlobRequest { digest: digest.to_owned() };
+    let mut stream = client.download_blob(request).await?.into_inner();
+    let cannot = || format!("cannot write {}", path.display());
+    let mut file = tokio::fs::File::create_new(path).await.with_context(cannot)?;
+    let mut hasher = <sha2::Sha256 as sha2::Digest>::new();
+    while let Some(part) = stream.message().await? {
+        sha2::Digest::update(&mut hasher, &part.chunk);
+        file.write_all(&part.chunk).await.with_context(cannot)?;
+        bar.inc(part.chunk.len() as u64);
+    }
+    file.flush().await.with_context(cannot)?;
+    let found = Digest::from_sha256(&sha2::Digest::finalize(hasher).into());
+    anyhow::ensure!(found.as_str() == digest, "blob {digest} arrived as {found}; download it again");
+    Ok(())
 }
