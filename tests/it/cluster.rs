@@ -119,7 +119,7 @@ async fn a_trainer_killed_in_mid_training_costs_time_but_no_job_and_no_second_ve
     at.wait_for_steps(&job.id).await;
     cluster.replace(Service::Trainer).await;
     let job = at.succeeded(&job.id).await;
-    assert_eq!(job.attempts, 2, "another worker began anew");
+    assert_eq!(job.attempts, 2, "another worker went on");
     assert_eq!((job.adapter_version, at.versions("killed").await), (1, 1));
 }
 

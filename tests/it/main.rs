@@ -4,6 +4,7 @@
 mod bad_input;
 mod boundaries;
 mod cluster;
+mod crash_loop;
 mod demo;
 mod embedded;
 mod golden;

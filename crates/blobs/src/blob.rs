@@ -96,6 +96,14 @@ impl Store {
         self.size(&blob_key(digest)).await
     }
 
+    /// Deletes a blob; one that is not there is deleted already. Only for bytes that nothing else can refer to.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`], [`Error::Refused`].
+    pub async fn delete_blob(&self, digest: &Digest) -> Result<()> {
+        self.delete(&blob_key(digest)).await
+    }
+
     /// Reads a whole blob into memory and checks it.
     ///
     /// # Errors

@@ -147,7 +147,9 @@ pub struct Trainer {
     pub lease_ms: u64,
     /// How often unfinished jobs are put back into the queue.
     pub reconcile_ms: u64,
-    /// Attempts before a job that keeps losing its worker is failed.
+    /// How often a run is saved, so that another attempt goes on from there.
+    pub checkpoint_ms: u64,
+    /// Attempts in a row that get no further before a job that keeps losing its worker is failed.
     pub max_attempts: u64,
 }
 
@@ -227,7 +229,7 @@ impl Default for Registry {
 
 impl Default for Trainer {
     fn default() -> Self {
-        Self { api: true, worker: true, lease_ms: 30_000, reconcile_ms: 10_000, max_attempts: 5 }
+        Self { api: true, worker: true, lease_ms: 30_000, reconcile_ms: 10_000, checkpoint_ms: 60_000, max_attempts: 5 }
     }
 }
 
@@ -276,6 +278,7 @@ impl Settings {
         positive("dataset.max_line_bytes", self.dataset.max_line_bytes as u64)?;
         positive("registry.max_blob_bytes", self.registry.max_blob_bytes)?;
         positive("trainer.reconcile_ms", self.trainer.reconcile_ms)?;
+        positive("trainer.checkpoint_ms", self.trainer.checkpoint_ms)?;
         positive("trainer.max_attempts", self.trainer.max_attempts)?;
         positive("gateway.max_queue", self.gateway.max_queue as u64)?;
         positive("gateway.max_batch", self.gateway.max_batch as u64)?;

@@ -109,7 +109,7 @@ impl AdamW {
                 [&mut self.flat, &mut self.first_moment, &mut self.second_moment].into_iter().zip(state)
             {
                 // In place: the leaves share the parameters' memory.
-                let _ = tensor.f_copy_(&Tensor::f_from_slice(values)?.f_view(tensor.size().as_slice())?)?;
+                tensor.f_copy_(&Tensor::f_from_slice(values)?.f_view(tensor.size().as_slice())?)?;
             }
             self.step = step as i32;
             Ok(())

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tailor_blobs::Store;
 use tailor_domain::{BaseManifest, Digest, JobEvent, JobId, JobSpec, LogKind, StepMetrics, Version};
@@ -15,9 +15,10 @@ use tailor_queue::JobQueue;
 use tailor_serverkit::client::Client;
 use tailor_serverkit::{Settings, connect, server};
 use tailor_text::{Example, Tokenizer};
-use tailor_train::{Observer, Summary};
+use tailor_train::{Checkpoint, Observer, Summary};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::checkpoints::{Checkpoints, Record};
 use crate::device;
 use crate::error::{Error, Result};
 use crate::journal::Journal;
@@ -77,6 +78,7 @@ pub struct Attempt<'a> {
     pub spec: &'a JobSpec,
     pub fence: u64,
     pub halt: HaltFlag,
+    pub checkpoint_every: Duration,
 }
 
 /// What training needs, on local disk and in memory.
@@ -86,6 +88,8 @@ struct Prepared {
     shards: dataset::PrepareShardsResponse,
     train: Vec<Example>,
     prompts: Vec<HeldOut>,
+    /// Where an attempt before this one got to.
+    checkpoint: Option<(Record, Checkpoint)>,
 }
 
 /// What the device thread brings back.
@@ -105,7 +109,7 @@ impl Attempt<'_> {
         if let Some(halt) = self.halt.raised() {
             return Ok(Ended::Halted(halt));
         }
-        let message = format!(
+        let mut message = format!(
             "{} rows, {} tokens to train on; {} rows held out; {} rows longer than {} tokens left out",
             prepared.train.len(),
             prepared.shards.train_tokens,
@@ -113,6 +117,9 @@ impl Attempt<'_> {
             prepared.shards.rows_too_long,
             self.spec.train.max_tokens
         );
+        if let Some((record, _)) = &prepared.checkpoint {
+            message += &format!("; going on after step {}, which attempt {} saved", record.step, record.fence);
+        }
         self.say(JobEvent::Train, &message).await?;
         let folder = prepared.folder.clone();
         let (base, shards) = (prepared.base.clone(), prepared.shards.clone());
@@ -160,7 +167,12 @@ impl Attempt<'_> {
         if limit > 0 {
             prompts.truncate(limit);
         }
-        Ok(Prepared { base, folder, shards, train, prompts })
+        let checkpoint = self.patiently(|| async { self.checkpoints().newest(Checkpoint::from_bytes).await }).await?;
+        Ok(Prepared { base, folder, shards, train, prompts, checkpoint })
+    }
+
+    fn checkpoints(&self) -> Checkpoints {
+        Checkpoints::of(self.store, self.job)
     }
 
     async fn blob(&self, digest: &str) -> Result<Vec<u8>> {
@@ -172,16 +184,36 @@ impl Attempt<'_> {
     #[tracing::instrument(name = "job.train", skip_all)]
     async fn train(&self, prepared: Prepared) -> Result<Trained> {
         let (ticks, inbox) = mpsc::channel(TICKS);
-        let progress = Progress { journal: self.journal, queue: self.queue, job: self.job, fence: self.fence };
+        let progress = Progress {
+            journal: self.journal,
+            queue: self.queue,
+            job: self.job,
+            fence: self.fence,
+            checkpoints: self.checkpoints(),
+        };
+        let checkpoint_every = self.checkpoint_every;
         let (spec, halt) = (self.spec.clone(), self.halt.clone());
         let (announce, evaluating) = oneshot::channel();
         let work = move || {
             let load = LoadOptions { compute: prepared.base.dtype.parse()?, ..LoadOptions::default() };
             let base = Base::load(&prepared.folder, &load)?;
-            let mut reporter = Reporter { ticks: ticks.clone(), halt: halt.clone() };
-            let base_name = spec.base.as_str();
-            let trained =
-                tailor_train::train(&base, &spec.lora, &spec.train, &prepared.train, base_name, &mut reporter)?;
+            let mut reporter = Reporter {
+                ticks: ticks.clone(),
+                halt: halt.clone(),
+                checkpoint_every,
+                last_checkpoint: Instant::now(),
+            };
+            let mut train = |from: Option<&Checkpoint>| {
+                let base_name = spec.base.as_str();
+                tailor_train::resume(&base, &spec.lora, &spec.train, &prepared.train, base_name, from, &mut reporter)
+            };
+            let trained = match train(prepared.checkpoint.as_ref().map(|(_, checkpoint)| checkpoint)) {
+                Err(tailor_train::Error::Checkpoint(problem)) => {
+                    tracing::warn!(problem, "the checkpoint is of no use; training begins anew");
+                    train(None)?
+                }
+                trained => trained?,
+            };
             let _ = announce.send(());
             let (rows, prompts): (Vec<_>, Vec<_>) =
                 prepared.prompts.into_iter().map(|held_out| (held_out.row, held_out.ids)).unzip();
@@ -326,6 +358,8 @@ impl Attempt<'_> {
 struct Reporter {
     ticks: mpsc::Sender<Tick>,
     halt: HaltFlag,
+    checkpoint_every: Duration,
+    last_checkpoint: Instant,
 }
 
 impl Observer for Reporter {
@@ -336,5 +370,14 @@ impl Observer for Reporter {
 
     fn should_stop(&mut self) -> bool {
         self.halt.raised().is_some()
+    }
+
+    fn wants_checkpoint(&mut self) -> bool {
+        self.last_checkpoint.elapsed() >= self.checkpoint_every
+    }
+
+    fn on_checkpoint(&mut self, checkpoint: Checkpoint) {
+        self.last_checkpoint = Instant::now();
+        let _ = self.ticks.blocking_send(Tick::Checkpoint(Box::new(checkpoint)));
     }
 }

@@ -9,6 +9,7 @@
 //! ```
 
 mod attempt;
+mod checkpoints;
 mod device;
 mod error;
 mod grpc;

@@ -1,13 +1,16 @@
 //! From the device thread to the job's log: steps are gathered and written about once a second.
 //!
-//! A store that is away delays the log, never the training: what could not be written waits here, thinned when it grows.
+//! A store that is away delays the log, never the training: what could not be written waits here, thinned when it grows;
+//! of checkpoints the newest.
 
 use std::time::Duration;
 
 use tailor_domain::{JobId, LogKind, StepMetrics};
 use tailor_queue::JobQueue;
+use tailor_train::Checkpoint;
 use tokio::sync::mpsc;
 
+use crate::checkpoints::Checkpoints;
 use crate::journal::Journal;
 
 /// How often the log grows while a job trains.
@@ -16,9 +19,10 @@ const FLUSH_EVERY: Duration = Duration::from_millis(700);
 const MAX_HELD: usize = 4096;
 
 /// What the device thread reports.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub enum Tick {
     Step(StepMetrics),
+    Checkpoint(Box<Checkpoint>),
     Evaluated { done: u64, total: u64 },
 }
 
@@ -27,36 +31,72 @@ pub struct Progress<'a> {
     pub queue: &'a dyn JobQueue,
     pub job: &'a JobId,
     pub fence: u64,
+    pub checkpoints: Checkpoints,
+}
+
+/// What has not been written yet.
+#[derive(Default)]
+struct Held {
+    steps: Vec<StepMetrics>,
+    evaluated: Option<(u64, u64)>,
+    checkpoint: Option<Box<Checkpoint>>,
 }
 
 impl Progress<'_> {
     /// Writes what comes until the channel closes, then the rest.
     pub async fn drain(&self, mut ticks: mpsc::Receiver<Tick>) {
-        let mut steps = Vec::new();
-        let mut evaluated = None;
+        let mut held = Held::default();
         let mut flush = tokio::time::interval(FLUSH_EVERY);
         flush.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 tick = ticks.recv() => match tick {
-                    Some(Tick::Step(step)) => hold(&mut steps, step),
-                    Some(Tick::Evaluated { done, total }) => evaluated = Some((done, total)),
+                    Some(Tick::Step(step)) => hold(&mut held.steps, step),
+                    Some(Tick::Checkpoint(checkpoint)) => held.checkpoint = Some(checkpoint),
+                    Some(Tick::Evaluated { done, total }) => held.evaluated = Some((done, total)),
                     None => break,
                 },
-                _ = flush.tick() => self.flush(&mut steps, &mut evaluated).await,
+                _ = flush.tick() => self.flush(&mut held).await,
             }
         }
-        self.flush(&mut steps, &mut evaluated).await;
+        self.flush(&mut held).await;
     }
 
-    async fn flush(&self, steps: &mut Vec<StepMetrics>, evaluated: &mut Option<(u64, u64)>) {
-        if !steps.is_empty() && self.write(LogKind::Progress { steps: steps.clone() }).await {
-            steps.clear();
+    async fn flush(&self, held: &mut Held) {
+        if !held.steps.is_empty() && self.write(LogKind::Progress { steps: held.steps.clone() }).await {
+            held.steps.clear();
         }
-        if let Some((done, total)) = *evaluated
+        if let Some((done, total)) = held.evaluated
             && self.write(LogKind::Evaluation { done, total }).await
         {
-            *evaluated = None;
+            held.evaluated = None;
+        }
+        if let Some(checkpoint) = held.checkpoint.take() {
+            held.checkpoint = self.save(checkpoint).await;
+        }
+    }
+
+    /// Gives the checkpoint back where it could not be saved and may be later.
+    async fn save(&self, checkpoint: Box<Checkpoint>) -> Option<Box<Checkpoint>> {
+        let step = checkpoint.step();
+        let written = tokio::task::spawn_blocking(move || (checkpoint.to_bytes(), checkpoint)).await;
+        let (bytes, checkpoint) = match written {
+            Ok((Ok(bytes), checkpoint)) => (bytes, checkpoint),
+            Ok((Err(error), _)) => {
+                tracing::error!(job = %self.job, step, %error, "no checkpoint of this step");
+                return None;
+            }
+            Err(error) => {
+                tracing::error!(job = %self.job, step, %error, "no checkpoint of this step");
+                return None;
+            }
+        };
+        match self.checkpoints.save(self.fence, step, bytes).await {
+            Ok(()) => None,
+            Err(error) => {
+                tracing::warn!(job = %self.job, step, %error, "checkpoint could not be saved; it is kept and tried again");
+                Some(checkpoint)
+            }
         }
     }
 

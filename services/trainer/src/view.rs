@@ -47,8 +47,8 @@ impl View {
                 self.fence = self.fence.max(entry.fence);
                 match event {
                     JobEvent::Fail => self.error = Some(entry.message.clone()),
-                    JobEvent::Leased => self.last_step = None,
-                    JobEvent::Prepare
+                    JobEvent::Leased
+                    | JobEvent::Prepare
                     | JobEvent::Train
                     | JobEvent::Pause
                     | JobEvent::Resume

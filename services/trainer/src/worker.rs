@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use crate::attempt::{Attempt, Clients, Ended};
+use crate::checkpoints::Checkpoints;
 use crate::error::Result;
 use crate::journal::{Journal, Outcome};
 use crate::keeper::{Halt, HaltFlag, Keeper};
@@ -32,6 +33,7 @@ pub struct Worker {
     clients: Clients,
     cache_dir: PathBuf,
     lease_ttl: Duration,
+    checkpoint_every: Duration,
     max_attempts: u64,
 }
 
@@ -52,6 +54,7 @@ impl Worker {
             clients,
             cache_dir: settings.cache_dir.clone(),
             lease_ttl: Duration::from_millis(settings.trainer.lease_ms),
+            checkpoint_every: Duration::from_millis(settings.trainer.checkpoint_ms),
             max_attempts: settings.trainer.max_attempts,
         }
     }
@@ -106,11 +109,12 @@ impl Worker {
         }
         let fence = self.journal.begin_attempt(job, &self.name).await?;
         self.journal.event(job, fence, JobEvent::Leased, &format!("attempt {fence} on {}", self.name)).await?;
-        if fence > self.max_attempts {
+        // An attempt that got further than all before it was not in vain, however it ended.
+        let in_vain = fence - 1 - Checkpoints::of(&self.store, job).furthest_attempt().await?.min(fence - 1);
+        if in_vain >= self.max_attempts {
             let message = format!(
-                "{} attempts ended without a result (their workers died or lost touch); that is the limit \
-                 (trainer.max_attempts); look at the trainer's log, then create the job anew",
-                self.max_attempts
+                "{in_vain} attempts in a row got no further (their workers died or lost touch); that is the limit \
+                 (trainer.max_attempts); look at the trainer's log, then create the job anew"
             );
             return self.end(lease, fence, JobEvent::Fail, &message).await;
         }
@@ -134,6 +138,7 @@ impl Worker {
             spec: &spec,
             fence,
             halt: halt.clone(),
+            checkpoint_every: self.checkpoint_every,
         };
         let ended = attempt.run().await;
         keeping.abort();
@@ -180,6 +185,9 @@ impl Worker {
     }
 
     async fn done_with(&self, lease: &Lease) {
+        if let Err(error) = Checkpoints::of(&self.store, &lease.job).remove().await {
+            tracing::warn!(job = %lease.job, %error, "its checkpoints stay in the store");
+        }
         if let Err(error) = self.queue.ack(lease).await {
             // Whoever gets the job next finds it finished.
             tracing::warn!(job = %lease.job, %error, "the queue was not told that the job is finished");

@@ -3,25 +3,28 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tailor_testkit::free_port;
 
+/// Both ends of a connection, which lives as long as anybody speaks through it.
+type Pair = (TcpStream, TcpStream);
+type Pairs = Arc<Mutex<Vec<Weak<Pair>>>>;
+
 pub struct Gate {
     port: u16,
     target: u16,
     open: Arc<AtomicBool>,
-    streams: Arc<Mutex<Vec<TcpStream>>>,
+    pairs: Pairs,
     accepting: Option<JoinHandle<()>>,
 }
 
 impl Gate {
     /// An open gate before a loopback port.
     pub fn before(target: u16) -> Self {
-        let mut gate =
-            Self { port: free_port(), target, open: Arc::default(), streams: Arc::default(), accepting: None };
+        let mut gate = Self { port: free_port(), target, open: Arc::default(), pairs: Arc::default(), accepting: None };
         gate.open();
         gate
     }
@@ -34,11 +37,11 @@ impl Gate {
         let listener = TcpListener::bind(("127.0.0.1", self.port)).expect("bind the gate");
         listener.set_nonblocking(true).expect("a listener that can be ended");
         self.open.store(true, Ordering::SeqCst);
-        let (open, streams, target) = (self.open.clone(), self.streams.clone(), self.target);
+        let (open, pairs, target) = (self.open.clone(), self.pairs.clone(), self.target);
         self.accepting = Some(std::thread::spawn(move || {
             while open.load(Ordering::SeqCst) {
                 match listener.accept() {
-                    Ok((caller, _)) => join(caller, target, &streams),
+                    Ok((caller, _)) => join(caller, target, &pairs),
                     Err(_) => std::thread::sleep(Duration::from_millis(2)),
                 }
             }
@@ -51,8 +54,8 @@ impl Gate {
         if let Some(accepting) = self.accepting.take() {
             let _ = accepting.join();
         }
-        for stream in self.streams.lock().expect("streams").drain(..) {
-            let _ = stream.shutdown(Shutdown::Both);
+        for pair in self.pairs.lock().expect("pairs").drain(..).filter_map(|pair| pair.upgrade()) {
+            let _ = (pair.0.shutdown(Shutdown::Both), pair.1.shutdown(Shutdown::Both));
         }
     }
 }
@@ -63,12 +66,14 @@ impl Drop for Gate {
     }
 }
 
-fn join(caller: TcpStream, target: u16, streams: &Mutex<Vec<TcpStream>>) {
+fn join(caller: TcpStream, target: u16, pairs: &Pairs) {
     let Ok(server) = TcpStream::connect(("127.0.0.1", target)) else { return };
     caller.set_nonblocking(false).expect("blocking stream");
-    for (from, to) in [(&caller, &server), (&server, &caller)] {
-        let (mut from, mut to) = (from.try_clone().expect("stream"), to.try_clone().expect("stream"));
+    let pair = Arc::new((caller, server));
+    for to_server in [true, false] {
+        let pair = pair.clone();
         std::thread::spawn(move || {
+            let (mut from, mut to) = if to_server { (&pair.0, &pair.1) } else { (&pair.1, &pair.0) };
             let mut buffer = [0; 64 << 10];
             while let Ok(count @ 1..) = from.read(&mut buffer) {
                 if to.write_all(&buffer[..count]).is_err() {
@@ -78,5 +83,7 @@ fn join(caller: TcpStream, target: u16, streams: &Mutex<Vec<TcpStream>>) {
             let _ = to.shutdown(Shutdown::Write);
         });
     }
-    streams.lock().expect("streams").extend([caller, server]);
+    let mut pairs = pairs.lock().expect("pairs");
+    pairs.retain(|pair| pair.strong_count() > 0);
+    pairs.push(Arc::downgrade(&pair));
 }
