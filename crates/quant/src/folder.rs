@@ -97,6 +97,8 @@ pub struct QuantReport {
     pub fingerprint: Digest,
     pub family: Family,
     pub model_type: String,
+    /// What the folder is in: what was asked for, or what a source in 4 bits was in already.
+    pub code: QuantCode,
     /// Parameters of the source.
     pub parameters: u64,
     /// Weights now in 4 bits.
@@ -133,6 +135,7 @@ pub fn quantize_folder(
         fingerprint: Digest::of(b""),
         family: rules.family(),
         model_type: rules.model_type().to_owned(),
+        code: if code.is_some() { options.code } else { code_of(&checkpoint)? },
         parameters: 0,
         quantized: 0,
         source_bytes: 0,
@@ -205,6 +208,20 @@ pub fn quantize_folder(
     let path = target.join("config.json");
     fs::write(&path, text + "\n").map_err(Error::io(&path))?;
     Ok(report)
+}
+
+/// What a folder that is copied as it is has its weights in: that of its first one in 4 bits.
+fn code_of(checkpoint: &Checkpoint) -> Result<QuantCode> {
+    for name in checkpoint.names() {
+        let Some(weight) = checkpoint.quantized(name)? else { continue };
+        return Ok(match (weight.code(), weight.scales()) {
+            (Code::Nf4, Scales::Nested { .. }) => QuantCode::Nf4,
+            (Code::Nf4, _) => QuantCode::Nf4Single,
+            (Code::Fp4, _) => QuantCode::Fp4,
+            (Code::Uniform4, _) => QuantCode::Uniform4,
+        });
+    }
+    Ok(QuantCode::None)
 }
 
 /// A tensor that only has to be written.

@@ -119,24 +119,29 @@ pub async fn add(
         blobs::upload_file(&mut client, path, &Digest::try_new(file.digest.clone())?, &bar).await?;
     }
     bar.finish_and_clear();
+    if report.code != code {
+        output.say(format!("{} is in {} already and was taken as it is", dir.display(), report.code.as_str()));
+    }
     let request = pb::RegisterBaseRequest {
         name: name.to_owned(),
         fingerprint: report.fingerprint.to_string(),
-        quant: quant.to_owned(),
+        quant: report.code.as_str().to_owned(),
         dtype: dtype.to_owned(),
         files: files.into_iter().map(|(_, file)| file).collect(),
         parameters: report.parameters,
     };
     let base = client.register_base(request).await?.into_inner();
     output.show(&describe(&base), || {
+        let weights = match report.quantized {
+            0 => "weights as they came".to_owned(),
+            count => format!("{count} linear weights in {}", base.quant),
+        };
         println!(
-            "base {}: {} parameters, {} on disk (was {}), {} linear weights in {}, fingerprint {}",
+            "base {}: {} parameters, {} on disk (was {}), {weights}, fingerprint {}",
             base.name,
             indicatif::HumanCount(base.parameters),
             bytes(base.size_bytes),
             bytes(report.source_bytes),
-            report.quantized,
-            base.quant,
             base.fingerprint
         );
     })?;

@@ -112,8 +112,10 @@ fn every_code_survives_the_way_through_a_folder() {
 fn folder_already_in_4_bits_is_copied() {
     let source = golden_folder("models").join("llama-gqa-nf4");
     let target = tempfile::tempdir().unwrap();
-    let report = quantize_to(&source, target.path()).unwrap();
-    assert_eq!(report.quantized, 0);
+    // Asked for or not: what it is in stays.
+    let options = QuantOptions { code: QuantCode::Fp4, ..QuantOptions::default() };
+    let report = quantize_folder(&source, target.path(), &options, &mut |_| {}).unwrap();
+    assert_eq!((report.quantized, report.code), (0, QuantCode::Nf4));
     let (ours, theirs) = (Checkpoint::open(target.path()).unwrap(), Checkpoint::open(&source).unwrap());
     for name in theirs.names() {
         assert_eq!(ours.tensor(name).unwrap().bytes.to_vec(), theirs.tensor(name).unwrap().bytes.to_vec());
@@ -128,9 +130,16 @@ fn quantize_report_parameters(name: &str) -> u64 {
 
 #[test]
 fn weight_that_is_not_finite_is_refused_by_name() {
+    for (spoiled, problem) in
+        [("model.layers.1.mlp.up_proj.weight", "value 0 is inf"), ("model.norm.weight", "value 0 is not finite")]
+    {
+        refuse_infinity_in(spoiled, problem);
+    }
+}
+
+fn refuse_infinity_in(spoiled: &str, problem: &str) {
     let folder = copy_of("llama-gqa");
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
-    let spoiled = "model.layers.1.mlp.up_proj.weight";
     let tensors: Vec<_> = checkpoint
         .names()
         .map(|name| {
@@ -151,7 +160,7 @@ fn weight_that_is_not_finite_is_refused_by_name() {
 
     let target = tempfile::tempdir().unwrap();
     let message = quantize_to(spoiled_folder.path(), target.path()).unwrap_err().to_string();
-    assert!(message.contains(spoiled) && message.contains("value 0 is inf"), "{message}");
+    assert!(message.contains(spoiled) && message.contains(problem), "{message}");
     assert!(!target.path().join("config.json").exists(), "an unfinished target has no config");
 }
 
@@ -189,6 +198,36 @@ fn hostile_tensor_files_are_refused_by_path() {
         fs::write(folder.join("model.safetensors.index.json"), index).unwrap();
     });
     assert!(missing.contains("\"not.there\""), "{missing}");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_pipe_or_a_folder_in_place_of_a_file_is_refused_and_not_waited_for() {
+    for name in ["model.safetensors", "model.safetensors.index.json"] {
+        let folder = tempfile::tempdir().unwrap();
+        let made = std::process::Command::new("mkfifo").arg(folder.path().join(name)).status().unwrap();
+        assert!(made.success());
+        let error = Checkpoint::open(folder.path()).err().expect("a pipe").to_string();
+        assert!(error.contains(name) && error.contains("no regular file"), "{error}");
+        fs::remove_file(folder.path().join(name)).unwrap();
+        fs::create_dir(folder.path().join(name)).unwrap();
+        let error = Checkpoint::open(folder.path()).err().expect("a folder").to_string();
+        assert!(error.contains(name) && error.contains("no regular file"), "{error}");
+    }
+    let folder = copy_of("llama-gqa");
+    fs::remove_file(folder.path().join("config.json")).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(folder.path().join("config.json")).status().unwrap().success());
+    let error = fingerprint(folder.path(), "nf4").unwrap_err().to_string();
+    assert!(error.contains("config.json") && error.contains("no regular file"), "{error}");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_link_to_a_file_is_followed_as_a_hub_s_cache_needs() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = golden_folder("models").join("llama-gqa/model.safetensors").canonicalize().unwrap();
+    std::os::unix::fs::symlink(file, folder.path().join("model.safetensors")).unwrap();
+    assert!(Checkpoint::open(folder.path()).unwrap().contains("model.norm.weight"));
 }
 
 #[test]
