@@ -123,7 +123,10 @@ fn compare(settings: &Settings) -> Result<()> {
     if settings.peer {
         peer(&dense)?;
     }
-    ensure!(worst <= 1.1 * largest + PROGRAM, "the peak is more than a largest tensor and 10 % beyond the finished model");
+    ensure!(
+        worst <= 1.1 * largest + PROGRAM,
+        "the peak is more than a largest tensor and 10 % beyond the finished model"
+    );
     Ok(())
 }
 
