@@ -49,16 +49,27 @@ impl Error {
     }
 
     pub(crate) fn config(field: &str, problem: impl Into<String>) -> Self {
-        Self::Config { field: field.to_owned(), problem: problem.into() }
+        Self::Config { field: field.to_owned(), problem: clipped(problem.into()) }
     }
 
     pub(crate) fn tensor(name: &str, problem: impl Into<String>) -> Self {
-        Self::Tensor { name: name.to_owned(), problem: problem.into() }
+        Self::Tensor { name: clipped(name.to_owned()), problem: clipped(problem.into()) }
     }
 
     pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self + '_ {
         move |source| Self::Io { path: path.display().to_string(), source }
     }
+}
+
+/// Names and values come from the file and may be as long as it; a message goes into a log line and a gRPC status.
+fn clipped(mut text: String) -> String {
+    const LIMIT: usize = 1000;
+    if text.len() > LIMIT {
+        let end = (0..=LIMIT).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+        text.truncate(end);
+        text.push('…');
+    }
+    text
 }
 
 impl From<tch::TchError> for Error {

@@ -162,6 +162,10 @@ impl<'a> Builder<'a> {
                     Dtype::F16 => Kind::Half,
                     other => return Err(Error::tensor(name, format!("type {other:?}; F32, BF16 or F16 is needed"))),
                 };
+                if let Some(at) = stored.float().and_then(|float| float.first_not_finite(&stored.bytes)) {
+                    let problem = format!("value {at} is not finite; no answer of this model would be");
+                    return Err(Error::tensor(name, problem));
+                }
                 let tensor = converted(&stored.bytes, shape, kind, self.compute.kind())?;
                 stored.bytes.evict();
                 tensor.f_to_device(self.device)?

@@ -7,8 +7,8 @@ use crate::error::{Error, Result, clip};
 
 /// A compiled pattern is at most this large; a hostile `a{9999}{9999}` is refused instead of compiled.
 const MAX_COMPILED_BYTES: usize = 1 << 20;
-/// All patterns of a field together: a list of a thousand has simpler ones.
-const MAX_FIELD_BYTES: usize = 32 << 20;
+/// All patterns of a field together. What the engine keeps beside them is some times as much.
+const MAX_FIELD_BYTES: usize = 4 << 20;
 /// What a message shows of a pattern, and of what the engine says about it: that quotes the pattern again.
 const SHOWN: usize = 200;
 
@@ -33,7 +33,35 @@ fn compile_one_of(count: usize, field: &str, pattern: &str) -> Result<Regex> {
 /// `get_pattern_key`.
 #[derive(Debug, Clone)]
 pub(crate) struct Patterns<T> {
-    entries: Vec<(String, Regex, T)>,
+    entries: Vec<(String, Key, T)>,
+}
+
+/// PEFT's `^(.*\.)?(key)$`.
+#[derive(Debug, Clone)]
+enum Key {
+    /// The path of a module, as most keys are: an adapter may have one for each of a thousand, and a compiled pattern
+    /// takes 50 KB. Its dots stand for any character, as in the pattern.
+    Path,
+    Pattern(Regex),
+}
+
+impl Key {
+    fn is_path(key: &str) -> bool {
+        key.bytes().all(|letter| letter.is_ascii_alphanumeric() || letter == b'_' || letter == b'.')
+    }
+
+    fn is_match(&self, key: &str, path: &str) -> bool {
+        let Self::Path = self else {
+            return matches!(self, Self::Pattern(regex) if regex.is_match(path));
+        };
+        let mut rest = path.chars();
+        let same = |wanted: char, found: char| wanted == found || wanted == '.' && found != '\n';
+        if !key.chars().rev().all(|wanted| rest.next_back().is_some_and(|found| same(wanted, found))) {
+            return false;
+        }
+        let head = rest.as_str();
+        head.is_empty() || head.ends_with('.') && !head.contains('\n')
+    }
 }
 
 impl<T> Default for Patterns<T> {
@@ -44,16 +72,21 @@ impl<T> Default for Patterns<T> {
 
 impl<T: Copy> Patterns<T> {
     pub fn compile(field: &str, entries: Vec<(String, T)>) -> Result<Self> {
-        let count = entries.len();
-        let compiled = entries
-            .into_iter()
-            .map(|(key, value)| Ok((key.clone(), compile_one_of(count, field, &format!(r"^(.*\.)?({key})$"))?, value)))
-            .collect::<Result<_>>()?;
-        Ok(Self { entries: compiled })
+        let count = entries.iter().filter(|(key, _)| !Key::is_path(key)).count();
+        let compile = |key: String| match Key::is_path(&key) {
+            true => Ok((key, Key::Path)),
+            false => {
+                let regex = compile_one_of(count, field, &format!(r"^(.*\.)?({key})$"))?;
+                Ok((key, Key::Pattern(regex)))
+            }
+        };
+        let compiled =
+            entries.into_iter().map(|(key, value)| compile(key).map(|(key, compiled)| (key, compiled, value)));
+        Ok(Self { entries: compiled.collect::<Result<_>>()? })
     }
 
     pub fn find(&self, path: &str) -> Option<T> {
-        self.entries.iter().find(|(_, regex, _)| regex.is_match(path)).map(|(_, _, value)| *value)
+        self.entries.iter().find(|(key, compiled, _)| compiled.is_match(key, path)).map(|(_, _, value)| *value)
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (&str, T)> {
@@ -143,6 +176,32 @@ mod tests {
         let ordered =
             Patterns::compile("rank_pattern", vec![(r".*\.0\..*q_proj".into(), 1), ("q_proj".into(), 2)]).expect("ok");
         assert_eq!(ordered.find("model.layers.0.self_attn.q_proj"), Some(1));
+    }
+
+    #[test]
+    fn a_path_matches_as_its_pattern_would() {
+        let paths =
+            ["a.b", "x.a.b", "xa.b", "a.b.c", "ab", "a/b", "ü.a\u{1F642}b", "a\nb", "x\n.a.b", "", ".", "b", ".b"];
+        for key in ["a.b", "b", ".", "", "a..b", ".b"] {
+            assert!(Key::is_path(key));
+            let regex = compile("rank_pattern", &format!(r"^(.*\.)?({key})$")).expect("a pattern");
+            for path in paths {
+                assert_eq!(Key::Path.is_match(key, path), regex.is_match(path), "{key:?} on {path:?}");
+            }
+        }
+        for key in ["a|b", "a\\.b", "a+", "a-b", "ü"] {
+            assert!(!Key::is_path(key), "{key}");
+        }
+    }
+
+    #[test]
+    fn a_key_for_every_module_of_the_largest_model_is_taken_and_a_thousand_patterns_are_not() {
+        let key = |layer: usize| (format!("model.layers.{layer}.self_attn.q_proj"), layer);
+        let patterns = Patterns::compile("rank_pattern", (0..4096).map(key).collect()).expect("paths");
+        assert_eq!(patterns.find("base.model.layers.4095.self_attn.q_proj"), Some(4095));
+        let hostile = (0..1000).map(|i| (format!(r"\w+{i}"), i)).collect();
+        let error = Patterns::compile("rank_pattern", hostile).expect_err("too much").to_string();
+        assert!(error.contains("rank_pattern") && error.contains("size limit"), "{error}");
     }
 
     #[test]

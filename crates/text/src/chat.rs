@@ -77,6 +77,7 @@ impl ChatTemplate {
         python::install(&mut environment);
         environment.add_filter("tojson", json::tojson);
         environment.add_filter(bounds::COUNTED, bounds::counted);
+        environment.add_function("namespace", bounds::namespace);
         environment.add_function("raise_exception", |message: Value| -> Result<Value, minijinja::Error> {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, message.to_string()))
         });
@@ -100,8 +101,9 @@ impl ChatTemplate {
             let problem = format!("{} bytes, the limit is {MAX_TEMPLATE_BYTES}", source.len());
             return Err(Error::ChatTemplate { problem });
         }
-        bounds::check_source(source).map_err(|problem| Error::ChatTemplate { problem })?;
+        bounds::check_source(source).map_err(|problem| Error::chat_template(&problem))?;
         let source = generation::replace_tags(&one_kind_of_line_end(source));
+        let source = source.map_err(|problem| Error::chat_template(&problem))?;
         bounds::on_large_stack(|| self.environment.add_template_owned(name, source).map_err(failed))?
     }
 
@@ -168,8 +170,12 @@ impl ChatTemplate {
         values.extend(given);
         let own = options.tools.as_ref().and_then(|_| self.environment.get_template(TOOL_NAME).ok());
         let template = own.map_or_else(|| self.environment.get_template(NAME), Ok).map_err(failed)?;
-        // An error may hold values: it ends where they can be dropped.
-        let rendered = bounds::on_large_stack(|| template.render(values).map_err(failed))??;
+        let rendered = bounds::on_large_stack(|| {
+            // An error may hold values: it ends where they can be dropped.
+            let rendered = template.render(values).map_err(failed);
+            bounds::empty_namespaces(&self.environment);
+            rendered
+        })??;
         if rendered.len() > MAX_OUTPUT_BYTES {
             let problem = format!("its output has {} bytes, the limit is {MAX_OUTPUT_BYTES}", rendered.len());
             return Err(Error::ChatTemplate { problem });

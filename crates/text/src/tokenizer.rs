@@ -74,7 +74,7 @@ impl Tokenizer {
     /// A file is too large or wrong; names the file and the field.
     pub fn from_files(files: TokenizerFiles<'_>) -> Result<Self> {
         within(TOKENIZER_FILE, files.tokenizer.len(), MAX_TOKENIZER_BYTES)?;
-        bounds::check(files.tokenizer)?;
+        let growth = bounds::check(files.tokenizer)?;
         let mut inner = guarded("not a tokenizer", || tokenizers::Tokenizer::from_bytes(files.tokenizer))?;
         // Rows are cut and padded here, where it is reported, never silently by the tokenizer.
         inner.with_padding(None);
@@ -99,6 +99,7 @@ impl Tokenizer {
                 return Err(Error::tokenizer(SETTINGS_FILE, field, problem));
             }
         }
+        bounds::check_added(SETTINGS_FILE, "added_tokens_decoder", settings.added.bytes(), growth)?;
         settings.added.add_to(&mut inner)?;
         let (template, tool_template) = match files.chat_template {
             Some(bytes) => {

@@ -5,6 +5,7 @@
 
 mod bench;
 mod checks;
+mod fuzz;
 mod libtorch;
 mod lock;
 mod process;
@@ -67,6 +68,14 @@ const TASKS: &[Task] = &[
         about: "a benchmark; without a name, the list of them",
         details: "",
         run: bench::bench,
+    },
+    Task {
+        name: "fuzz",
+        arguments: "[TARGET] [--seconds N]",
+        about: "the parsers of foreign files against a fuzzer; without a target, each in turn",
+        details: "Needs the nightly toolchain (rustup toolchain install nightly) and builds cargo-fuzz if you have none. N is 60\n\
+                  if not said. What it found before is under the cache, what is kept is fuzz/corpus; see docs/fuzzing.md.",
+        run: fuzz::fuzz,
     },
     Task {
         name: "setup",

@@ -1,3 +1,4 @@
 //! Hostile files, parser by parser: refused with the file or field, the value and the limit, or read and used without harm.
 
 mod corpus;
+mod refusals;

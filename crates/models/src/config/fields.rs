@@ -5,6 +5,9 @@ use serde_json::{Map, Value};
 use crate::config::Activation;
 use crate::{Error, Result};
 
+/// More end tokens than any model has; each token that is made is compared with them.
+const MAX_TOKEN_IDS: usize = 1024;
+
 pub(super) struct Fields<'a> {
     object: &'a Map<String, Value>,
 }
@@ -89,6 +92,9 @@ impl<'a> Fields<'a> {
     pub(super) fn token_ids(&self, field: &str, vocab_size: i64) -> Result<Vec<u32>> {
         let values = match self.get(field) {
             None => return Ok(Vec::new()),
+            Some(Value::Array(values)) if values.len() > MAX_TOKEN_IDS => {
+                return Err(Error::config(field, format!("{} ids; the limit is {MAX_TOKEN_IDS}", values.len())));
+            }
             Some(Value::Array(values)) => values.clone(),
             Some(value) => vec![value.clone()],
         };

@@ -51,6 +51,111 @@ fn unsupported_or_inconsistent_config_is_refused_by_field() {
     assert!(Config::parse(b"[1]").unwrap_err().to_string().contains("not a JSON object"));
 }
 
+/// Each is refused by the parser, so before a tensor is looked at.
+#[test]
+fn absurd_numbers_in_a_config_are_refused_by_field_value_and_limit() {
+    let sizes: [(&str, &[(&str, i64)]); 4] = [
+        (
+            "llama-gqa",
+            &[
+                ("num_hidden_layers", 1024),
+                ("vocab_size", 4 << 20),
+                ("hidden_size", 1 << 17),
+                ("intermediate_size", 1 << 20),
+                ("num_attention_heads", 1024),
+                ("num_key_value_heads", 1024),
+                ("head_dim", 1024),
+                ("max_position_embeddings", 1 << 24),
+            ],
+        ),
+        ("mistral-window", &[("sliding_window", 1 << 24)]),
+        ("qwen3", &[("head_dim", 1024)]),
+        (
+            "t5-v11",
+            &[
+                ("num_layers", 1024),
+                ("num_decoder_layers", 1024),
+                ("vocab_size", 4 << 20),
+                ("d_model", 1 << 17),
+                ("d_kv", 4096),
+                ("d_ff", 1 << 20),
+                ("num_heads", 1024),
+                ("relative_attention_num_buckets", 4096),
+                ("relative_attention_max_distance", 1 << 20),
+            ],
+        ),
+    ];
+    for (name, fields) in sizes {
+        for &(field, limit) in fields {
+            let numbers = ["1000000000", "1000000000000", "9223372036854775807", "-1", "0"];
+            let no_numbers = ["9223372036854775808", "1e400", "1e12", "12.5", "\"12\"", "[12]", "{}", "true"];
+            for (value, is_whole) in
+                numbers.map(|value| (value, true)).into_iter().chain(no_numbers.map(|v| (v, false)))
+            {
+                let mut config = config(name);
+                config[field] = json!("HERE");
+                let text = config.to_string().replace("\"HERE\"", value);
+                let message = Config::parse(text.as_bytes()).unwrap_err().to_string();
+                if value == "1e400" {
+                    assert!(message.contains("number out of range"), "{message}");
+                    continue;
+                }
+                assert!(message.contains(field), "{name}: {field} = {value}: {message}");
+                let shown = if value == "1e12" { "1000000000000.0" } else { value };
+                assert!(message.contains(shown), "{name}: {field} = {value}: {message}");
+                assert!(!is_whole || message.contains(&limit.to_string()), "{name}: {field} = {value}: {message}");
+            }
+        }
+    }
+    let mut many = config("llama-gqa");
+    many["eos_token_id"] = json!(vec![1; 2000]);
+    let message = Config::parse(many.to_string().as_bytes()).unwrap_err().to_string();
+    assert!(message.contains("eos_token_id") && message.contains("2000") && message.contains("1024"), "{message}");
+    many["eos_token_id"] = json!("x".repeat(100_000));
+    assert!(Config::parse(many.to_string().as_bytes()).unwrap_err().to_string().len() < 2000);
+    assert!(Config::parse("[".repeat(100_000).as_bytes()).is_err());
+    let nested = format!("{}{}", r#"{"model_type":"#.repeat(1000), "}".repeat(1000));
+    assert!(Config::parse(nested.as_bytes()).unwrap_err().to_string().contains("recursion limit"));
+}
+
+/// The largest that the parser takes, on a small file: the first tensor says no, nothing of the claimed size is made.
+#[test]
+fn a_config_as_large_as_may_be_over_a_small_file_is_refused_by_tensor() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::copy(model_folder("llama-gqa").join("model.safetensors"), folder.path().join("model.safetensors")).unwrap();
+    let mut config = config("llama-gqa");
+    for (field, value) in [
+        ("num_hidden_layers", 1024),
+        ("vocab_size", 4 << 20),
+        ("hidden_size", 1 << 17),
+        ("intermediate_size", 1 << 20),
+        ("max_position_embeddings", 1 << 24),
+    ] {
+        config[field] = json!(value);
+    }
+    fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    let error = Base::load(folder.path(), &Default::default()).err().expect("refused").to_string();
+    assert!(error.contains("model.embed_tokens.weight") && error.contains("[4194304, 131072]"), "{error}");
+    fs::write(folder.path().join("config.json"), vec![b' '; 2 << 20]).unwrap();
+    let error = Base::load(folder.path(), &Default::default()).err().expect("refused").to_string();
+    assert!(error.contains("2097152 bytes") && error.contains("1048576"), "{error}");
+}
+
+#[test]
+fn a_dense_tensor_that_is_not_finite_is_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = model_folder("llama-gqa");
+    fs::copy(source.join("config.json"), folder.path().join("config.json")).unwrap();
+    let mut bytes = fs::read(source.join("model.safetensors")).unwrap();
+    let header = 8 + u64::from_le_bytes(*bytes.first_chunk().unwrap()) as usize;
+    let described: Value = serde_json::from_slice(&bytes[8..header]).unwrap();
+    let start = header + described["model.norm.weight"]["data_offsets"][0].as_u64().unwrap() as usize;
+    bytes[start + 8..start + 12].copy_from_slice(&f32::NAN.to_le_bytes());
+    fs::write(folder.path().join("model.safetensors"), bytes).unwrap();
+    let error = Base::load(folder.path(), &Default::default()).err().expect("refused").to_string();
+    assert!(error.contains("model.norm.weight") && error.contains("value 2 is not finite"), "{error}");
+}
+
 #[test]
 fn config_that_does_not_match_the_tensors_is_refused_by_tensor() {
     let refused = |field: &str, value: Value| {

@@ -1,10 +1,11 @@
-//! Where the engine's own account of a template's work has holes: lists that double, values that nest, numbers in
-//! format strings, and code so deep that it takes the stack.
+//! Where the engine's own account of a template's work has holes: lists that double, values that nest or hold themselves,
+//! numbers in format strings, and code so deep that it takes the stack.
 
+use std::cell::RefCell;
 use std::thread;
 
-use minijinja::value::ValueKind;
-use minijinja::{Error, ErrorKind, State, Value};
+use minijinja::value::{ValueKind, ValueOrKwargs};
+use minijinja::{Environment, Error, ErrorKind, State, Value, context};
 
 /// The filter that the left operand of every `+` and `*` goes through.
 pub(super) const COUNTED: &str = "__counted";
@@ -12,11 +13,15 @@ pub(super) const COUNTED: &str = "__counted";
 const ITEMS_A_UNIT: u64 = 8;
 /// `elif` of one template; the parser calls itself for each.
 const MAX_ELIFS: usize = 500;
+/// Namespaces of one run; real templates have a few.
+const MAX_NAMESPACES: usize = 1000;
 /// Letters that a format string may ask for at once.
 const MAX_WIDTH: usize = 10_000;
 /// Fuel and the template's length bound how deep a value or an expression can be; dropping either takes some hundred
 /// bytes of the stack a level. Only what is used of this becomes memory.
-const STACK_BYTES: usize = 256 << 20;
+const STACK_BYTES: usize = 64 << 20;
+/// Operators of one tag: at each the parser looks for a constant in all that stands before it.
+const MAX_OPERATORS: usize = 2000;
 /// Words after which a sign is no operator.
 const KEYWORDS: [&str; 11] = ["and", "or", "not", "in", "is", "if", "else", "elif", "for", "set", "do"];
 
@@ -58,9 +63,13 @@ pub(super) fn counted(state: &State<'_, '_>, value: Value) -> Result<Value, Erro
 
 /// A tag with the filter after the left operand of every `+` and `*`. It leaves values as they are, so precedence does not
 /// matter; a longer sum has its parts counted one by one.
-pub(super) fn with_counted(tag: &str) -> String {
+///
+/// # Errors
+/// The tag has too many operators.
+pub(super) fn with_counted(tag: &str) -> Result<String, String> {
     let mut out = String::with_capacity(tag.len());
     let mut operand = None; // where the last one ends, if it came just before
+    let mut operators = 0;
     let body = tag.len().saturating_sub(2);
     let mut at = 0;
     while let Some(letter) = tag[at..].chars().next() {
@@ -77,6 +86,7 @@ pub(super) fn with_counted(tag: &str) -> String {
             out.insert_str(place, &format!("|{COUNTED}"));
         }
         out.push_str(token);
+        operators += usize::from(matches!(token, "+" | "-" | "*" | "**" | "/" | "%" | "~" | "and" | "or" | "not"));
         let ends_operand =
             is_word(letter) && !KEYWORDS.contains(&token) || matches!(letter, '"' | '\'' | ')' | ']' | '}');
         if at >= 2 && !letter.is_whitespace() {
@@ -84,7 +94,10 @@ pub(super) fn with_counted(tag: &str) -> String {
         }
         at = end;
     }
-    out
+    match operators > MAX_OPERATORS {
+        true => Err(format!("{operators} operators in one tag, the limit is {MAX_OPERATORS}")),
+        false => Ok(out),
+    }
 }
 
 fn is_word(letter: char) -> bool {
@@ -102,6 +115,37 @@ fn end_of_text(tag: &str, start: usize, quote: char) -> usize {
         }
     }
     tag.len()
+}
+
+thread_local! {
+    /// Those of the run that this thread is for.
+    static NAMESPACES: RefCell<Vec<Value>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The engine's, remembered: a template can put a namespace into itself, and then nothing drops either.
+pub(super) fn namespace(defaults: Option<ValueOrKwargs>) -> Result<Value, Error> {
+    let made = minijinja::functions::namespace(defaults)?;
+    NAMESPACES.with_borrow_mut(|all| {
+        if all.len() == MAX_NAMESPACES {
+            let problem = format!("more than {MAX_NAMESPACES} namespaces");
+            return Err(Error::new(ErrorKind::InvalidOperation, problem));
+        }
+        all.push(made.clone());
+        Ok(made)
+    })
+}
+
+/// Empties this thread's namespaces. What was there when one was made cannot hold it, so it is enough to overwrite what can
+/// be assigned, which only a template can do.
+pub(super) fn empty_namespaces(environment: &Environment<'_>) {
+    for made in NAMESPACES.take() {
+        let names = made.try_iter().into_iter().flatten().filter_map(|name| name.as_str().map(str::to_owned));
+        let assigned =
+            names.filter(|name| name.chars().all(is_word)).map(|name| format!("{{% set made.{name} = 0 %}}"));
+        let source: String = assigned.collect();
+        // A name that cannot be assigned was not.
+        let _ = environment.render_str(&source, context! { made });
+    }
 }
 
 /// The engine makes what a format string asks for before it charges.
@@ -131,8 +175,22 @@ mod tests {
             ("{{ x | default('ü') + {'a': 1} }}", "{{ x | default('ü')|__counted + {'a': 1} }}"),
             ("{{ a +}}", "{{ a +}}"),
         ] {
-            assert_eq!(with_counted(tag), expected);
+            assert_eq!(with_counted(tag).as_deref(), Ok(expected));
         }
+    }
+
+    #[test]
+    fn a_namespace_that_holds_itself_is_emptied() {
+        let mut environment = Environment::new();
+        environment.add_function("namespace", namespace);
+        let source = "{% set a = namespace(x=1) %}{% set b = namespace(a=a) %}{% set a.b = [b] %}{% set a.if = a %}";
+        environment.render_str(source, ()).expect("renders");
+        let made = NAMESPACES.with_borrow(|all| all[0].clone());
+        assert_eq!(made.get_attr("b").expect("there").len(), Some(1));
+        empty_namespaces(&environment);
+        assert!(["x", "b", "if"].iter().all(|name| made.get_attr(name).expect("there") == Value::from(0)), "{made}");
+        let many = "{% for i in range(1001) %}{% set a = namespace() %}{% endfor %}";
+        assert!(environment.render_str(many, ()).expect_err("too many").to_string().contains("1000 namespaces"));
     }
 
     #[test]

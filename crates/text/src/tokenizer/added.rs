@@ -64,6 +64,13 @@ impl AddedTokens {
         Ok(tokens)
     }
 
+    /// Bytes of all their texts.
+    pub fn bytes(&self) -> u64 {
+        let decoder = self.decoder.iter().map(|(_, token)| token);
+        let named = self.named.iter().map(|(_, token)| token);
+        decoder.chain(named).chain(self.extra.iter().flatten()).map(|token| token.content.len() as u64).sum()
+    }
+
     /// Whether `added_tokens_decoder` has the token.
     pub fn defines(&self, text: &str) -> bool {
         self.decoder.iter().any(|(_, token)| token.content == text)

@@ -54,9 +54,11 @@ struct Model {
     _vocab: Option<IgnoredAny>,
 }
 
+/// How many times as long the normaliser may make a text.
+///
 /// # Errors
 /// A part of the file asks for more than its limit; says which.
-pub(super) fn check(file: &[u8]) -> Result<()> {
+pub(super) fn check(file: &[u8]) -> Result<u64> {
     let values = file.iter().filter(|byte| matches!(byte, b',' | b'[' | b'{')).count();
     if values > MAX_VALUES {
         return Err(wrong("", format!("some {values} values, the limit is {MAX_VALUES}")));
@@ -70,15 +72,10 @@ pub(super) fn check(file: &[u8]) -> Result<()> {
             return Err(wrong(field, problem));
         }
     }
-    let added: u64 = parts.added_tokens.iter().map(|token| token.content.len() as u64).sum();
-    if added.saturating_mul(normalizer) > MAX_ADDED_BYTES {
-        let problem = format!(
-            "{added} bytes that the normalizer may make {normalizer} times as long, the limit is {MAX_ADDED_BYTES}"
-        );
-        return Err(wrong("added_tokens", problem));
-    }
+    let bytes = parts.added_tokens.iter().map(|token| token.content.len() as u64).sum();
+    check_added(TOKENIZER_FILE, "added_tokens", bytes, normalizer)?;
     template(&parts.post_processor)?;
-    let Some(model) = parts.model else { return Ok(()) };
+    let Some(model) = parts.model else { return Ok(normalizer) };
     if let Some(letters) = model.max_input_chars_per_word.filter(|letters| *letters > MAX_WORD) {
         return Err(wrong("model.max_input_chars_per_word", format!("{letters}, the limit is {MAX_WORD}")));
     }
@@ -86,8 +83,18 @@ pub(super) fn check(file: &[u8]) -> Result<()> {
         length if length > MAX_PIECES => {
             Err(wrong("model.continuing_subword_prefix", format!("{length} bytes, the limit is {MAX_PIECES}")))
         }
-        _ => Ok(()),
+        _ => Ok(normalizer),
     }
+}
+
+/// # Errors
+/// Added tokens of so many bytes are too long for a normaliser with this growth.
+pub(super) fn check_added(file: &str, field: &str, bytes: u64, growth: u64) -> Result<()> {
+    if bytes.saturating_mul(growth) <= MAX_ADDED_BYTES {
+        return Ok(());
+    }
+    let problem = format!("{bytes} bytes, which may become {growth} times as long; the limit is {MAX_ADDED_BYTES}");
+    Err(Error::tokenizer(file, field, problem))
 }
 
 /// A compiled table of normalisation: the size of its trie in four bytes, the trie, and texts that end in a zero.

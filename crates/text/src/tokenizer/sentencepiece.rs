@@ -15,8 +15,8 @@ use tokenizers::AddedToken;
 use tokenizers::normalizers::precompiled::Precompiled;
 use tokenizers::processors::template::TemplateProcessing;
 
-use super::SETTINGS_FILE;
 use super::settings::Settings;
+use super::{SETTINGS_FILE, bounds};
 use crate::error::{Error, Result};
 use proto::{Algorithm, Model, PieceKind};
 
@@ -104,6 +104,7 @@ pub(super) fn convert(
         tokenizers::Tokenizer::from_bytes(skeleton.to_string()).map_err(|error| broken("pieces", error))?;
     if class == Class::T5 && !model.charsmap.is_empty() {
         const FIELD: &str = "normalizer_spec.precompiled_charsmap";
+        bounds::longest_replacement(model.charsmap).map_err(|problem| Error::tokenizer(file, FIELD, problem))?;
         let charsmap = Precompiled::from(model.charsmap).map_err(|error| broken(FIELD, error.to_string().into()))?;
         tokenizer.with_normalizer(Some(charsmap)).map_err(|error| broken(FIELD, error))?;
     }
