@@ -71,7 +71,11 @@ impl Base {
     /// of a shape or type that does not fit.
     pub fn load(folder: &Path, options: &LoadOptions) -> Result<Self> {
         let path = folder.join("config.json");
-        let size = fs::metadata(&path).map_err(Error::io(&path))?.len();
+        let found = fs::metadata(&path).map_err(Error::io(&path))?;
+        if !found.is_file() {
+            return Err(Error::config("(file)", "is no regular file")); // a pipe would be waited for
+        }
+        let size = found.len();
         if size > MAX_CONFIG_BYTES {
             return Err(Error::config("(file)", format!("{size} bytes; the limit is {MAX_CONFIG_BYTES}")));
         }

@@ -74,6 +74,10 @@ fn file_error(path: &Path, error: &std::io::Error) -> Error {
 
 fn read_file(folder: &Path, name: &str, limit: u64) -> Result<Vec<u8>> {
     let path = folder.join(name);
+    if fs::metadata(&path).is_ok_and(|found| !found.is_file()) {
+        let remedy = "what is there is no regular file".to_owned(); // a pipe would be waited for
+        return Err(Error::Missing { folder: folder.display().to_string(), file: name.to_owned(), remedy });
+    }
     let file = match File::open(&path) {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(missing(folder, name)),
@@ -81,7 +85,7 @@ fn read_file(folder: &Path, name: &str, limit: u64) -> Result<Vec<u8>> {
     };
     let size = file.metadata().map_err(|error| file_error(&path, &error))?.len();
     within(name, size, limit)?;
-    // The file may grow while it is read (or be a pipe without a size), so the limit is kept here too.
+    // The file may grow while it is read, so the limit is kept here too.
     let mut bytes = Vec::new();
     file.take(limit + 1).read_to_end(&mut bytes).map_err(|error| file_error(&path, &error))?;
     within(name, bytes.len() as u64, limit)?;

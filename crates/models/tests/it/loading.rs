@@ -139,6 +139,10 @@ fn a_config_as_large_as_may_be_over_a_small_file_is_refused_by_tensor() {
     fs::write(folder.path().join("config.json"), vec![b' '; 2 << 20]).unwrap();
     let error = Base::load(folder.path(), &Default::default()).err().expect("refused").to_string();
     assert!(error.contains("2097152 bytes") && error.contains("1048576"), "{error}");
+    fs::remove_file(folder.path().join("config.json")).unwrap();
+    fs::create_dir(folder.path().join("config.json")).unwrap();
+    let error = Base::load(folder.path(), &Default::default()).err().expect("refused").to_string();
+    assert!(error.contains("no regular file"), "{error}");
 }
 
 #[test]

@@ -129,6 +129,9 @@ fn read_object(folder: &Path, name: &str) -> Result<Option<Map<String, Value>>> 
 
 fn read_bounded(folder: &Path, name: &str, limit: usize) -> Result<Option<Vec<u8>>> {
     let unreadable = |error: std::io::Error| Error::tokenizer(name, "", format!("cannot be read: {error}"));
+    if std::fs::metadata(folder.join(name)).is_ok_and(|found| !found.is_file()) {
+        return Err(Error::tokenizer(name, "", "is no regular file")); // a pipe would be waited for
+    }
     let file = match File::open(folder.join(name)) {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
