@@ -11,8 +11,8 @@ const KILLS: u64 = 50;
 /// From this kill on the moments are those after training: while predicting, and while publishing.
 const AFTER_TRAINING_FROM: u64 = 42;
 const PUBLISHING_FROM: u64 = 48;
-/// Long enough not to be trained before the first phase is over: attempts this short make some hundred steps at most.
-const STEPS: u64 = 4000;
+/// Some dozen attempts' worth. Should they be trained sooner, the kills of the first phase hit the predicting.
+const STEPS: u64 = 1500;
 
 /// Moments that nobody chose.
 struct Chance(u64);
@@ -45,7 +45,7 @@ async fn a_job_whose_trainer_is_killed_fifty_times_publishes_once_and_the_same_b
         let job = moment(&at, &killed.id, kill, attempts).await;
         *counts.entry(job.state.clone()).or_default() += 1;
         attempts = job.attempts;
-        let longest = if job.state == "TRAINING" { 1200 } else { 60 };
+        let longest = if job.state == "TRAINING" { 900 } else { 60 };
         tokio::time::sleep(chance.up_to(Duration::from_millis(longest))).await;
         cluster.replace(Service::Trainer).await;
     }
