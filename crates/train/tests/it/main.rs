@@ -21,11 +21,6 @@ struct TinyBase {
 
 impl TinyBase {
     fn quantized(write: impl FnOnce(&Path)) -> Self {
-        Self::quantized_and_changed(write, |_| {})
-    }
-
-    /// `change` may do to the 4-bit folder what quantising would have refused.
-    fn quantized_and_changed(write: impl FnOnce(&Path), change: impl FnOnce(&Path)) -> Self {
         // Tests run side by side; more threads than cores would wait for each other.
         tch::set_num_threads(1);
         let folder = TempDir::new();
@@ -33,7 +28,6 @@ impl TinyBase {
         std::fs::create_dir(&source).expect("a folder");
         write(&source);
         quantize_folder(&source, &target, &QuantOptions::default(), &mut |_| {}).expect("quantises");
-        change(&target);
         let base = Base::load(&target, &LoadOptions::default()).expect("loads");
         assert!(base.linears().iter().any(|linear| linear.quantized), "the base is in 4 bits");
         Self { base, _folder: folder }
