@@ -348,6 +348,7 @@ def chat_template():
         "ifs": "{% if 1 %}" * 2000, "nots": "{{ " + "not " * 5000 + "1 }}", "minus": "{{ " + "-" * 5000 + "1 }}",
         "filters": "{{ 1" + "|string" * 5000 + " }}", "dots": "{{ a" + ".a" * 5000 + " }}",
         "sums": "{{ 1" + "+1" * 5000 + " }}", "fold-text": "{{ 'aaaaaaaaaa' * 1000 * 1000 * 1000 }}", "fold-list": "{{ [[1] * 9999] * 9999 | string }}",
+        "repeat-json": "{{ ([1] * 100000000) | tojson }}", "repeat-right": "{% set x = [1] %}{{ '' ~ 100000000 * x }}",
         "namespaces": "{% for i in range(2000) %}{% set ns = namespace(a=ns) %}{% endfor %}",
         "operators": "{{ 1" + "~1" * 4000 + " }}", "elifs": "{% if 0 %}" + "{% elif 0 %}" * 2000 + "{% endif %}",
         "name": "{{ " + "a" * 5000 + "() }}", "escape": "{{ '\\U0001F642\\U00110000\\Uxyz' }}",

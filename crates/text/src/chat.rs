@@ -4,7 +4,8 @@
 //! they are given. They are written for Python's Jinja; the engine is made to answer as it does (`python`), and
 //! tests/golden/make_chat.py compares both construct by construct. What still differs:
 //!
-//! - Refused: `text % values`, bare tuples, `varargs` and `kwargs` of macros, `cycler`, `lipsum`, `is callable`, the filters
+//! - Refused: `text % values`, a list times a number, bare tuples, `varargs` and `kwargs` of macros, `cycler`, `lipsum`,
+//!   `is callable`, the filters
 //!   that format prose (`truncate`, `wordwrap`, `wordcount`, `center`, `striptags`, `urlencode`, `filesizeformat`, `pprint`),
 //!   `int` and `float` of what is no number, rare methods of texts (`swapcase`, `casefold`, `istitle`, `encode`), and work
 //!   without end.
@@ -77,9 +78,10 @@ impl ChatTemplate {
         python::install(&mut environment);
         environment.add_filter("tojson", json::tojson);
         environment.add_filter(bounds::COUNTED, bounds::counted);
+        environment.add_filter(bounds::SINGLE, bounds::single);
         environment.add_function("namespace", bounds::namespace);
         environment.add_function("raise_exception", |message: Value| -> Result<Value, minijinja::Error> {
-            Err(minijinja::Error::new(ErrorKind::InvalidOperation, message.to_string()))
+            Err(minijinja::Error::new(ErrorKind::InvalidOperation, python::repr::text(&message)?))
         });
         environment.add_function("strftime_now", move |format: String| strftime::format_utc(clock(), &format));
         let mut template = Self { environment, special };

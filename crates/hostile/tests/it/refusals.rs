@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use tailor_hostile::TARGETS;
 
 /// `target/file` of the corpus, and what its refusal must say.
-const CASES: [(&str, &[&str]); 79] = [
+const CASES: [(&str, &[&str]); 81] = [
     ("safetensors/empty", &["model.safetensors", "too small"]),
     ("safetensors/cut-at-20", &["model.safetensors", "header length"]),
     ("safetensors/cut-at-74", &["model.safetensors", "not fully covered"]),
@@ -77,6 +77,8 @@ const CASES: [(&str, &[&str]); 79] = [
     ("tokenizer_config/settings-extra-ids", &["tokenizer_config.json", "extra_ids", "10000"]),
     ("chat_template/trick-elifs", &["2000 elif", "500"]),
     ("chat_template/trick-operators", &["operators in one tag", "2000"]),
+    ("chat_template/trick-repeat-json", &["a list cannot be repeated"]),
+    ("chat_template/trick-repeat-right", &["a list cannot be repeated"]),
     ("chat_template/trick-namespaces", &["1000 namespaces"]),
     ("chat_template/trick-deep-print", &["100 deep"]),
     ("chat_template/trick-deep-key", &["100 deep"]),

@@ -7,10 +7,12 @@ use std::thread;
 use minijinja::value::{ValueKind, ValueOrKwargs};
 use minijinja::{Environment, Error, ErrorKind, State, Value, context};
 
-/// The filter that the left operand of every `+` and `*` goes through.
+/// The filter that the left operand of every `+` goes through.
 pub(super) const COUNTED: &str = "__counted";
+/// The filter that both operands of every `*` go through.
+pub(super) const SINGLE: &str = "__single";
 /// Items of a list to be joined that cost a unit of fuel.
-const ITEMS_A_UNIT: u64 = 8;
+const ITEMS_A_UNIT: u64 = 2;
 /// `elif` of one template; the parser calls itself for each.
 const MAX_ELIFS: usize = 500;
 /// Namespaces of one run; real templates have a few.
@@ -61,7 +63,15 @@ pub(super) fn counted(state: &State<'_, '_>, value: Value) -> Result<Value, Erro
     Ok(Value::from(items))
 }
 
-/// A tag with the filter after the left operand of every `+` and `*`. It leaves values as they are, so precedence does not
+/// A list times a number costs the engine nothing and whoever goes through it a hundred million steps.
+pub(super) fn single(value: Value) -> Result<Value, Error> {
+    match matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable) && !value.is_tuple() {
+        true => Err(Error::new(ErrorKind::InvalidOperation, "a list cannot be repeated with *; loop over range(…)")),
+        false => Ok(value),
+    }
+}
+
+/// A tag with the filters after the operands of every `+` and `*`. They leave values as they are, so precedence does not
 /// matter; a longer sum has its parts counted one by one.
 ///
 /// # Errors
@@ -69,6 +79,8 @@ pub(super) fn counted(state: &State<'_, '_>, value: Value) -> Result<Value, Erro
 pub(super) fn with_counted(tag: &str) -> Result<String, String> {
     let mut out = String::with_capacity(tag.len());
     let mut operand = None; // where the last one ends, if it came just before
+    let mut depth = 0; // of brackets
+    let mut factor = None; // at which depth the right operand of a product is
     let mut operators = 0;
     let body = tag.len().saturating_sub(2);
     let mut at = 0;
@@ -81,9 +93,20 @@ pub(super) fn with_counted(tag: &str) -> Result<String, String> {
             _ => at + letter.len_utf8(),
         };
         let token = &tag[at..end];
+        let is_end = at >= body || !(letter.is_whitespace() || matches!(letter, '.' | '(' | '[' | '|'));
+        if let (Some(place), true) = (operand, is_end && factor == Some(depth)) {
+            out.insert_str(place, &format!("|{SINGLE}"));
+            factor = None;
+        }
         // A sign at either edge is for whitespace.
         if let (Some(place), "+" | "*", true) = (operand, token, end < body) {
-            out.insert_str(place, &format!("|{COUNTED}"));
+            out.insert_str(place, &format!("|{}", if token == "+" { COUNTED } else { SINGLE }));
+            factor = if token == "*" { Some(depth) } else { factor };
+        }
+        match letter {
+            '(' | '[' | '{' => depth += 1,
+            ')' | ']' | '}' => depth -= 1,
+            _ => {}
         }
         out.push_str(token);
         operators += usize::from(matches!(token, "+" | "-" | "*" | "**" | "/" | "%" | "~" | "and" | "or" | "not"));
@@ -169,7 +192,10 @@ mod tests {
         for (tag, expected) in [
             ("{{ a + b }}", "{{ a|__counted + b }}"),
             ("{%- set ns.x = ns.x+[1] -%}", "{%- set ns.x = ns.x|__counted+[1] -%}"),
-            ("{{ 'a + \\' b' + f(x)[1:] * 2 }}", "{{ 'a + \\' b'|__counted + f(x)[1:]|__counted * 2 }}"),
+            ("{{ 'a + \\' b' + f(x)[1:] * 2 }}", "{{ 'a + \\' b'|__counted + f(x)[1:]|__single * 2|__single }}"),
+            ("{{ 2 * [x][0].y | f(1, 2) + 1 }}", "{{ 2|__single * [x][0].y | f(1, 2)|__counted|__single + 1 }}"),
+            ("{{ f(2 * -[1]) * 3 ** 2 }}", "{{ f(2|__single * -[1]|__single)|__single * 3|__single ** 2 }}"),
+            ("{% set x = 2*x%}", "{% set x = 2|__single*x|__single%}"),
             ("{{+ -a ** b, (+1) +}}", "{{+ -a ** b, (+1) +}}"),
             ("{% if not +1 or f(*a, **b) %}", "{% if not +1 or f(*a, **b) %}"),
             ("{{ x | default('ü') + {'a': 1} }}", "{{ x | default('ü')|__counted + {'a': 1} }}"),

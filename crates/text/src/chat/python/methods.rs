@@ -12,7 +12,7 @@ pub(super) fn call(state: &mut State<'_, '_>, value: &Value, method: &str, args:
     let own = match value.kind() {
         ValueKind::String => on_text(value.as_str().unwrap_or_default(), method, args)?,
         ValueKind::Map => View::of(value, method, args)?,
-        ValueKind::Seq | ValueKind::Iterable if method == "index" => Some(index(value, args)?),
+        ValueKind::Seq | ValueKind::Iterable if method == "index" => Some(index(state, value, args)?),
         _ => None,
     };
     match own {
@@ -209,12 +209,13 @@ fn title(text: &str) -> String {
     out
 }
 
-fn index(list: &Value, args: &[Value]) -> Result<Value, Error> {
+fn index(state: &State<'_, '_>, list: &Value, args: &[Value]) -> Result<Value, Error> {
     let (wanted,): (&Value,) = from_args(args)?;
     for (at, item) in list.try_iter()?.checked().enumerate() {
+        state.consume_fuel(1)?;
         if item? == *wanted {
             return Ok(at.into());
         }
     }
-    Err(wrong(format!("{wanted} is not in the list")))
+    Err(wrong(format!("{} is not in the list", super::repr::text(wanted)?)))
 }

@@ -21,7 +21,7 @@ pub(in super::super) fn within(text: &str, depth: usize) -> Result<(), Error> {
 }
 
 /// `str(value)`.
-pub(super) fn text(value: &Value) -> Result<String, Error> {
+pub(in super::super) fn text(value: &Value) -> Result<String, Error> {
     match value.kind() {
         ValueKind::String | ValueKind::Undefined => Ok(value.to_string()),
         _ => {
