@@ -5,10 +5,9 @@
 //! tests/golden/make_chat.py compares both construct by construct. What still differs:
 //!
 //! - Refused: `text % values`, a list times a number, bare tuples, `varargs` and `kwargs` of macros, `cycler`, `lipsum`,
-//!   `is callable`, the filters
-//!   that format prose (`truncate`, `wordwrap`, `wordcount`, `center`, `striptags`, `urlencode`, `filesizeformat`, `pprint`),
-//!   `int` and `float` of what is no number, rare methods of texts (`swapcase`, `casefold`, `istitle`, `encode`), and work
-//!   without end.
+//!   `is callable`, the filters that format prose (`truncate`, `wordwrap`, `wordcount`, `center`, `striptags`, `urlencode`,
+//!   `filesizeformat`, `pprint`), `int` and `float` of what is no number, rare methods of texts (`swapcase`, `casefold`,
+//!   `istitle`, `encode`), more than 500 `elif`, 2000 operators in a tag or 1000 namespaces, and work without end.
 //! - Not refused although Python does: comparing values of different types, or with an undefined one, and private names.
 //! - Printed otherwise: a range, and what `~` joins that is a float of 1e16 and more or below 1e-4, or a list of such.
 //! - `strftime_now` is UTC.
