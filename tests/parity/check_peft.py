@@ -167,7 +167,9 @@ class Comparison:
         folder = self.system.scratch / adapter
         task = "SEQ_2_SEQ_LM" if self.family == "t5" else "CAUSAL_LM"
         rank = self.draw.choice([2, 8, 16])
-        config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules="all-linear", task_type=task,
+        # With the root's scale too, an update of about the base's size: a far stronger one only magnifies rounding.
+        alpha = max(1, round(rank**0.5)) if KINDS[kind].get("use_rslora") else rank
+        config = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", task_type=task,
                                  init_lora_weights=False, **KINDS[kind])
         torch.manual_seed(self.draw.randrange(2**31))
         tuned = peft.get_peft_model(self.model(), config).eval()
