@@ -71,9 +71,9 @@ async fn create(at: &Addresses, adapter: &str) -> training::Job {
     let mut request =
         Training { base: Family::T5.base(), dataset: "many", adapter, steps: STEPS, key: adapter }.request();
     request.lora = Some(training::Lora { rank: Some(4), dropout: Some(0.1), ..Default::default() });
-    if let Some(training) = &mut request.training {
-        training.max_validation_rows = Some(0);
-        training.max_new_tokens = Some(32);
+    if let Some(evaluation) = &mut request.evaluation {
+        evaluation.max_validation_rows = Some(0);
+        evaluation.max_new_tokens = Some(32);
     }
     at.trainer().create_job(request).await.expect("job created").into_inner()
 }

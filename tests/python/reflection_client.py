@@ -76,10 +76,10 @@ def main() -> None:
     print(f"dataset {uploaded.dataset.name}: {uploaded.dataset.rows_train} rows to train on")
 
     service = "tailor.training.v1.TrainingService"
-    training = {"max_steps": 5, "epochs": 1000.0, "batch_rows": 8, "micro_batch_rows": 8, "max_new_tokens": 8,
-                "max_validation_rows": 4}
+    training = {"max_steps": 5, "epochs": 1000.0, "batch_rows": 8, "micro_batch_rows": 8}
+    evaluation = {"max_new_tokens": 8, "max_validation_rows": 4}
     job = trainer.ask(service, "CreateJob", base=base, dataset="reflected", adapter="reflected",
-                      lora={"rank": 4}, training=training)
+                      lora={"rank": 4}, training=training, evaluation=evaluation)
     watch = trainer.method(service, "WatchJob")
     events = list(watch(trainer.request(service, "WatchJob", id=job.id), timeout=DEADLINE_S))
     check([event.sequence for event in events] == list(range(1, len(events) + 1)), "the log has a gap")

@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::Result;
 use clap::Parser;
 use tailor_corpus::{Pair, rows};
-use tailor_domain::{LoraSpec, StepMetrics, TrainSpec};
+use tailor_domain::{LoraSpec, Recipe, StepMetrics, TrainSpec};
 use tailor_models::{Base, Compute, LoadOptions};
 use tailor_quant::{QuantOptions, quantize_folder};
 use tailor_text::{ExampleBuilder, PromptTemplate, Tokenizer, metrics};
@@ -86,15 +86,16 @@ fn main() -> Result<()> {
         seed: arguments.seed,
         ..TrainSpec::default()
     };
+    let recipe = Recipe { lora, train: spec, ..Recipe::default() };
     let examples: Vec<_> = rest
         .iter()
         .take(arguments.train_rows)
-        .map(|pair| builder.example(&pair.text, &pair.expected, spec.max_tokens as usize))
+        .map(|pair| builder.example(&pair.text, &pair.expected, recipe.train.max_tokens as usize))
         .collect::<Result<_, _>>()?;
 
     report("base", &answers(&base, None, &builder, validation)?, validation, 2);
     let started = Instant::now();
-    let trained = train(&base, &lora, &spec, &examples, "tiny", &mut Printer)?;
+    let trained = train(&base, &recipe, &examples, "tiny", &mut Printer)?;
     println!(
         "trained {} steps in {:.0} s: {:?}",
         trained.summary.steps,

@@ -222,16 +222,27 @@ pub enum Base {
     List,
 }
 
+/// Everything that can be set is in the job file; the flags are what people change most, and win over it.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    tailor train --base tiny-t5 --dataset grammar --adapter grammar --epochs 2\n  \
+    tailor train -f job.yaml --seed 7\n  \
+    tailor train --schema > job.schema.json      for your editor: # yaml-language-server: $schema=job.schema.json")]
 pub struct Train {
+    /// Job file in YAML or JSON: base, dataset, adapter, lora, train, evaluate, stop …
+    #[arg(short = 'f', long = "file", value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// Print the JSON Schema of job files, and do nothing else.
     #[arg(long)]
-    pub base: String,
+    pub schema: bool,
+    #[arg(long, required_unless_present_any = ["file", "schema"])]
+    pub base: Option<String>,
     /// name or name@version
-    #[arg(long)]
-    pub dataset: VersionedName,
+    #[arg(long, required_unless_present_any = ["file", "schema"])]
+    pub dataset: Option<VersionedName>,
     /// Name under which the result is published.
-    #[arg(long)]
-    pub adapter: String,
+    #[arg(long, required_unless_present_any = ["file", "schema"])]
+    pub adapter: Option<String>,
     #[arg(long)]
     pub rank: Option<u32>,
     #[arg(long, allow_negative_numbers = true)]
@@ -250,7 +261,7 @@ pub struct Train {
     /// Rows in one optimizer step.
     #[arg(long)]
     pub batch: Option<u32>,
-    /// Rows in one forward pass.
+    /// Rows in one forward pass; 0 finds the most that fit into memory.
     #[arg(long)]
     pub micro_batch: Option<u32>,
     /// Longest row; longer ones are left out and counted.
@@ -261,10 +272,10 @@ pub struct Train {
     pub target_loss: Option<f64>,
     #[arg(long)]
     pub seed: Option<u64>,
-    /// Longest answer when validation rows are predicted.
+    /// Longest answer when held-out rows are predicted.
     #[arg(long)]
     pub max_new_tokens: Option<u32>,
-    /// Validation rows to predict; all when absent.
+    /// Held-out rows to predict; 0 means all.
     #[arg(long)]
     pub max_validation_rows: Option<u32>,
     /// The same key creates the job once, however often it is sent.
@@ -483,6 +494,15 @@ pub struct VersionedName {
     pub name: String,
     /// 0: the latest.
     pub version: u64,
+}
+
+impl std::fmt::Display for VersionedName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.version {
+            0 => f.write_str(&self.name),
+            version => write!(f, "{}@{version}", self.name),
+        }
+    }
 }
 
 impl std::str::FromStr for VersionedName {

@@ -6,6 +6,7 @@ use crate::ids::{BaseName, Digest};
 
 /// How the base's linear weights are coded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum QuantCode {
     /// NF4 with double quantisation (arXiv 2305.14314 §3): 4.127 bits a parameter.

@@ -171,6 +171,21 @@ pub struct StepMetrics {
     pub tokens_per_second: f64,
 }
 
+/// What a measurement on the tuning rows showed.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct TuningMetrics {
+    /// Steps done before it.
+    pub step: u64,
+    /// Mean cross-entropy over the rows' unmasked tokens, in nats; of preference pairs their mean loss.
+    pub loss: f64,
+    /// Share of those tokens that the model would have chosen itself; of pairs the share whose chosen answer it prefers.
+    pub token_accuracy: f64,
+    /// Unmasked tokens, or pairs.
+    pub tokens: u64,
+    /// Whether no measurement before it had a lower loss.
+    pub best: bool,
+}
+
 /// What a log entry says.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
@@ -181,6 +196,10 @@ pub enum LogKind {
     /// Steps since the entry before, in order.
     Progress {
         steps: Vec<StepMetrics>,
+    },
+    /// Loss and accuracy on the tuning rows.
+    Tuning {
+        measured: TuningMetrics,
     },
     /// How far the prediction of validation rows is.
     Evaluation {

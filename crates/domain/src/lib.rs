@@ -15,5 +15,5 @@ pub use base::{BaseManifest, Family, FileRef, QuantCode};
 pub use dataset::{DatasetManifest, DropReason, Report};
 pub use error::{ErrorCode, Invalid};
 pub use ids::{AdapterName, AliasName, BaseName, DatasetName, Digest, JobId, Version};
-pub use job::{JobEvent, JobState, LogEntry, LogKind, StepMetrics};
-pub use spec::{JobSpec, LoraSpec, TrainSpec};
+pub use job::{JobEvent, JobState, LogEntry, LogKind, StepMetrics, TuningMetrics};
+pub use spec::{EvaluateSpec, JobSpec, LoraSpec, PreferenceSpec, PromptTuningSpec, Recipe, StopSpec, TrainSpec};

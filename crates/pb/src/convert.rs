@@ -1,9 +1,13 @@
 //! Between wire and domain. Into the domain everything is checked; out of it nothing can fail.
 
+mod recipe;
+
 use tailor_domain as domain;
 use tailor_domain::{AdapterManifest, AliasMove, BaseManifest, DatasetManifest, Digest, Family, Invalid, QuantCode};
 
 use crate::{common, dataset, registry, training};
+
+pub use recipe::take_recipe;
 
 impl From<&domain::FileRef> for common::FileRef {
     fn from(file: &domain::FileRef) -> Self {
@@ -174,71 +178,6 @@ impl From<&DatasetManifest> for dataset::Report {
     }
 }
 
-impl From<training::Lora> for domain::LoraSpec {
-    fn from(lora: training::Lora) -> Self {
-        let default = Self::default();
-        Self {
-            rank: lora.rank.unwrap_or(default.rank),
-            alpha: lora.alpha.unwrap_or(default.alpha),
-            dropout: lora.dropout.unwrap_or(default.dropout),
-            target_modules: lora.target_modules,
-        }
-    }
-}
-
-impl From<&domain::LoraSpec> for training::Lora {
-    fn from(lora: &domain::LoraSpec) -> Self {
-        Self {
-            rank: Some(lora.rank),
-            alpha: Some(lora.alpha),
-            dropout: Some(lora.dropout),
-            target_modules: lora.target_modules.clone(),
-        }
-    }
-}
-
-impl From<training::Training> for domain::TrainSpec {
-    fn from(train: training::Training) -> Self {
-        let default = Self::default();
-        let batch_rows = train.batch_rows.unwrap_or(default.batch_rows);
-        Self {
-            learning_rate: train.learning_rate.unwrap_or(default.learning_rate),
-            warmup_ratio: train.warmup_ratio.unwrap_or(default.warmup_ratio),
-            weight_decay: train.weight_decay.unwrap_or(default.weight_decay),
-            max_grad_norm: train.max_grad_norm.unwrap_or(default.max_grad_norm),
-            epochs: train.epochs.unwrap_or(default.epochs),
-            max_steps: train.max_steps.unwrap_or(default.max_steps),
-            batch_rows,
-            micro_batch_rows: train.micro_batch_rows.filter(|rows| *rows > 0).unwrap_or(batch_rows),
-            max_tokens: train.max_tokens.unwrap_or(default.max_tokens),
-            target_loss: train.target_loss.unwrap_or(default.target_loss),
-            seed: train.seed.unwrap_or(default.seed),
-            max_new_tokens: train.max_new_tokens.unwrap_or(default.max_new_tokens),
-            max_validation_rows: train.max_validation_rows.unwrap_or(default.max_validation_rows),
-        }
-    }
-}
-
-impl From<&domain::TrainSpec> for training::Training {
-    fn from(train: &domain::TrainSpec) -> Self {
-        Self {
-            learning_rate: Some(train.learning_rate),
-            warmup_ratio: Some(train.warmup_ratio),
-            weight_decay: Some(train.weight_decay),
-            max_grad_norm: Some(train.max_grad_norm),
-            epochs: Some(train.epochs),
-            max_steps: Some(train.max_steps),
-            batch_rows: Some(train.batch_rows),
-            micro_batch_rows: Some(train.micro_batch_rows),
-            max_tokens: Some(train.max_tokens),
-            target_loss: Some(train.target_loss),
-            seed: Some(train.seed),
-            max_new_tokens: Some(train.max_new_tokens),
-            max_validation_rows: Some(train.max_validation_rows),
-        }
-    }
-}
-
 impl From<&domain::StepMetrics> for training::Step {
     fn from(step: &domain::StepMetrics) -> Self {
         Self {
@@ -253,6 +192,18 @@ impl From<&domain::StepMetrics> for training::Step {
     }
 }
 
+impl From<&domain::TuningMetrics> for training::Tuning {
+    fn from(measured: &domain::TuningMetrics) -> Self {
+        Self {
+            step: measured.step,
+            loss: measured.loss,
+            token_accuracy: measured.token_accuracy,
+            tokens: measured.tokens,
+            best: measured.best,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -263,19 +214,5 @@ mod tests {
             let file = common::FileRef { name: bad.into(), digest: "0".repeat(64), size_bytes: 1 };
             assert!(domain::FileRef::try_from(file).is_err(), "{bad:?}");
         }
-    }
-
-    #[test]
-    fn unset_training_fields_take_the_domain_defaults() {
-        let spec = domain::TrainSpec::from(training::Training::default());
-        assert_eq!(spec, domain::TrainSpec::default());
-        let back = domain::TrainSpec::from(training::Training::from(&spec));
-        assert_eq!(back, spec);
-    }
-
-    #[test]
-    fn a_micro_batch_of_zero_means_the_whole_batch() {
-        let wire = training::Training { batch_rows: Some(4), micro_batch_rows: Some(0), ..Default::default() };
-        assert_eq!(domain::TrainSpec::from(wire).micro_batch_rows, 4);
     }
 }

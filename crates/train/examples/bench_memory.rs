@@ -16,7 +16,7 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use tailor_domain::{LoraSpec, QuantCode, StepMetrics, TrainSpec};
+use tailor_domain::{EvaluateSpec, LoraSpec, QuantCode, Recipe, StepMetrics, TrainSpec};
 use tailor_models::{Base, Compute, LoadOptions};
 use tailor_quant::{QuantOptions, quantize_folder};
 use tailor_testkit::{LlamaShape, TempDir};
@@ -102,7 +102,9 @@ fn measure(settings: &Settings) -> Result<()> {
     // From here the high-water mark is that of training, not of loading.
     let peak = tailor_torch::PeakMemory::reset()?;
     let mut last = Last::default();
-    train(&base, &lora, &spec, &rows, "random", &mut last)?;
+    let evaluate = EvaluateSpec { tuning_fraction: 0.0, ..EvaluateSpec::default() };
+    let recipe = Recipe { lora, train: spec, evaluate, ..Recipe::default() };
+    train(&base, &recipe, &rows, "random", &mut last)?;
     let linears = base.linears();
     let bytes_each = if compute == Compute::F32 { 4 } else { 2 };
     let weight = |linear: &tailor_models::LinearInfo| (linear.in_features * linear.out_features * bytes_each) as f64;

@@ -6,7 +6,7 @@
 use std::time::Instant;
 
 use sha2::{Digest as _, Sha256};
-use tailor_domain::{LoraSpec, StepMetrics, TrainSpec};
+use tailor_domain::{LoraSpec, Recipe, StepMetrics, TrainSpec};
 use tailor_models::{Base, Config, Lora, LoraSet, Pass};
 use tailor_torch::guarded;
 
@@ -38,13 +38,12 @@ pub struct Trained {
 /// used; a loss or gradient that is not finite; a failure of the device. Never a panic.
 pub fn train(
     base: &Base,
-    lora: &LoraSpec,
-    spec: &TrainSpec,
+    recipe: &Recipe,
     examples: &[tailor_text::Example],
     base_name: &str,
     observer: &mut dyn Observer,
 ) -> Result<Trained, Error> {
-    resume(base, lora, spec, examples, base_name, None, observer)
+    resume(base, recipe, examples, base_name, None, observer)
 }
 
 /// As [`train`], from a checkpoint of the same run on: with the same number of threads what comes out is the same to the
@@ -54,15 +53,14 @@ pub fn train(
 /// As [`train`]; a checkpoint of another run.
 pub fn resume(
     base: &Base,
-    lora: &LoraSpec,
-    spec: &TrainSpec,
+    recipe: &Recipe,
     examples: &[tailor_text::Example],
     base_name: &str,
     from: Option<&Checkpoint>,
     observer: &mut dyn Observer,
 ) -> Result<Trained, Error> {
-    lora.validate()?;
-    spec.validate()?;
+    recipe.validate()?;
+    let (lora, spec) = (&recipe.lora, &recipe.train);
     let rows = Rows::usable(base, spec, examples)?;
     let modules = Modules::choose(base, lora, base_name)?;
     let identity = identity(lora, spec, &rows, &modules);
@@ -73,6 +71,7 @@ pub fn resume(
     let mut run =
         guarded(|| Run::new(base, lora, spec, &rows, &modules)).map_err(Error::at("before the first step"))?;
     run.identity = identity;
+    run.target_loss = recipe.stop.target_loss;
     let summary = run.run(from, observer)?;
     let values = run.optimizer.values().map_err(|error| Error::at("after the last step")(error.into()))?;
     Ok(Trained { adapter: modules.adapter(values)?, summary })
@@ -97,6 +96,7 @@ struct Run<'a> {
     adapter: LoraSet,
     optimizer: AdamW,
     identity: String,
+    target_loss: f64,
 }
 
 /// What one step's passes summed up to.
@@ -131,7 +131,7 @@ impl<'a> Run<'a> {
             let (a, b) = (pair[0].shallow_clone(), pair[1].shallow_clone());
             adapter.insert(path, Lora { a, b, scale, dropout: f64::from(lora.dropout) })?;
         }
-        Ok(Self { base, spec, rows, adapter, optimizer, identity: String::new() })
+        Ok(Self { base, spec, rows, adapter, optimizer, identity: String::new(), target_loss: 0.0 })
     }
 
     fn run(&mut self, from: Option<&Checkpoint>, observer: &mut dyn Observer) -> Result<Summary, Error> {
@@ -148,7 +148,7 @@ impl<'a> Run<'a> {
         let started = Instant::now();
         let mut saved = steps;
         let outcome = loop {
-            if recent.reached(self.spec.target_loss) {
+            if recent.reached(self.target_loss) {
                 break Outcome::TargetLoss;
             }
             if observer.should_stop() {
@@ -225,7 +225,8 @@ impl<'a> Run<'a> {
             Err(Error::NotFinite { step, what, loss, grad_norm, rows: self.rows.name(rows) })
         };
 
-        let micro_rows = self.spec.micro_batch_rows as usize;
+        let micro_rows =
+            if self.spec.micro_batch_rows == 0 { batch.len() } else { self.spec.micro_batch_rows as usize };
         let mut loss = 0.0;
         for (rows, examples) in batch.chunks(micro_rows).zip(examples.chunks(micro_rows)) {
             let sum = guarded(|| self.accumulate(examples, scale)).map_err(Error::at(place()))?;

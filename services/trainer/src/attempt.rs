@@ -115,7 +115,7 @@ impl Attempt<'_> {
             prepared.shards.train_tokens,
             prepared.prompts.len(),
             prepared.shards.rows_too_long,
-            self.spec.train.max_tokens
+            self.spec.recipe.train.max_tokens
         );
         if let Some((record, _)) = &prepared.checkpoint {
             message += &format!("; going on after step {}, which attempt {} saved", record.step, record.fence);
@@ -152,7 +152,7 @@ impl Attempt<'_> {
             name: self.spec.dataset.to_string(),
             version: self.spec.dataset_version.0,
             base: self.spec.base.to_string(),
-            max_tokens: self.spec.train.max_tokens,
+            max_tokens: self.spec.recipe.train.max_tokens,
         };
         let shards = self
             .patiently(|| async {
@@ -163,7 +163,7 @@ impl Attempt<'_> {
             .into_inner();
         let train = read_examples(&self.blob(&shards.train_digest).await?)?;
         let mut prompts = read_prompts(&self.blob(&shards.validation_digest).await?)?;
-        let limit = self.spec.train.max_validation_rows as usize;
+        let limit = self.spec.recipe.evaluate.max_validation_rows as usize;
         if limit > 0 {
             prompts.truncate(limit);
         }
@@ -205,7 +205,7 @@ impl Attempt<'_> {
             };
             let mut train = |from: Option<&Checkpoint>| {
                 let base_name = spec.base.as_str();
-                tailor_train::resume(&base, &spec.lora, &spec.train, &prepared.train, base_name, from, &mut reporter)
+                tailor_train::resume(&base, &spec.recipe, &prepared.train, base_name, from, &mut reporter)
             };
             let trained = match train(prepared.checkpoint.as_ref().map(|(_, checkpoint)| checkpoint)) {
                 Err(tailor_train::Error::Checkpoint(problem)) => {
@@ -223,7 +223,7 @@ impl Attempt<'_> {
                     let _ = ticks.blocking_send(Tick::Evaluated { done: offset + done as u64, total });
                     halt.raised().is_none()
                 };
-                let longest = spec.train.max_new_tokens as usize;
+                let longest = spec.recipe.evaluate.max_new_tokens as usize;
                 tailor_train::predict(&base, adapter, &prompts, longest, &mut report)
             };
             let answers = predict(Some(&trained.adapter), 0)?;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use tailor_domain::{JobState, LogEntry, LogKind, Version};
+use tailor_pb::convert::take_recipe;
 use tailor_pb::training as pb;
 use tailor_pb::training::training_service_server::TrainingService;
 use tailor_serverkit::status;
@@ -109,28 +110,32 @@ async fn follow(
     }
 }
 
-fn parse_new(request: pb::CreateJobRequest) -> Result<NewJob> {
+fn parse_new(mut request: pb::CreateJobRequest) -> Result<NewJob> {
     let version = request.dataset_version;
     Ok(NewJob {
+        recipe: take_recipe(&mut request)?,
         base: request.base.parse()?,
         dataset: request.dataset.parse()?,
         dataset_version: (version > 0).then_some(Version(version)),
         adapter: request.adapter.parse()?,
-        lora: request.lora.unwrap_or_default().into(),
-        train: request.training.unwrap_or_default().into(),
         idempotency_key: Some(request.idempotency_key).filter(|key| !key.is_empty()),
     })
 }
 
 fn wire_job(job: &JobRecord) -> pb::Job {
+    let recipe = &job.spec.recipe;
     pb::Job {
         id: job.id.to_string(),
         base: job.spec.base.to_string(),
         dataset: job.spec.dataset.to_string(),
         dataset_version: job.spec.dataset_version.0,
         adapter: job.spec.adapter.to_string(),
-        lora: Some((&job.spec.lora).into()),
-        training: Some((&job.spec.train).into()),
+        lora: Some((&recipe.lora).into()),
+        prompt_tuning: recipe.prompt_tuning.as_ref().map(Into::into),
+        training: Some((&recipe.train).into()),
+        evaluation: Some((&recipe.evaluate).into()),
+        stopping: Some((&recipe.stop).into()),
+        preference: Some((&recipe.preference).into()),
         state: job.view.state.to_string(),
         created_at_ms: job.spec.created_at_ms,
         updated_at_ms: job.view.updated_at_ms.max(job.spec.created_at_ms),
@@ -139,6 +144,7 @@ fn wire_job(job: &JobRecord) -> pb::Job {
         metrics: job.view.metrics.clone().into_iter().collect(),
         last_step: job.view.last_step.as_ref().map(Into::into),
         attempts: job.attempts,
+        last_tuning: job.view.last_tuning.as_ref().map(Into::into),
     }
 }
 
@@ -153,6 +159,7 @@ fn wire_event(entry: &LogEntry, state: JobState) -> pb::JobEvent {
     match &entry.kind {
         LogKind::State { .. } | LogKind::Note => {}
         LogKind::Progress { steps } => event.steps = steps.iter().map(Into::into).collect(),
+        LogKind::Tuning { measured } => event.tuning = Some(measured.into()),
         LogKind::Evaluation { done, total } => (event.evaluated_rows, event.evaluation_rows) = (*done, *total),
         LogKind::Metrics { metrics } => event.metrics = metrics.clone().into_iter().collect(),
     }

@@ -8,7 +8,7 @@ use tailor_blobs::Creation;
 use tailor_domain::{
     AdapterName, BaseName, DatasetName, Invalid, JobEvent, JobId, JobSpec, JobState, LogEntry, LogKind,
 };
-use tailor_domain::{LoraSpec, TrainSpec, Version};
+use tailor_domain::{QuantCode, Recipe, Version};
 use tailor_pb::{dataset, registry};
 use tailor_queue::JobQueue;
 use tokio::sync::Mutex;
@@ -38,8 +38,7 @@ pub struct NewJob {
     /// None: the latest, pinned now.
     pub dataset_version: Option<Version>,
     pub adapter: AdapterName,
-    pub lora: LoraSpec,
-    pub train: TrainSpec,
+    pub recipe: Recipe,
     pub idempotency_key: Option<String>,
 }
 
@@ -62,8 +61,7 @@ impl Jobs {
     }
 
     pub async fn create(&self, new: NewJob) -> Result<JobRecord> {
-        new.lora.validate()?;
-        new.train.validate()?;
+        new.recipe.validate()?;
         if let Some(key) = new.idempotency_key.as_ref().filter(|key| key.len() > MAX_KEY_BYTES) {
             let problem = format!("{} bytes; the limit is {MAX_KEY_BYTES}", key.len());
             return Err(Invalid::new("idempotency_key", problem).into());
@@ -86,10 +84,13 @@ impl Jobs {
         self.get(&job).await
     }
 
-    /// Checks that base and dataset exist and pins the dataset's version.
+    /// Checks that base and dataset exist and are what the job needs, and pins the dataset's version.
     async fn resolve(&self, new: &NewJob) -> Result<JobSpec> {
         let base = registry::GetBaseRequest { name: new.base.to_string() };
-        self.clients.registry().get_base(base).await.map_err(Error::service("registry"))?;
+        let base = self.clients.registry().get_base(base).await.map_err(Error::service("registry"))?.into_inner();
+        if let Some(code) = new.recipe.train.quantization {
+            check_code(code, &base)?;
+        }
         let version = new.dataset_version.map_or(0, |version| version.0);
         let request = dataset::GetDatasetRequest { name: new.dataset.to_string(), version };
         let found = self.clients.dataset().get_dataset(request).await.map_err(Error::service("dataset"))?.into_inner();
@@ -98,8 +99,7 @@ impl Jobs {
             dataset: new.dataset.clone(),
             dataset_version: Version(found.version),
             adapter: new.adapter.clone(),
-            lora: new.lora.clone(),
-            train: new.train.clone(),
+            recipe: new.recipe.clone(),
             traceparent: tailor_serverkit::trace::current_traceparent(),
             created_at_ms: now_ms(),
         })
@@ -210,6 +210,15 @@ impl Jobs {
             tracing::debug!(%job, %error, "watchers will see the change a second later");
         }
     }
+}
+
+fn check_code(wanted: QuantCode, base: &registry::Base) -> Result<()> {
+    if base.quant == wanted.as_str() {
+        return Ok(());
+    }
+    let (wanted, name, is) = (wanted.as_str(), &base.name, &base.quant);
+    let problem = format!("{wanted}, but base {name} is in {is}; add it once more with --quant {wanted}");
+    Err(Invalid::new("train.quantization", problem).into())
 }
 
 /// Whether two specs ask for the same, when and in whatever trace they were sent.

@@ -3,9 +3,10 @@
 //! A store that is away delays the log, never the training: what could not be written waits here, thinned when it grows;
 //! of checkpoints the newest.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
-use tailor_domain::{JobId, LogKind, StepMetrics};
+use tailor_domain::{JobId, LogKind, StepMetrics, TuningMetrics};
 use tailor_queue::JobQueue;
 use tailor_train::Checkpoint;
 use tokio::sync::mpsc;
@@ -22,6 +23,7 @@ const MAX_HELD: usize = 4096;
 #[derive(Debug)]
 pub enum Tick {
     Step(StepMetrics),
+    Tuning(TuningMetrics),
     Checkpoint(Box<Checkpoint>),
     Evaluated { done: u64, total: u64 },
 }
@@ -38,6 +40,7 @@ pub struct Progress<'a> {
 #[derive(Default)]
 struct Held {
     steps: Vec<StepMetrics>,
+    tuning: VecDeque<TuningMetrics>,
     evaluated: Option<(u64, u64)>,
     checkpoint: Option<Box<Checkpoint>>,
 }
@@ -52,6 +55,7 @@ impl Progress<'_> {
             tokio::select! {
                 tick = ticks.recv() => match tick {
                     Some(Tick::Step(step)) => hold(&mut held.steps, step),
+                    Some(Tick::Tuning(measured)) => held.tuning.push_back(measured),
                     Some(Tick::Checkpoint(checkpoint)) => held.checkpoint = Some(checkpoint),
                     Some(Tick::Evaluated { done, total }) => held.evaluated = Some((done, total)),
                     None => break,
@@ -65,6 +69,11 @@ impl Progress<'_> {
     async fn flush(&self, held: &mut Held) {
         if !held.steps.is_empty() && self.write(LogKind::Progress { steps: held.steps.clone() }).await {
             held.steps.clear();
+        }
+        while let Some(measured) = held.tuning.front()
+            && self.write(LogKind::Tuning { measured: *measured }).await
+        {
+            held.tuning.pop_front();
         }
         if let Some((done, total)) = held.evaluated
             && self.write(LogKind::Evaluation { done, total }).await

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use tailor_domain::{JobEvent, JobState, LogEntry, LogKind, StepMetrics};
+use tailor_domain::{JobEvent, JobState, LogEntry, LogKind, StepMetrics, TuningMetrics};
 
 #[derive(Debug, Clone)]
 pub struct View {
@@ -13,6 +13,7 @@ pub struct View {
     pub fence: u64,
     pub updated_at_ms: u64,
     pub last_step: Option<StepMetrics>,
+    pub last_tuning: Option<TuningMetrics>,
     pub metrics: BTreeMap<String, f64>,
     pub error: Option<String>,
 }
@@ -25,6 +26,7 @@ impl Default for View {
             fence: 0,
             updated_at_ms: 0,
             last_step: None,
+            last_tuning: None,
             metrics: BTreeMap::new(),
             error: None,
         }
@@ -60,6 +62,7 @@ impl View {
                 }
             }
             LogKind::Progress { steps } => self.last_step = steps.last().copied().or(self.last_step),
+            LogKind::Tuning { measured } => self.last_tuning = Some(*measured),
             LogKind::Metrics { metrics } => self.metrics.extend(metrics.clone()),
             LogKind::Evaluation { .. } | LogKind::Note => {}
         }

@@ -163,11 +163,15 @@ impl Training<'_> {
                 epochs: Some(1000.0),
                 batch_rows: Some(8),
                 micro_batch_rows: Some(8),
+                ..Default::default()
+            }),
+            evaluation: Some(training::Evaluation {
                 max_new_tokens: Some(8),
                 max_validation_rows: Some(4),
                 ..Default::default()
             }),
             idempotency_key: self.key.into(),
+            ..Default::default()
         }
     }
 }

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use serde_json::json;
+use tailor_domain::{EvaluateSpec, LoraSpec, Recipe, TrainSpec};
 use tailor_pb::inference as inf;
 use tailor_pb::{registry, training};
 use tailor_serverkit::{Settings, telemetry};
@@ -122,23 +123,23 @@ fn request(args: &Demo) -> training::CreateJobRequest {
         DemoBase::TinyT5 => (2e-3, 9.0, 0.1),
         DemoBase::TinyLlama => (2e-3, 4.0, 0.0),
     };
-    let training = training::Training {
-        learning_rate: Some(learning_rate),
-        epochs: Some(args.epochs.unwrap_or(epochs)),
-        batch_rows: Some(32),
-        max_tokens: Some(128),
-        max_new_tokens: Some(48),
+    let recipe = Recipe {
+        lora: LoraSpec { rank: 16, alpha: 32.0, dropout, ..Default::default() },
+        train: TrainSpec {
+            learning_rate,
+            epochs: args.epochs.unwrap_or(epochs),
+            batch_rows: 32,
+            max_tokens: 128,
+            ..Default::default()
+        },
+        evaluate: EvaluateSpec { max_new_tokens: 48, ..Default::default() },
         ..Default::default()
     };
-    let lora = training::Lora { rank: Some(16), alpha: Some(32.0), dropout: Some(dropout), target_modules: Vec::new() };
     training::CreateJobRequest {
         base: args.base.name().into(),
         dataset: DATASET.into(),
-        dataset_version: 0,
         adapter: adapter_name(args.base).into(),
-        lora: Some(lora),
-        training: Some(training),
-        idempotency_key: String::new(),
+        ..(&recipe).into()
     }
 }
 

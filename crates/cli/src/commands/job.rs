@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
+use tailor_pb::convert::take_recipe;
 use tailor_pb::training as pb;
 
 use crate::args::Job;
@@ -183,6 +184,14 @@ impl Screen {
         if let Some(step) = event.steps.last() {
             self.step(step);
         }
+        if let Some(tuning) = &event.tuning {
+            let best = if tuning.best { ", the best so far" } else { "" };
+            let (loss, accuracy) = (tuning.loss, tuning.token_accuracy * 100.0);
+            self.line(&format!(
+                "tuning      after step {}: loss {loss:.4}, token accuracy {accuracy:.1} %{best}",
+                tuning.step
+            ));
+        }
         if event.evaluation_rows > 0 {
             self.bar.set_length(event.evaluation_rows);
             self.bar.set_position(event.evaluated_rows);
@@ -239,6 +248,16 @@ fn describe_step(step: &pb::Step) -> Value {
     })
 }
 
+fn describe_tuning(tuning: &pb::Tuning) -> Value {
+    json!({
+        "step": tuning.step,
+        "loss": tuning.loss,
+        "token_accuracy": tuning.token_accuracy,
+        "tokens": tuning.tokens,
+        "best": tuning.best,
+    })
+}
+
 fn describe_event(event: &pb::JobEvent) -> Value {
     json!({
         "sequence": event.sequence,
@@ -246,6 +265,7 @@ fn describe_event(event: &pb::JobEvent) -> Value {
         "state": event.state,
         "message": event.message,
         "steps": event.steps.iter().map(describe_step).collect::<Vec<_>>(),
+        "tuning": event.tuning.as_ref().map(describe_tuning),
         "evaluated_rows": event.evaluated_rows,
         "evaluation_rows": event.evaluation_rows,
         "metrics": event.metrics,
@@ -253,9 +273,7 @@ fn describe_event(event: &pb::JobEvent) -> Value {
 }
 
 pub fn describe(job: &pb::Job) -> Value {
-    let lora = job.lora.clone().unwrap_or_default();
-    let training = job.training.unwrap_or_default();
-    json!({
+    let mut document = json!({
         "id": job.id,
         "state": job.state,
         "error": job.error,
@@ -267,25 +285,23 @@ pub fn describe(job: &pb::Job) -> Value {
         "attempts": job.attempts,
         "metrics": job.metrics,
         "last_step": job.last_step.as_ref().map(describe_step),
-        "lora": {
-            "rank": lora.rank, "alpha": lora.alpha, "dropout": lora.dropout, "target_modules": lora.target_modules,
-        },
-        "training": {
-            "learning_rate": training.learning_rate,
-            "warmup_ratio": training.warmup_ratio,
-            "weight_decay": training.weight_decay,
-            "max_grad_norm": training.max_grad_norm,
-            "epochs": training.epochs,
-            "max_steps": training.max_steps,
-            "batch_rows": training.batch_rows,
-            "micro_batch_rows": training.micro_batch_rows,
-            "max_tokens": training.max_tokens,
-            "target_loss": training.target_loss,
-            "seed": training.seed,
-            "max_new_tokens": training.max_new_tokens,
-            "max_validation_rows": training.max_validation_rows,
-        },
+        "last_tuning": job.last_tuning.as_ref().map(describe_tuning),
         "created_at_ms": job.created_at_ms,
         "updated_at_ms": job.updated_at_ms,
-    })
+    });
+    // The settings stand there as a job file has them.
+    let mut settings = pb::CreateJobRequest {
+        lora: job.lora.clone(),
+        prompt_tuning: job.prompt_tuning.clone(),
+        training: job.training.clone(),
+        evaluation: job.evaluation,
+        stopping: job.stopping,
+        preference: job.preference,
+        ..Default::default()
+    };
+    let recipe = take_recipe(&mut settings).ok().and_then(|recipe| serde_json::to_value(recipe).ok());
+    if let (Some(document), Some(Value::Object(sections))) = (document.as_object_mut(), recipe) {
+        document.extend(sections);
+    }
+    document
 }

@@ -1,14 +1,22 @@
 //! `tailor train`: creates a job and follows it.
 
+mod job_file;
+
+use anyhow::Context as _;
 use tailor_pb::training as pb;
 
-use crate::args::Train;
+use self::job_file::JobFile;
+use crate::args::{Train, VersionedName};
 use crate::commands::job;
 use crate::connect::Endpoints;
 use crate::output::Output;
 
 pub async fn run(endpoints: &Endpoints, args: &Train, output: &Output) -> anyhow::Result<()> {
-    let request = request(args);
+    if args.schema {
+        println!("{}", serde_json::to_string_pretty(&job_file::schema())?);
+        return Ok(());
+    }
+    let request = request(args)?;
     let created = endpoints.trainer()?.create_job(request).await?.into_inner();
     if args.detach {
         return output.show(&job::describe(&created), || {
@@ -20,33 +28,50 @@ pub async fn run(endpoints: &Endpoints, args: &Train, output: &Output) -> anyhow
     job::conclude(&finished, output)
 }
 
-pub fn request(args: &Train) -> pb::CreateJobRequest {
-    pb::CreateJobRequest {
-        base: args.base.clone(),
-        dataset: args.dataset.name.clone(),
-        dataset_version: args.dataset.version,
-        adapter: args.adapter.clone(),
-        lora: Some(pb::Lora {
-            rank: args.rank,
-            alpha: args.alpha,
-            dropout: args.dropout,
-            target_modules: args.targets.clone(),
-        }),
-        training: Some(pb::Training {
-            learning_rate: args.learning_rate,
-            warmup_ratio: None,
-            weight_decay: None,
-            max_grad_norm: None,
-            epochs: args.epochs,
-            max_steps: args.max_steps,
-            batch_rows: args.batch,
-            micro_batch_rows: args.micro_batch,
-            max_tokens: args.max_tokens,
-            target_loss: args.target_loss,
-            seed: args.seed,
-            max_new_tokens: args.max_new_tokens,
-            max_validation_rows: args.max_validation_rows,
-        }),
+fn request(args: &Train) -> anyhow::Result<pb::CreateJobRequest> {
+    let mut file = args.file.as_deref().map(JobFile::read).transpose()?.unwrap_or_default();
+    override_with(&mut file, args);
+    let dataset: VersionedName = file.dataset.parse().map_err(anyhow::Error::msg).context("dataset")?;
+    let recipe = file.recipe();
+    // The service checks again; here nothing has been sent yet, and the file's name can be said.
+    recipe.validate().with_context(|| match &args.file {
+        Some(path) => format!("{} cannot be trained", path.display()),
+        None => "these settings cannot be trained".to_owned(),
+    })?;
+    Ok(pb::CreateJobRequest {
+        base: file.base,
+        dataset: dataset.name,
+        dataset_version: dataset.version,
+        adapter: file.adapter,
         idempotency_key: args.idempotency_key.clone().unwrap_or_default(),
+        ..(&recipe).into()
+    })
+}
+
+/// A flag that is given wins over the file.
+fn override_with(file: &mut JobFile, args: &Train) {
+    fn set<T: Clone>(field: &mut T, flag: &Option<T>) {
+        if let Some(value) = flag {
+            field.clone_from(value);
+        }
     }
+    set(&mut file.base, &args.base);
+    set(&mut file.dataset, &args.dataset.as_ref().map(ToString::to_string));
+    set(&mut file.adapter, &args.adapter);
+    set(&mut file.lora.rank, &args.rank);
+    set(&mut file.lora.alpha, &args.alpha);
+    set(&mut file.lora.dropout, &args.dropout);
+    if !args.targets.is_empty() {
+        file.lora.target_modules.clone_from(&args.targets);
+    }
+    set(&mut file.train.learning_rate, &args.learning_rate);
+    set(&mut file.train.epochs, &args.epochs);
+    set(&mut file.train.max_steps, &args.max_steps);
+    set(&mut file.train.batch_rows, &args.batch);
+    set(&mut file.train.micro_batch_rows, &args.micro_batch);
+    set(&mut file.train.max_tokens, &args.max_tokens);
+    set(&mut file.train.seed, &args.seed);
+    set(&mut file.stop.target_loss, &args.target_loss);
+    set(&mut file.evaluate.max_new_tokens, &args.max_new_tokens);
+    set(&mut file.evaluate.max_validation_rows, &args.max_validation_rows);
 }

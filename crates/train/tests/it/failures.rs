@@ -5,7 +5,7 @@ use tailor_domain::{ErrorCode, LoraSpec, TrainSpec};
 use tailor_testkit::LlamaShape;
 use tailor_train::{Error, predict, train};
 
-use crate::{TinyBase, lora, spec};
+use crate::{TinyBase, lora, recipe, spec};
 
 /// All weights stay finite, but what they make of `token` is not: only its embedding has anything in the channel that the
 /// first norm multiplies with almost the largest number there is.
@@ -36,11 +36,11 @@ fn a_loss_that_is_no_number_names_the_step_and_the_rows() {
     });
     let rows = [tiny.row(&[10, 11], &[12]), tiny.row(&[77, 11], &[12])];
     let spec = TrainSpec { micro_batch_rows: 1, ..spec() };
-    let error = train(&tiny.base, &lora(), &spec, &rows, "tiny", &mut ()).expect_err("NaN");
+    let error = train(&tiny.base, &recipe(&lora(), &spec), &rows, "tiny", &mut ()).expect_err("NaN");
     assert_eq!(error.code(), ErrorCode::FailedPrecondition);
     assert!(error.to_string().starts_with("step 1: the loss is not finite (loss NaN"), "{error}");
     assert!(error.to_string().contains("over rows 1;"), "{error}");
-    train(&tiny.base, &lora(), &spec, &rows[..1], "tiny", &mut ()).expect("the other row trains");
+    train(&tiny.base, &recipe(&lora(), &spec), &rows[..1], "tiny", &mut ()).expect("the other row trains");
 }
 
 #[test]
@@ -49,7 +49,7 @@ fn a_gradient_that_is_no_number_is_an_error_with_its_norm() {
     // The loss of a step still finite, its gradient overflows: α and so the scale are as large as f32 allows.
     let lora = LoraSpec { alpha: 65536.0, rank: 1, ..lora() };
     let spec = TrainSpec { learning_rate: 1.0, warmup_ratio: 0.0, max_steps: 200, ..spec() };
-    match train(&tiny.base, &lora, &spec, &tiny.rows(8), "tiny", &mut ()) {
+    match train(&tiny.base, &recipe(&lora, &spec), &tiny.rows(8), "tiny", &mut ()) {
         Err(error @ Error::NotFinite { .. }) => assert!(error.to_string().contains("gradient norm"), "{error}"),
         Err(other) => panic!("{other}"),
         Ok(trained) => assert!(trained.summary.final_loss.is_finite()),
@@ -60,7 +60,7 @@ fn a_gradient_that_is_no_number_is_an_error_with_its_norm() {
 fn a_module_the_base_lacks_is_refused_with_those_it_has() {
     let tiny = TinyBase::llama();
     let lora = LoraSpec { target_modules: vec!["q_proj".into(), "query".into()], ..lora() };
-    let error = train(&tiny.base, &lora, &spec(), &tiny.rows(2), "tiny", &mut ()).expect_err("no such module");
+    let error = train(&tiny.base, &recipe(&lora, &spec()), &tiny.rows(2), "tiny", &mut ()).expect_err("no such module");
     assert_eq!(error.code(), ErrorCode::InvalidArgument);
     let wanted = "lora.target_modules[1]: no linear layer of the base ends in \"query\"; it has down_proj, gate_proj, \
                   k_proj, o_proj, q_proj, up_proj, v_proj";
@@ -70,10 +70,12 @@ fn a_module_the_base_lacks_is_refused_with_those_it_has() {
 #[test]
 fn rows_of_another_family_and_settings_out_of_range_are_refused() {
     let [llama, t5] = TinyBase::all();
-    let error = train(&llama.base, &lora(), &spec(), &t5.rows(1), "tiny", &mut ()).expect_err("another family");
+    let error =
+        train(&llama.base, &recipe(&lora(), &spec()), &t5.rows(1), "tiny", &mut ()).expect_err("another family");
     assert!(matches!(error, Error::Row { row: 0, .. }), "{error}");
     let spec = TrainSpec { learning_rate: 0.0, ..spec() };
-    let error = train(&llama.base, &lora(), &spec, &llama.rows(1), "tiny", &mut ()).expect_err("no learning rate");
+    let error =
+        train(&llama.base, &recipe(&lora(), &spec), &llama.rows(1), "tiny", &mut ()).expect_err("no learning rate");
     assert_eq!(error.code(), ErrorCode::InvalidArgument);
 }
 

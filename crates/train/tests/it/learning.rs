@@ -1,9 +1,9 @@
 //! A run learns, ends when it should, and what it leaves behind answers as trained.
 
-use tailor_domain::{StepMetrics, TrainSpec};
+use tailor_domain::{Recipe, StepMetrics, StopSpec, TrainSpec};
 use tailor_train::{Observer, Outcome, predict, train};
 
-use crate::{Steps, TinyBase, answer, lora, prompt, spec};
+use crate::{Steps, TinyBase, answer, lora, prompt, recipe, spec};
 
 #[test]
 fn the_loss_falls_and_the_adapter_answers_as_it_was_taught() {
@@ -31,8 +31,12 @@ fn the_loss_falls_and_the_adapter_answers_as_it_was_taught() {
 #[test]
 fn an_acceptable_loss_ends_the_run_before_its_budget() {
     let tiny = TinyBase::llama();
-    let spec = TrainSpec { learning_rate: 2e-2, epochs: 60.0, max_steps: 0, target_loss: 0.5, ..spec() };
-    let (trained, steps) = tiny.train(&lora(), &spec, &tiny.rows(24));
+    let spec = TrainSpec { learning_rate: 2e-2, epochs: 60.0, max_steps: 0, ..spec() };
+    let stop = StopSpec { target_loss: 0.5, ..StopSpec::default() };
+    let recipe = Recipe { stop, ..recipe(&lora(), &spec) };
+    let mut steps = Steps::default();
+    let trained = train(&tiny.base, &recipe, &tiny.rows(24), "tiny", &mut steps).expect("trains");
+    let steps = steps.0;
     assert_eq!(trained.summary.outcome, Outcome::TargetLoss);
     assert!(steps.len() < 180 && steps.len() >= 20, "{} steps", steps.len());
     assert!(trained.summary.final_loss <= 0.5);
@@ -54,7 +58,7 @@ fn a_run_stops_between_two_steps_and_keeps_what_it_learnt() {
     let tiny = TinyBase::llama();
     let rows = tiny.rows(24);
     let mut observer = StopAfter(2, Steps::default());
-    let stopped = train(&tiny.base, &lora(), &spec(), &rows, "tiny", &mut observer).expect("trains");
+    let stopped = train(&tiny.base, &recipe(&lora(), &spec()), &rows, "tiny", &mut observer).expect("trains");
     assert_eq!((stopped.summary.outcome, stopped.summary.steps), (Outcome::Stopped, 2));
     assert!(stopped.adapter.check_against(&tiny.base.shapes()).is_ok());
     let [first, second] = observer.1.0.as_slice() else { panic!("two steps") };

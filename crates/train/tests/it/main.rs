@@ -7,7 +7,7 @@ mod resume;
 
 use std::path::Path;
 
-use tailor_domain::{LoraSpec, StepMetrics, TrainSpec};
+use tailor_domain::{EvaluateSpec, LoraSpec, Recipe, StepMetrics, TrainSpec};
 use tailor_models::{Base, LoadOptions};
 use tailor_quant::{QuantOptions, quantize_folder};
 use tailor_testkit::{EOS, LlamaShape, T5Shape, TempDir};
@@ -67,7 +67,7 @@ impl TinyBase {
 
     fn train(&self, lora: &LoraSpec, spec: &TrainSpec, rows: &[Example]) -> (Trained, Vec<StepMetrics>) {
         let mut steps = Steps::default();
-        let trained = train(&self.base, lora, spec, rows, "tiny", &mut steps).expect("trains");
+        let trained = train(&self.base, &recipe(lora, spec), rows, "tiny", &mut steps).expect("trains");
         (trained, steps.0)
     }
 }
@@ -95,6 +95,12 @@ impl Observer for Steps {
 
 fn lora() -> LoraSpec {
     LoraSpec { rank: 4, alpha: 8.0, ..LoraSpec::default() }
+}
+
+/// These settings, and all rows to train on.
+fn recipe(lora: &LoraSpec, train: &TrainSpec) -> Recipe {
+    let evaluate = EvaluateSpec { tuning_fraction: 0.0, ..EvaluateSpec::default() };
+    Recipe { lora: lora.clone(), train: train.clone(), evaluate, ..Recipe::default() }
 }
 
 fn spec() -> TrainSpec {

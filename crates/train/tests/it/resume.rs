@@ -3,7 +3,7 @@
 use tailor_domain::{LoraSpec, StepMetrics, TrainSpec};
 use tailor_train::{Checkpoint, Example, Observer, Trained, resume, train};
 
-use crate::{TinyBase, lora, spec};
+use crate::{TinyBase, lora, recipe, spec};
 
 /// Keeps a checkpoint of every step, as bytes, and each step's figures.
 #[derive(Default)]
@@ -38,7 +38,7 @@ fn settings() -> (LoraSpec, TrainSpec) {
 fn go_on(tiny: &TinyBase, rows: &[Example], from: &[u8], observer: &mut Keep) -> Trained {
     let (lora, spec) = settings();
     let from = Checkpoint::from_bytes(from).expect("read");
-    resume(&tiny.base, &lora, &spec, rows, "tiny", Some(&from), observer).expect("goes on")
+    resume(&tiny.base, &recipe(&lora, &spec), rows, "tiny", Some(&from), observer).expect("goes on")
 }
 
 #[test]
@@ -47,7 +47,7 @@ fn from_any_step_on_the_bytes_are_those_of_a_run_never_stopped() {
         let rows = tiny.rows(24);
         let (lora, spec) = settings();
         let mut whole = Keep::default();
-        let never_stopped = train(&tiny.base, &lora, &spec, &rows, "tiny", &mut whole).expect("trains");
+        let never_stopped = train(&tiny.base, &recipe(&lora, &spec), &rows, "tiny", &mut whole).expect("trains");
         let bytes = never_stopped.adapter.weights_to_bytes().expect("bytes");
         assert_eq!(whole.checkpoints.len(), 8, "after each step, the last unasked");
         for (done, checkpoint) in whole.checkpoints.iter().enumerate() {
@@ -69,7 +69,7 @@ fn a_run_stopped_again_and_again_ends_with_the_same_bytes() {
     let tiny = TinyBase::llama();
     let rows = tiny.rows(24);
     let (lora, spec) = settings();
-    let never_stopped = train(&tiny.base, &lora, &spec, &rows, "tiny", &mut ()).expect("trains");
+    let never_stopped = train(&tiny.base, &recipe(&lora, &spec), &rows, "tiny", &mut ()).expect("trains");
     let mut checkpoint: Option<Vec<u8>> = None;
     let mut runs = 0;
     let stopped_often = loop {
@@ -77,7 +77,8 @@ fn a_run_stopped_again_and_again_ends_with_the_same_bytes() {
         // Two steps and away; the checkpoint is of the first, so one step is made twice.
         let mut observer = Keep { stop_after: Some(2), ..Keep::default() };
         let from = checkpoint.as_ref().map(|bytes| Checkpoint::from_bytes(bytes).expect("read"));
-        let trained = resume(&tiny.base, &lora, &spec, &rows, "tiny", from.as_ref(), &mut observer).expect("trains");
+        let trained =
+            resume(&tiny.base, &recipe(&lora, &spec), &rows, "tiny", from.as_ref(), &mut observer).expect("trains");
         if trained.summary.steps == 8 {
             break trained;
         }
@@ -94,13 +95,13 @@ fn a_checkpoint_of_another_run_is_refused() {
     let rows = tiny.rows(24);
     let (lora, spec) = settings();
     let mut keep = Keep::default();
-    train(&tiny.base, &lora, &spec, &rows, "tiny", &mut keep).expect("trains");
+    train(&tiny.base, &recipe(&lora, &spec), &rows, "tiny", &mut keep).expect("trains");
     let checkpoint = Checkpoint::from_bytes(&keep.checkpoints[2]).expect("read");
     let other_rows = tiny.rows(23);
     let other_spec = TrainSpec { seed: 6, ..spec.clone() };
     let other_lora = LoraSpec { rank: 5, ..lora.clone() };
     for (lora, spec, rows) in [(&other_lora, &spec, &rows), (&lora, &other_spec, &rows), (&lora, &spec, &other_rows)] {
-        let refused = resume(&tiny.base, lora, spec, rows, "tiny", Some(&checkpoint), &mut ());
+        let refused = resume(&tiny.base, &recipe(lora, spec), rows, "tiny", Some(&checkpoint), &mut ());
         let error = refused.expect_err("refused").to_string();
         assert!(error.contains("step 3") && error.contains("another run"), "{error}");
     }

@@ -7,7 +7,7 @@ use std::io::Cursor;
 use anyhow::Context as _;
 use futures::{StreamExt as _, TryStreamExt as _};
 use indicatif::ProgressBar;
-use tailor_domain::TrainSpec;
+use tailor_domain::{EvaluateSpec, TrainSpec};
 use tailor_pb::{dataset, inference, registry, training};
 use tailor_text::shard::{Content, ShardLimits, ShardReader};
 use tailor_text::tokenizer::{CHAT_TEMPLATE_FILE, SETTINGS_FILE, TOKENIZER_FILE};
@@ -134,14 +134,15 @@ impl Evaluation {
 
 /// How long rows and answers may be: as in the job that trained the adapter, or as in a job that says nothing of it.
 async fn lengths(endpoints: &Endpoints, version: &registry::AdapterVersion) -> anyhow::Result<(u32, u32)> {
-    let usual = TrainSpec::default();
+    let usual = (TrainSpec::default().max_tokens, EvaluateSpec::default().max_new_tokens);
     if version.job_id.is_empty() {
-        return Ok((usual.max_tokens, usual.max_new_tokens));
+        return Ok(usual);
     }
     let request = training::GetJobRequest { id: version.job_id.clone() };
-    let settings = endpoints.trainer()?.get_job(request).await?.into_inner().training.unwrap_or_default();
-    let given = (settings.max_tokens, settings.max_new_tokens);
-    Ok((given.0.unwrap_or(usual.max_tokens), given.1.unwrap_or(usual.max_new_tokens)))
+    let job = endpoints.trainer()?.get_job(request).await?.into_inner();
+    let row = job.training.unwrap_or_default().max_tokens;
+    let answer = job.evaluation.unwrap_or_default().max_new_tokens;
+    Ok((row.unwrap_or(usual.0), answer.unwrap_or(usual.1)))
 }
 
 async fn tokenizer(endpoints: &Endpoints, base: &str) -> anyhow::Result<Tokenizer> {
