@@ -304,6 +304,119 @@ def tokenizer_config():
         case(f"settings-{name}", settings=settings | changes)
 
 
+def varint(number):
+    """A number of a protocol buffer; a negative one as C++ writes it."""
+    number %= 2**64
+    out = b""
+    while number > 0x7F:
+        out += bytes([number & 0x7F | 0x80])
+        number >>= 7
+    return out + bytes([number])
+
+
+def field(number, value):
+    """A field of a protocol buffer: a number, a float, a text or bytes."""
+    if isinstance(value, float):
+        return varint(number << 3 | 5) + struct.pack("<f", value)
+    if isinstance(value, int):
+        return varint(number << 3) + varint(value)
+    value = value.encode() if isinstance(value, str) else value
+    return varint(number << 3 | 2) + varint(len(value)) + value
+
+
+def sentencepiece_model(pieces, algorithm=1, unk_id=2, charsmap=None, trainer=b""):
+    """A ModelProto of (text, score, kind); unigram is 1, pairs are 2."""
+    body = b"".join(field(1, field(1, text) + field(2, float(score)) + field(3, kind)) for text, score, kind in pieces)
+    spec = field(3, algorithm) + field(40, unk_id) + trainer
+    return body + field(2, spec) + (field(3, field(2, charsmap)) if charsmap is not None else b"")
+
+
+def sentencepiece():
+    words = ["▁", "a", "b", "l", "o", "ab", "lo", "▁a"]
+    pieces = [(text, -float(i), 1) for i, text in enumerate(words)]
+    special = [("<pad>", 0.0, 3), ("</s>", 0.0, 3), ("<unk>", 0.0, 2)]
+    starts = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3)]
+    letters = [(f"<0x{byte:02X}>", 0.0, 6) for byte in range(256)]
+    t5, pairs = special + pieces, starts + pieces
+    gemma = [("<pad>", 0.0, 3), ("<eos>", 0.0, 3), ("<bos>", 0.0, 3), ("<unk>", 0.0, 2)] + pieces
+    table = struct.pack("<II", 4, 0) + b"abc\0"
+
+    def case(name, model, settings="", special="", added="", text="ab lo"):
+        seed("sentencepiece", name, settings, special, added, text, model)
+
+    for name in ("t5", "t5_symbols", "llama", "llama_bare", "llama_no_bytes", "gemma", "char", "word"):
+        case(f"golden-{name.replace('_', '-')}", (GOLDEN / f"text/sentencepiece/{name}.model").read_bytes())
+    case("golden-t5-settings", (GOLDEN / "text/sentencepiece/t5.model").read_bytes(),
+         {"tokenizer_class": "T5Tokenizer", "extra_ids": 3, "additional_special_tokens": ["<extra_id_0>"]},
+         {"eos_token": "</s>", "pad_token": {"content": "<pad>", "lstrip": True}}, {"<new>": 220})
+    case("sound-t5", sentencepiece_model(t5), {"extra_ids": 2})
+    case("sound-llama", sentencepiece_model(starts + letters + pieces, 2, 0),
+         {"tokenizer_class": "LlamaTokenizer", "legacy": False, "add_bos_token": True})
+    case("sound-gemma", sentencepiece_model(gemma, 2, 3), {"tokenizer_class": "GemmaTokenizer"})
+    case("sound-named-piece", sentencepiece_model(pairs + [("<name>", 0.0, 4)], 2, 0), added={"<far>": 10**6})
+
+    model = sentencepiece_model(t5)
+    case("empty", b"")
+    case("a-pickle", b"\x80\x02}q\x00.")
+    for cut in (1, 5, len(model) - 1):
+        case(f"cut-at-{cut}", model[:cut])
+    case("length-largest", b"\x0a" + b"\xff" * 9 + b"\x01x")
+    case("length-of-ten-bytes-more", b"\x0a" + b"\xff" * 10 + b"\x01x")
+    case("groups-nested", b"\x0b" * 1000)
+    case("pieces-empty", field(1, b"") * 1000)
+    case("pieces-of-two-bytes", field(1, field(1, "a")) * 1000)
+    case("piece-not-utf-8", field(1, field(1, b"\xff\xfe")))
+    case("piece-long", sentencepiece_model([("a" * 513, 0.0, 1)]))
+    case("piece-of-zeros", sentencepiece_model(t5 + [("\0", 0.0, 1)]))
+    case("pieces-twice", sentencepiece_model(t5 + [("ab", 0.0, 1)]))
+    for name, score in [("not-a-number", float("nan")), ("infinite", float("-inf")), ("largest", 3.4e38), ("lowest", -3.4e38)]:
+        case(f"score-{name}", sentencepiece_model(t5 + [("x", score, 1)]))
+    for name, unknown in [("negative", -1), ("largest", 2**64 - 1), ("none", 10**6), ("first", 0)]:
+        case(f"unknown-{name}", sentencepiece_model(t5, unk_id=unknown))
+        case(f"unknown-{name}-pairs", sentencepiece_model(pairs, 2, unknown))
+    for algorithm in (0, 2, 3, 4, 5, 2**63):
+        case(f"algorithm-{algorithm}", sentencepiece_model(t5, algorithm))
+    case("no-control-piece", sentencepiece_model([("a", 0.0, 1), ("b", 0.0, 1), ("c", 0.0, 1)]))
+    case("sentinel-of-its-own", sentencepiece_model(t5 + [("<extra_id_0>", 0.0, 4)]))
+    case("byte-pieces-wrong", sentencepiece_model(pairs + [("<0xZZ>", 0.0, 6), ("<0x41", 0.0, 6)], 2, 0))
+    case("merges-of-one-letter", sentencepiece_model(starts + [("a" * n, -float(n), 1) for n in range(1, 200)], 2, 0))
+    case("merges-of-44-mb", sentencepiece_model(starts + [("a" * n, -float(n), 1) for n in range(1, 513)], 2, 0))
+    case("merges-of-two-letters", sentencepiece_model(
+        starts + [(f"{n:0{size}b}", 0.0, 1) for size in range(1, 9) for n in range(2**size)], 2, 0))
+    for name, charsmap in {
+        "trie-of-a-zero": table, "empty": b"", "of-3-bytes": b"abc", "trie-claims-4-gb": struct.pack("<I", 2**32 - 1),
+        "trie-points-outside": struct.pack("<II", 4, 2**32 - 1) + b"abc\0", "without-end": table[:-1],
+        "trie-of-3-bytes": struct.pack("<I", 3) + b"abcdef\0", "not-utf-8": table + b"\xff\xfe\0",
+        "replaces-by-5000": struct.pack("<II", 4, 0) + b"a" * 5000 + b"\0",
+    }.items():
+        case(f"charsmap-{name}", sentencepiece_model(t5, charsmap=charsmap))
+        case(f"charsmap-{name}-added", sentencepiece_model(t5, charsmap=charsmap), {
+            "added_tokens_decoder": {str(20 + n): {"content": f"ab lo {n}", "normalized": True} for n in range(9)}})
+    case("charsmap-and-long-added", sentencepiece_model(t5, charsmap=struct.pack("<II", 4, 0) + b"a" * 5000 + b"\0"), {
+        "added_tokens_decoder": {"20": {"content": "b" * 60000, "normalized": True}}})
+    for name, settings in {
+        "class-unknown": {"tokenizer_class": "x" * 5000}, "class-number": {"tokenizer_class": 7},
+        "class-llama": {"tokenizer_class": "LlamaTokenizer"}, "extra-ids": {"extra_ids": 10**18},
+        "extra-ids-most": {"extra_ids": 10000}, "eos-long": {"eos_token": "<" + "x" * 5000},
+        "eos-not-there": {"eos_token": "<none>"}, "eos-empty": {"eos_token": ""}, "eos-a-list": {"eos_token": []},
+        "added-id": {"added_tokens_decoder": {"-1": {"content": "x"}}}, "added-empty": {"extra_special_tokens": [""]},
+    }.items():
+        case(f"settings-{name}", model, settings)
+    pair_model = sentencepiece_model(pairs, 2, 0)
+    both = {"add_bos_token": True, "add_eos_token": True}
+    case("settings-bos-not-there", pair_model, {"bos_token": "<none>"} | both)
+    case("settings-bos-is-a-sequence", pair_model, {"bos_token": "A", "eos_token": "$A"} | both)
+    case("settings-bos-empty", pair_model, {"bos_token": ""} | both)
+    case("settings-unk-not-there", sentencepiece_model(gemma, 2, 3), {"tokenizer_class": "GemmaTokenizer", "unk_token": "<none>"})
+    case("settings-not-json", model, "{")
+    case("special-map-nested-1000-deep", model, special='{"a":' * 1000)
+    case("special-map-a-list", model, special=[1])
+    case("special-map-numbers", model, special={"eos_token": 7, "x_token": [1]})
+    case("added-ids-no-numbers", model, added={"a": "b"})
+    case("added-ids-largest", model, added={"x": 2**64 - 1, "y": 2**64 - 1})
+    case("added-empty", model, added={"": 300})
+
+
 def chat_template():
     golden = json.loads((GOLDEN / "text/chat.json").read_text())
     for name, source in golden["templates"].items():
@@ -359,5 +472,5 @@ def chat_template():
 
 
 if __name__ == "__main__":
-    for make in (safetensors, index, quant_state, adapter_config, tokenizer_config, chat_template):
+    for make in (safetensors, index, quant_state, adapter_config, tokenizer_config, sentencepiece, chat_template):
         make()

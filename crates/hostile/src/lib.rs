@@ -11,7 +11,7 @@ mod texts;
 mod weights;
 
 pub use adapter::adapter_config;
-pub use texts::{chat_template, tokenizer_config};
+pub use texts::{chat_template, sentencepiece, tokenizer_config};
 pub use weights::{index, quant_state, safetensors};
 
 /// Why a parser would not have the file.
@@ -23,12 +23,13 @@ pub struct Target {
     pub run: fn(&[u8]) -> Refused,
 }
 
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 7] = [
     Target { name: "safetensors", run: safetensors },
     Target { name: "index", run: index },
     Target { name: "quant_state", run: quant_state },
     Target { name: "adapter_config", run: adapter_config },
     Target { name: "tokenizer_config", run: tokenizer_config },
+    Target { name: "sentencepiece", run: sentencepiece },
     Target { name: "chat_template", run: chat_template },
 ];
 

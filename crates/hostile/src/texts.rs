@@ -1,6 +1,6 @@
 //! Tokenizers and chat templates.
 
-use tailor_text::tokenizer::{Tokenizer, TokenizerFiles};
+use tailor_text::tokenizer::{Converted, Tokenizer, TokenizerFiles};
 use tailor_text::{ChatOptions, ChatTemplate, Message};
 
 use crate::{Refused, parts, refused};
@@ -15,7 +15,32 @@ pub fn tokenizer_config(input: &[u8]) -> Refused {
     let settings = Some(settings).filter(|settings| !settings.is_empty());
     let chat_template = Some(template).filter(|template| !template.is_empty());
     let tokenizer = Tokenizer::from_files(TokenizerFiles { tokenizer, settings, chat_template }).map_err(refused)?;
-    for text in [TEXT, std::str::from_utf8(text).unwrap_or_default()] {
+    encode_and_decode(&tokenizer, &[TEXT, std::str::from_utf8(text).unwrap_or_default()])
+}
+
+/// A folder of `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json` (each missing where it is empty), a
+/// text to encode, and the folder's `tokenizer.model`.
+pub fn sentencepiece(input: &[u8]) -> Refused {
+    let [settings, special, added, text, model] = parts(input);
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let write = |name: &str, bytes: &[u8]| std::fs::write(folder.path().join(name), bytes).expect("a temporary file");
+    for (name, bytes) in
+        [("tokenizer_config.json", settings), ("special_tokens_map.json", special), ("added_tokens.json", added)]
+    {
+        if !bytes.is_empty() {
+            write(name, bytes);
+        }
+    }
+    write("tokenizer.model", model);
+    let converted = Converted::of_folder(folder.path()).map_err(refused)?.expect("the model that was written");
+    let files =
+        TokenizerFiles { tokenizer: &converted.tokenizer, settings: Some(&converted.settings), chat_template: None };
+    let tokenizer = Tokenizer::from_files(files).map_err(refused)?;
+    encode_and_decode(&tokenizer, &[TEXT, std::str::from_utf8(text).unwrap_or_default()])
+}
+
+fn encode_and_decode(tokenizer: &Tokenizer, texts: &[&str]) -> Refused {
+    for text in texts {
         let ids = tokenizer.encode_with_special(text).map_err(refused)?;
         tokenizer.decode(&ids, true).map_err(refused)?;
     }

@@ -60,6 +60,9 @@ fn allowance(target: &str) -> (usize, usize) {
         // Four fields of patterns with 4 MiB each, and what the engine of regular expressions keeps beside them.
         "adapter_config" => (128, 64 * MIB),
         "tokenizer_config" => (128, 16 * MIB),
+        // Each letter of a piece may be where two others join. All merges may have 16 MiB of text, and are there as values,
+        // as JSON and as the library reads them, some eight times in all.
+        "sentencepiece" => (1024, 128 * MIB),
         // What the fuel is worth, and the text of a value while it is made.
         "chat_template" => (128, 128 * MIB),
         other => panic!("no allowance for {other}"),
@@ -122,6 +125,24 @@ fn no_file_takes_more_than_a_multiple_of_its_size() {
         patterns(400).join(":1,")
     );
     check(target("adapter_config"), "many patterns", config.as_bytes());
+    let model = |pieces: &[String]| -> Vec<u8> {
+        let length = |length: usize| [length as u8 | 0x80, (length >> 7) as u8];
+        let piece = |text: &String| {
+            let [outer, inner] = [text.len() + 3, text.len()].map(length);
+            [&[0x0a][..], &outer, &[0x0a], &inner, text.as_bytes()].concat()
+        };
+        let pieces: Vec<_> = pieces.iter().flat_map(piece).collect();
+        [&[0xff; 4], &pieces[..], &[0x12, 0x02, 0x18, 0x02]].concat()
+    };
+    // The most that is converted, and what is refused for its merges.
+    for longest in [365, 512] {
+        let texts: Vec<_> = (1..=longest).map(|count| "a".repeat(count)).collect();
+        check(target("sentencepiece"), "pieces of one letter", &model(&texts));
+    }
+    let texts: Vec<_> = (1..14).flat_map(|size| (0..1 << size).map(move |bits| format!("{bits:0size$b}"))).collect();
+    check(target("sentencepiece"), "pieces of two letters", &model(&texts));
+    let texts: Vec<_> = (0..20_000).map(|i| i.to_string()).collect();
+    check(target("sentencepiece"), "many pieces", &model(&texts));
     for part in ["normalizer", "model", "added_tokens", "unknown"] {
         let file = format!(r#"{{"version":"1.0","{part}":[{many}0]}}"#);
         check(target("tokenizer_config"), part, file.as_bytes());

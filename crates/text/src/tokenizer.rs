@@ -241,14 +241,17 @@ impl Special {
     }
 }
 
+/// What the library says, of `tokenizer.json`.
+fn guarded<T>(failure: &str, work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
+    let named = |error| Error::tokenizer(TOKENIZER_FILE, "", format!("{failure}: {error}"));
+    contained(TOKENIZER_FILE, failure, || work().map_err(named))
+}
+
 /// The library answers some malformed files with a panic, when it reads them or when a text reaches the malformed place; a
 /// hostile base must not take the process with it.
-fn guarded<T>(failure: &str, work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
-    match catch_unwind(AssertUnwindSafe(work)) {
-        Ok(Ok(done)) => Ok(done),
-        Ok(Err(error)) => Err(Error::tokenizer(TOKENIZER_FILE, "", format!("{failure}: {error}"))),
-        Err(_) => Err(Error::tokenizer(TOKENIZER_FILE, "", format!("{failure}: its parts contradict each other"))),
-    }
+fn contained<T>(file: &str, failure: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let contradiction = |_| Err(Error::tokenizer(file, "", format!("{failure}: its parts contradict each other")));
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(contradiction)
 }
 
 fn within(file: &str, size: usize, limit: usize) -> Result<()> {

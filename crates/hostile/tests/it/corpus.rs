@@ -53,6 +53,11 @@ fn every_known_tokenizer_is_read_or_refused() {
 }
 
 #[test]
+fn every_known_sentencepiece_model_is_converted_or_refused() {
+    run_all("sentencepiece");
+}
+
+#[test]
 fn every_known_chat_template_is_rendered_or_refused() {
     run_all("chat_template");
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use tailor_hostile::TARGETS;
 
 /// `target/file` of the corpus, and what its refusal must say.
-const CASES: [(&str, &[&str]); 81] = [
+const CASES: [(&str, &[&str]); 102] = [
     ("safetensors/empty", &["model.safetensors", "too small"]),
     ("safetensors/cut-at-20", &["model.safetensors", "header length"]),
     ("safetensors/cut-at-74", &["model.safetensors", "not fully covered"]),
@@ -75,6 +75,27 @@ const CASES: [(&str, &[&str]); 81] = [
     ("tokenizer_config/template-without-token", &["contradict"]),
     ("tokenizer_config/strip-everything", &["cannot decode"]),
     ("tokenizer_config/settings-extra-ids", &["tokenizer_config.json", "extra_ids", "10000"]),
+    ("sentencepiece/empty", &["tokenizer.model", "pieces", "has none"]),
+    ("sentencepiece/a-pickle", &["tokenizer.model", "breaks off"]),
+    ("sentencepiece/length-largest", &["tokenizer.model", "breaks off"]),
+    ("sentencepiece/length-of-ten-bytes-more", &["more than 64 bits"]),
+    ("sentencepiece/piece-long", &["pieces[0]", "513 bytes", "512"]),
+    ("sentencepiece/piece-not-utf-8", &["pieces[0]", "not UTF-8"]),
+    ("sentencepiece/pieces-of-two-bytes", &["pieces[1]", "piece 0 already"]),
+    ("sentencepiece/merges-of-44-mb", &["pieces", "2097152 merges", "16777216 bytes"]),
+    ("sentencepiece/score-infinite", &["pieces[11]", "score is not finite"]),
+    ("sentencepiece/unknown-largest", &["unk_id", "18446744073709551615"]),
+    ("sentencepiece/algorithm-5", &["model_type 5"]),
+    ("sentencepiece/algorithm-3", &["tokenizer.model", "Word"]),
+    ("sentencepiece/sentinel-of-its-own", &["extra_ids", "<extra_id_0>"]),
+    ("sentencepiece/charsmap-of-3-bytes", &["precompiled_charsmap", "3 bytes"]),
+    ("sentencepiece/charsmap-trie-claims-4-gb", &["precompiled_charsmap", "4294967295"]),
+    ("sentencepiece/charsmap-trie-points-outside-added", &["tokenizer.model", "contradict"]),
+    ("sentencepiece/charsmap-and-long-added", &["added_tokens_decoder", "times as long", "268435456"]),
+    ("sentencepiece/settings-class-unknown", &["tokenizer_class", "xxx"]),
+    ("sentencepiece/settings-extra-ids", &["extra_ids", "10000"]),
+    ("sentencepiece/special-map-nested-1000-deep", &["special_tokens_map.json", "recursion limit"]),
+    ("sentencepiece/added-ids-no-numbers", &["added_tokens.json", "is no id"]),
     ("chat_template/trick-elifs", &["2000 elif", "500"]),
     ("chat_template/trick-operators", &["operators in one tag", "2000"]),
     ("chat_template/trick-repeat-json", &["a list cannot be repeated"]),

@@ -8,7 +8,8 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::{
-    CHAT_TEMPLATE_FILE, MAX_SETTINGS_BYTES, MAX_TOKENIZER_BYTES, SETTINGS_FILE, TOKENIZER_FILE, sentencepiece, within,
+    CHAT_TEMPLATE_FILE, MAX_SETTINGS_BYTES, MAX_TOKENIZER_BYTES, SETTINGS_FILE, TOKENIZER_FILE, contained,
+    sentencepiece, within,
 };
 use crate::error::{Error, Result};
 
@@ -64,7 +65,9 @@ impl Converted {
         }
         for name in SENTENCEPIECE_FILES {
             if let Some(model) = read_bounded(folder, name, MAX_SENTENCEPIECE_BYTES)? {
-                let (tokenizer, settings) = sentencepiece::convert(name, &model, settings(folder)?)?;
+                let settings = settings(folder)?;
+                let convert = || sentencepiece::convert(name, &model, settings);
+                let (tokenizer, settings) = contained(name, "cannot be converted", convert)?;
                 let failed = |error: String| Error::tokenizer(name, "", format!("cannot be written: {error}"));
                 let tokenizer = tokenizer.to_string(false).map_err(|error| failed(error.to_string()))?;
                 let settings = serde_json::to_vec_pretty(&settings).map_err(|error| failed(error.to_string()))?;

@@ -22,6 +22,9 @@ use proto::{Algorithm, Model, PieceKind};
 
 /// SentencePiece makes pieces of 16 characters; only symbols that a person names are longer.
 const MAX_PIECE_BYTES: usize = 512;
+/// A piece can be two others in as many ways as it has letters. Gemma's pieces make half a million merges.
+const MAX_MERGES: usize = 2 << 20;
+const MAX_MERGE_BYTES: usize = 16 << 20;
 /// T5's unknown piece, whatever the model says of it.
 const T5_UNK: usize = 2;
 const DEFAULT_EXTRA_IDS: u64 = 100;
@@ -102,12 +105,15 @@ pub(super) fn convert(
     let broken = |field: &str, error: tokenizers::Error| Error::tokenizer(file, field, error.to_string());
     let mut tokenizer =
         tokenizers::Tokenizer::from_bytes(skeleton.to_string()).map_err(|error| broken("pieces", error))?;
+    let mut growth = 1;
     if class == Class::T5 && !model.charsmap.is_empty() {
         const FIELD: &str = "normalizer_spec.precompiled_charsmap";
-        bounds::longest_replacement(model.charsmap).map_err(|problem| Error::tokenizer(file, FIELD, problem))?;
+        let longest = bounds::longest_replacement(model.charsmap);
+        growth = longest.map_err(|problem| Error::tokenizer(file, FIELD, problem))?.max(growth);
         let charsmap = Precompiled::from(model.charsmap).map_err(|error| broken(FIELD, error.to_string().into()))?;
         tokenizer.with_normalizer(Some(charsmap)).map_err(|error| broken(FIELD, error))?;
     }
+    bounds::check_added(SETTINGS_FILE, "added_tokens_decoder", wanted.added.bytes(), growth)?;
     wanted.added.clone().or_extra(extra_tokens(&model, extra_ids)).add_to(&mut tokenizer)?;
     let around = post_processor(class, &wanted, &tokenizer);
     let around: TemplateProcessing = serde_json::from_value(around)
@@ -151,12 +157,18 @@ fn unigram(file: &str, model: &Model<'_>, extra_ids: u64) -> Result<Value> {
 fn pairs(file: &str, model: &Model<'_>, unk: Option<&Option<String>>) -> Result<Value> {
     let ids = by_text(file, model)?;
     let mut merges = Vec::new();
+    let mut bytes = 0;
     for piece in &model.pieces {
         for (at, _) in piece.text.char_indices().skip(1) {
             let (left, right) = piece.text.split_at(at);
             if ids.contains_key(left) && ids.contains_key(right) {
                 merges.push([left, right]);
+                bytes += piece.text.len();
             }
+        }
+        if merges.len() > MAX_MERGES || bytes > MAX_MERGE_BYTES {
+            let problem = format!("more than {MAX_MERGES} merges, or {MAX_MERGE_BYTES} bytes of them; {REMEDY}");
+            return Err(Error::tokenizer(file, "pieces", problem));
         }
     }
     Ok(json!({"type": "BPE", "dropout": null, "unk_token": unk, "continuing_subword_prefix": null,
