@@ -8,6 +8,7 @@ use tailor_domain::Family;
 use tailor_quant::Checkpoint;
 use tch::{Device, Kind, Tensor};
 
+use crate::chain::Chain;
 use crate::decoder::Decoder;
 use crate::linear::{Compute, LinearInfo, Weight};
 use crate::pass::Pass;
@@ -38,6 +39,32 @@ pub enum Input<'a> {
     Decoder { ids: &'a Tensor, mask: Option<&'a Tensor> },
     /// `ids` and `mask` [B, Se], `decoder_ids` [B, T] beginning with the start token; padding on the right.
     EncoderDecoder { ids: &'a Tensor, mask: Option<&'a Tensor>, decoder_ids: &'a Tensor },
+}
+
+/// Hidden states whose layers keep nothing but their inputs.
+pub struct Layered<'a> {
+    /// [B, T, D]; its own history goes back to the last layer's output and no further.
+    pub hidden: Tensor,
+    chain: Chain<'a>,
+    /// The encoder's blocks, its states, and these again as the leaf that the decoder takes them from.
+    encoder: Option<(Chain<'a>, Tensor, Tensor)>,
+}
+
+impl Layered<'_> {
+    /// Goes on where the backward pass of [`Self::hidden`] ended, through all layers.
+    ///
+    /// # Errors
+    /// `hidden` has had no backward pass; libtorch failed.
+    pub fn backward(self) -> Result<()> {
+        let Self { hidden, chain, encoder } = self;
+        drop(hidden);
+        chain.backward()?;
+        if let Some((encoder, states, leaf)) = encoder {
+            tailor_torch::backward(&[(&states, Some(&leaf.f_grad()?))], false)?;
+            encoder.backward()?;
+        }
+        Ok(())
+    }
 }
 
 pub(crate) enum Model {
@@ -141,6 +168,20 @@ impl Base {
         self.linears.split_last().map_or(&[], |(_, linears)| linears)
     }
 
+    /// Every linear layer, the head last.
+    pub fn linears_with_head(&self) -> &[LinearInfo] {
+        &self.linears
+    }
+
+    /// The weight of the linear layer at `path` in f32 [out, in].
+    pub fn dense_weight(&self, path: &str) -> Option<Tensor> {
+        let slot = self.linears.iter().position(|linear| linear.path == path)?;
+        Some(match &self.weights[slot] {
+            Weight::Dense(weight) => weight.to_kind(Kind::Float),
+            Weight::FourBit(weight) => weight.dequantize().to_device(self.device),
+        })
+    }
+
     /// What an adapter can change: the linear layers with the head, and where other tensors are used.
     pub(crate) fn places(&self) -> (Arc<[LinearInfo]>, Arc<[Site]>) {
         (Arc::clone(&self.linears), Arc::clone(&self.sites))
@@ -178,9 +219,32 @@ impl Base {
         match (&self.model, input) {
             (Model::Decoder(decoder), Input::Decoder { ids, mask }) => Ok(decoder.hidden(ids, *mask, None, pass)),
             (Model::T5(t5), Input::EncoderDecoder { ids, mask, decoder_ids }) => {
-                let states = t5.encode(ids, *mask, pass);
-                let cross = t5.cross(&states, *mask, pass);
-                Ok(t5.decode(decoder_ids, None, &cross, pass))
+                Ok(t5.hidden(ids, *mask, decoder_ids, pass))
+            }
+            _ => Err(Error::Request(format!("input does not fit a model of type {}", self.config.model_type()))),
+        }
+    }
+
+    /// As [`Base::hidden`], keeping each layer's input only: [`Layered::backward`] runs the layers again.
+    ///
+    /// # Errors
+    /// The input is of the other family; libtorch failed.
+    pub fn hidden_layered<'a>(&'a self, input: &Input<'_>, pass: &'a Pass<'a>) -> Result<Layered<'a>> {
+        match (&self.model, input) {
+            (Model::Decoder(decoder), Input::Decoder { ids, mask }) => {
+                let chain = decoder.chain(ids, *mask, pass)?;
+                Ok(Layered { hidden: decoder.finish(&chain.last, pass), chain, encoder: None })
+            }
+            (Model::T5(t5), Input::EncoderDecoder { ids, mask, decoder_ids }) => {
+                let encoder = t5.encoder_chain(ids, *mask, pass)?;
+                let states = t5.finish_encoder(&encoder.last, pass);
+                let leaf = states.f_detach()?.f_set_requires_grad(true)?;
+                let chain = t5.decoder_chain(decoder_ids, &leaf, *mask, pass)?;
+                Ok(Layered {
+                    hidden: t5.finish_decoder(&chain.last, pass),
+                    chain,
+                    encoder: Some((encoder, states, leaf)),
+                })
             }
             _ => Err(Error::Request(format!("input does not fit a model of type {}", self.config.model_type()))),
         }

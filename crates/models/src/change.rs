@@ -18,6 +18,8 @@ const CHUNK: i64 = 1 << 24;
 pub(crate) struct Change {
     pub lora: Option<Lora>,
     pub dora: Option<Dora>,
+    /// A second pair that is added as the first is: what an initialisation takes away from the base (PiSSA).
+    pub frozen: Option<Lora>,
     /// The bias of B [out], in f32.
     pub lora_bias: Option<Tensor>,
     /// In W's place [out, in].
@@ -41,6 +43,10 @@ impl Dora {
     pub fn new(weight: &Weight, lora: &Lora, magnitude: Tensor) -> Result<Self> {
         let norm = tch::no_grad(|| row_norms(weight, lora))?;
         Ok(Self { magnitude, norm })
+    }
+
+    pub fn magnitude(&self) -> &Tensor {
+        &self.magnitude
     }
 
     pub fn norm(&self) -> &Tensor {
@@ -96,7 +102,13 @@ impl Change {
 
     /// h from `y`, which is W·x + b with the W that counts and the base's b.
     fn sum(&self, linear: &Linear, y: &Tensor, x: &Tensor, training: bool) -> Tensor {
-        let add = |y: &Tensor| self.lora.as_ref().map(|lora| lora.add_to(y, x, training));
+        let add = |y: &Tensor| {
+            let sum = self.lora.as_ref().map(|lora| lora.add_to(y, x, training));
+            match &self.frozen {
+                Some(frozen) => Some(frozen.add_to(sum.as_ref().unwrap_or(y), x, training)),
+                None => sum,
+            }
+        };
         if self.dora.is_none() && self.lora_bias.is_none() && self.bias.is_none() {
             return add(y).unwrap_or_else(|| y.shallow_clone());
         }
@@ -131,7 +143,7 @@ impl Change {
         let lora = self.lora.as_ref().is_none_or(|lora| lora.scale == 0.0 || zero(&lora.a) || zero(&lora.b));
         let bias = self.lora_bias.as_ref().is_none_or(zero);
         let dora = self.dora.as_ref().is_none_or(Dora::is_unit);
-        lora && bias && dora && self.weight.is_none() && self.bias.is_none()
+        lora && bias && dora && self.frozen.is_none() && self.weight.is_none() && self.bias.is_none()
     }
 
     pub fn parameters(&self, path: &str) -> Vec<(String, Tensor)> {

@@ -8,6 +8,7 @@ use tch::{Kind, Tensor};
 
 use crate::attention::{Mask, attend, causal_mask, heads, positions, softcapped};
 use crate::cache::{Cache, LayerCache};
+use crate::chain::Chain;
 use crate::config::{AttentionKind, DecoderConfig, RopeScaling};
 use crate::linear::Linear;
 use crate::norm::{NormScale, RmsNorm};
@@ -115,16 +116,44 @@ impl Decoder {
             Some(cache) => Some(cache.extend(&mask.map_or_else(|| ids.ones_like(), Tensor::shallow_clone))),
             None => mask.map(Tensor::shallow_clone),
         };
-        let views: Vec<View> = self.kinds.iter().map(|kind| self.view(kind, ids, keys.as_ref())).collect();
-        let mut x = pass.with(&self.embed_tokens, ids, |ids, own| Tensor::embedding(own, ids, -1, false, false)); // [B, T, D]
-        if let Some(scale) = &self.embedding_scale {
-            x *= scale;
-        }
+        let views = self.views(ids, keys.as_ref());
+        let mut x = self.embed(ids, pass);
         for (i, layer) in self.layers.iter().enumerate() {
             let cache = cache.as_mut().and_then(|cache| cache.layers.get_mut(i));
             x = layer.forward(&x, &views[layer.kind], cache, pass);
         }
-        self.norm.forward(&x, pass)
+        self.finish(&x, pass)
+    }
+
+    /// The layers as [`Decoder::hidden`] runs them without a cache, ready for a backward pass that runs them again.
+    ///
+    /// # Errors
+    /// libtorch failed.
+    pub fn chain<'a>(&'a self, ids: &Tensor, mask: Option<&Tensor>, pass: &'a Pass<'a>) -> Result<Chain<'a>> {
+        let views = self.views(ids, mask);
+        Chain::forward(&self.embed(ids, pass), self.layers.len(), move |i, x| {
+            let layer = &self.layers[i];
+            layer.forward(x, &views[layer.kind], None, pass)
+        })
+    }
+
+    /// From what the last layer gave to what the head takes.
+    pub fn finish(&self, x: &Tensor, pass: &Pass<'_>) -> Tensor {
+        self.norm.forward(x, pass)
+    }
+
+    /// [B, T] → [B, T, D]
+    fn embed(&self, ids: &Tensor, pass: &Pass<'_>) -> Tensor {
+        let x = pass.with(&self.embed_tokens, ids, |ids, own| Tensor::embedding(own, ids, -1, false, false));
+        let x = pass.noisy(x);
+        match &self.embedding_scale {
+            Some(scale) => x * scale,
+            None => x,
+        }
+    }
+
+    fn views(&self, ids: &Tensor, keys: Option<&Tensor>) -> Vec<View> {
+        self.kinds.iter().map(|kind| self.view(kind, ids, keys)).collect()
     }
 
     /// # Shapes

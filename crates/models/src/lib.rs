@@ -37,6 +37,7 @@
 mod attention;
 mod base;
 mod cache;
+mod chain;
 mod change;
 mod config;
 mod decoder;
@@ -51,7 +52,7 @@ mod save;
 mod t5;
 mod weights;
 
-pub use base::{Base, Input, LoadOptions};
+pub use base::{Base, Input, Layered, LoadOptions};
 pub use config::{Activation, AttentionKind, Config, DecoderConfig, RopeScaling, T5Config};
 pub use decoding::{Decoding, Greedy};
 pub use error::{Error, Result};

@@ -152,6 +152,46 @@ impl LoraSet {
         Ok(())
     }
 
+    /// ‖W‖ of each row of the base's weight at `path`: the magnitudes that DoRA begins with, B being zero.
+    ///
+    /// # Errors
+    /// No such layer; no memory.
+    pub fn row_lengths(base: &Base, path: &str) -> Result<Tensor> {
+        let weight = base.dense_weight(path);
+        let weight = weight.ok_or_else(|| Error::Adapter(format!("base has no linear layer {path:?}")))?;
+        Ok(weight.f_norm_scalaropt_dim(2, [1i64].as_slice(), false)?)
+    }
+
+    /// Makes DoRA's row lengths anew, as training must after A or B has moved.
+    ///
+    /// # Errors
+    /// No memory.
+    pub fn refresh_magnitudes(&mut self, base: &Base) -> Result<()> {
+        for (slot, change) in self.changes.iter_mut().enumerate() {
+            let Some(change) = change else { continue };
+            let (Some(lora), Some(dora)) = (&change.lora, &change.dora) else { continue };
+            let own = change.weight.as_ref().map(|weight| Weight::Dense(weight.shallow_clone()));
+            let magnitude = dora.magnitude().shallow_clone();
+            change.dora = Some(Dora::new(own.as_ref().unwrap_or(base.weight(slot)), lora, magnitude)?);
+        }
+        Ok(())
+    }
+
+    /// Adds a second, constant pair at `path`, where there must be a first.
+    ///
+    /// # Errors
+    /// No factors there, or some with DoRA.
+    pub fn insert_frozen(&mut self, path: &str, frozen: Lora) -> Result<()> {
+        let slot = self.slot(path)?;
+        match self.changes[slot].as_mut().filter(|change| change.lora.is_some() && change.dora.is_none()) {
+            None => Err(Error::Adapter(format!("{path}: a second pair needs A and B, and no magnitude"))),
+            Some(change) => {
+                change.frozen = Some(frozen);
+                Ok(())
+            }
+        }
+    }
+
     /// Gives the B at `path` a bias [out] in f32.
     ///
     /// # Errors

@@ -12,6 +12,8 @@ pub struct Pass<'a> {
     pub adapters: Adapters<'a>,
     /// Dropout is on.
     pub training: bool,
+    /// NEFTune (arXiv 2310.05914 algorithm 1): α of the uniform noise on the embeddings, α/√(T·D); 0 is none.
+    pub noise: f64,
 }
 
 pub enum Adapters<'a> {
@@ -23,27 +25,43 @@ pub enum Adapters<'a> {
 impl<'a> Pass<'a> {
     /// The base alone.
     pub fn base() -> Pass<'static> {
-        Pass { adapters: Adapters::None, training: false }
+        Pass { adapters: Adapters::None, training: false, noise: 0.0 }
     }
 
     /// One adapter for all rows, without dropout.
     pub fn one(set: &'a LoraSet) -> Self {
-        Self { adapters: Adapters::One(set), training: false }
+        Self { adapters: Adapters::One(set), training: false, noise: 0.0 }
     }
 
     /// As [`Pass::one`], or [`Pass::base`] where there is none.
     pub fn maybe(set: Option<&'a LoraSet>) -> Self {
-        set.map_or(Pass { adapters: Adapters::None, training: false }, Self::one)
+        set.map_or(Pass { adapters: Adapters::None, training: false, noise: 0.0 }, Self::one)
     }
 
     /// One adapter for all rows, with dropout.
     pub fn training(set: &'a LoraSet) -> Self {
-        Self { adapters: Adapters::One(set), training: true }
+        Self { adapters: Adapters::One(set), training: true, noise: 0.0 }
+    }
+
+    /// The same pass with noise on the embeddings.
+    pub fn with_noise(self, alpha: f64) -> Self {
+        Self { noise: alpha, ..self }
+    }
+
+    /// [B, T, D] → the same
+    pub(crate) fn noisy(&self, x: Tensor) -> Tensor {
+        if self.noise == 0.0 {
+            return x;
+        }
+        let size = x.size();
+        let magnitude = self.noise / ((size[1] * size[2]) as f64).sqrt();
+        let noise = Tensor::rand(size.as_slice(), (tch::Kind::Float, x.device())) * (2.0 * magnitude) - magnitude;
+        &x + noise.to_kind(x.kind())
     }
 
     /// An adapter for each row of the first dimension. Inference only: it writes in place.
     pub fn rows(routes: &'a Routes<'a>) -> Self {
-        Self { adapters: Adapters::Rows(routes), training: false }
+        Self { adapters: Adapters::Rows(routes), training: false, noise: 0.0 }
     }
 
     /// `op` of `x` and a tensor of the base, or the adapter's own in its place.

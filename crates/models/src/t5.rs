@@ -7,6 +7,7 @@ use tch::{Kind, Tensor};
 
 use crate::attention::{Mask, attend, biased, causal_mask, heads};
 use crate::cache::{Cache, Cross, LayerCache};
+use crate::chain::Chain;
 use crate::config::T5Config;
 use crate::linear::Linear;
 use crate::norm::{NormScale, RmsNorm};
@@ -81,17 +82,105 @@ impl T5 {
     /// # Shapes
     /// `ids` and `mask` [B, Se] → [B, Se, D]
     pub fn encode(&self, ids: &Tensor, mask: Option<&Tensor>, pass: &Pass<'_>) -> Tensor {
-        let tokens = ids.size()[1];
-        let bias = self.encoder.positions.bias(tokens, tokens); // [1, H, Se, Se]
-        let mask = match mask {
-            Some(mask) => biased(&bias, &key_mask(mask)),
-            None => bias,
-        };
+        let mask = self.encoder_mask(ids, mask);
         let mut x = self.encoder.embed(ids, pass);
         for block in &self.encoder.blocks {
-            x = block.forward(&x, &Mask::Given(mask.shallow_clone()), None, None, pass);
+            x = block.forward(&x, &mask, None, None, pass);
         }
         self.encoder.final_layer_norm.forward(&x, pass)
+    }
+
+    /// Final hidden states of the decoder, ready for [`T5::head`].
+    ///
+    /// # Shapes
+    /// `ids` and `mask` [B, Se], `decoder_ids` [B, T] → [B, T, D]
+    pub fn hidden(&self, ids: &Tensor, mask: Option<&Tensor>, decoder_ids: &Tensor, pass: &Pass<'_>) -> Tensor {
+        let states = self.encode(ids, mask, pass);
+        let block = self.decoder_block(decoder_ids, &states, mask, pass);
+        let mut x = self.decoder.embed(decoder_ids, pass);
+        for i in 0..self.decoder.blocks.len() {
+            x = block(i, &x);
+        }
+        self.finish_decoder(&x, pass)
+    }
+
+    /// The encoder's blocks, ready for a backward pass that runs them again.
+    ///
+    /// # Errors
+    /// libtorch failed.
+    pub fn encoder_chain<'a>(&'a self, ids: &Tensor, mask: Option<&Tensor>, pass: &'a Pass<'a>) -> Result<Chain<'a>> {
+        let mask = self.encoder_mask(ids, mask);
+        let blocks = &self.encoder.blocks;
+        Chain::forward(&self.encoder.embed(ids, pass), blocks.len(), move |i, x| {
+            blocks[i].forward(x, &mask, None, None, pass)
+        })
+    }
+
+    /// From what the encoder's last block gave to its states.
+    pub fn finish_encoder(&self, x: &Tensor, pass: &Pass<'_>) -> Tensor {
+        self.encoder.final_layer_norm.forward(x, pass)
+    }
+
+    /// The decoder's blocks over the encoder's `states`, whose keys and values are made block by block.
+    ///
+    /// # Errors
+    /// libtorch failed.
+    pub fn decoder_chain<'a>(
+        &'a self,
+        ids: &Tensor,
+        states: &Tensor,
+        states_mask: Option<&Tensor>,
+        pass: &'a Pass<'a>,
+    ) -> Result<Chain<'a>> {
+        let block = self.decoder_block(ids, states, states_mask, pass);
+        Chain::forward(&self.decoder.embed(ids, pass), self.decoder.blocks.len(), block)
+    }
+
+    /// The decoder's blocks one by one, each making its keys and values of the encoder's `states` itself.
+    fn decoder_block<'a>(
+        &'a self,
+        ids: &Tensor,
+        states: &Tensor,
+        states_mask: Option<&Tensor>,
+        pass: &'a Pass<'a>,
+    ) -> impl Fn(usize, &Tensor) -> Tensor + use<'a> {
+        let mask = self.decoder_mask(&ids.ones_like(), ids.size()[1]);
+        let (batch, tokens, _) = crate::attention::shape3(states);
+        let seen = match states_mask {
+            Some(mask) => key_mask(mask),
+            None => key_mask(&Tensor::ones([batch, tokens], (Kind::Int64, states.device()))),
+        };
+        let states = states.shallow_clone();
+        move |i, x| {
+            let block = &self.decoder.blocks[i];
+            let cross = block.cross.as_ref().map(|(_, attention)| attention.keys_values(&states, pass));
+            block.forward(x, &mask, None, cross.as_ref().map(|(k, v)| (k, v, &seen)), pass)
+        }
+    }
+
+    /// From what the decoder's last block gave to what the head takes.
+    pub fn finish_decoder(&self, x: &Tensor, pass: &Pass<'_>) -> Tensor {
+        let x = self.decoder.final_layer_norm.forward(x, pass);
+        match self.output_scale {
+            Some(scale) => x * scale,
+            None => x,
+        }
+    }
+
+    /// `ids` and `mask` [B, Se] → [B or 1, H, Se, Se]
+    fn encoder_mask(&self, ids: &Tensor, mask: Option<&Tensor>) -> Mask {
+        let tokens = ids.size()[1];
+        let bias = self.encoder.positions.bias(tokens, tokens); // [1, H, Se, Se]
+        Mask::Given(match mask {
+            Some(mask) => biased(&bias, &key_mask(mask)),
+            None => bias,
+        })
+    }
+
+    /// For the last `new` of the tokens `keys` [B, S] → [B, H, T, S]
+    fn decoder_mask(&self, keys: &Tensor, new: i64) -> Mask {
+        let bias = self.decoder.positions.bias(new, keys.size()[1]); // [1, H, T, S]
+        Mask::Given(biased(&bias, &causal_mask(keys, new, None)))
     }
 
     /// Keys and values of the encoder's states for each decoder block.
@@ -105,16 +194,7 @@ impl T5 {
         }
     }
 
-    /// Final hidden states of the decoder, ready for [`T5::head`].
-    ///
-    /// # Shapes
-    /// `ids` [B, T] → [B, T, D]
-    pub fn decode(&self, ids: &Tensor, mask: Option<&Tensor>, cross: &Cross, pass: &Pass<'_>) -> Tensor {
-        let keys = mask.map_or_else(|| ids.ones_like(), Tensor::shallow_clone);
-        self.decode_with(ids, &keys, cross, None, pass)
-    }
-
-    /// As [`T5::decode`] for the next tokens of a decoding whose cache holds the encoder's side.
+    /// As [`T5::hidden`] for the next tokens of a decoding whose cache holds the encoder's side.
     pub fn decode_next(&self, ids: &Tensor, cache: &mut Cache, pass: &Pass<'_>) -> Tensor {
         let keys = cache.extend(&ids.ones_like());
         let Some(cross) = cache.cross.take() else { panic!("a T5 cache holds the encoder's side") };
@@ -131,9 +211,7 @@ impl T5 {
         mut cache: Option<&mut Vec<LayerCache>>,
         pass: &Pass<'_>,
     ) -> Tensor {
-        let (new, all) = (ids.size()[1], keys.size()[1]);
-        let bias = self.decoder.positions.bias(new, all); // [1, H, T, S]
-        let mask = Mask::Given(biased(&bias, &causal_mask(keys, new, None)));
+        let mask = self.decoder_mask(keys, ids.size()[1]);
         let cross_mask = key_mask(&cross.mask);
         let mut x = self.decoder.embed(ids, pass); // [B, T, D]
         for (i, block) in self.decoder.blocks.iter().enumerate() {
@@ -141,11 +219,7 @@ impl T5 {
             let (k, v) = &cross.layers[i];
             x = block.forward(&x, &mask, cache, Some((k, v, &cross_mask)), pass);
         }
-        let x = self.decoder.final_layer_norm.forward(&x, pass);
-        match self.output_scale {
-            Some(scale) => x * scale,
-            None => x,
-        }
+        self.finish_decoder(&x, pass)
     }
 
     /// # Shapes
@@ -189,7 +263,7 @@ impl Stack {
 
     /// `ids` [B, T] → [B, T, D]
     fn embed(&self, ids: &Tensor, pass: &Pass<'_>) -> Tensor {
-        pass.with(&self.embed_tokens, ids, |ids, own| Tensor::embedding(own, ids, -1, false, false))
+        pass.noisy(pass.with(&self.embed_tokens, ids, |ids, own| Tensor::embedding(own, ids, -1, false, false)))
     }
 }
 

@@ -88,6 +88,24 @@ impl AdapterConfig {
         self
     }
 
+    /// The same config with these fields of the file in the place of its own.
+    ///
+    /// # Errors
+    /// As [`Self::parse`].
+    pub fn with_fields(mut self, fields: Map<String, Value>) -> Result<Self> {
+        self.raw.extend(fields);
+        Self::from_value(self.raw.into())
+    }
+
+    /// A pattern that matches none of these modules, with its field.
+    pub fn unused_pattern<'a>(
+        &self,
+        paths: impl Iterator<Item = &'a String> + Clone,
+    ) -> Option<(&'static str, String)> {
+        let unused = self.rank_pattern.unused(paths.clone()).map(|pattern| ("rank_pattern", pattern));
+        unused.or_else(|| self.alpha_pattern.unused(paths).map(|pattern| ("alpha_pattern", pattern)))
+    }
+
     /// The same config with `rank` and `alpha` equal, so that the scale is 1: this rank everywhere but where the keys of
     /// `others` say another.
     pub(crate) fn with_scale_one(&self, rank: u32, others: &[(String, u32)]) -> Result<Self> {

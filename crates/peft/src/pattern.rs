@@ -89,6 +89,12 @@ impl<T: Copy> Patterns<T> {
         self.entries.iter().find(|(key, compiled, _)| compiled.is_match(key, path)).map(|(_, _, value)| *value)
     }
 
+    /// A key that matches none of the paths.
+    pub fn unused<'a>(&self, paths: impl Iterator<Item = &'a String> + Clone) -> Option<String> {
+        let is_unused = |key: &str, compiled: &Key| !paths.clone().any(|path| compiled.is_match(key, path));
+        self.entries.iter().find(|(key, compiled, _)| is_unused(key, compiled)).map(|(key, _, _)| key.clone())
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = (&str, T)> {
         self.entries.iter().map(|(key, _, value)| (key.as_str(), *value))
     }

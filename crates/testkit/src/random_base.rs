@@ -16,6 +16,8 @@ pub struct LlamaShape {
     pub kv_heads: usize,
     pub vocab: usize,
     pub context: usize,
+    /// The head is the embedding.
+    pub tied: bool,
     pub bf16: bool,
     /// Largest file of weights, as the large models come; `None` writes one file.
     pub shard_bytes: Option<usize>,
@@ -31,6 +33,7 @@ impl Default for LlamaShape {
             kv_heads: 2,
             vocab: 96,
             context: 128,
+            tied: false,
             bf16: false,
             shard_bytes: None,
         }
@@ -67,7 +70,7 @@ impl LlamaShape {
             r#"{{"architectures":["LlamaForCausalLM"],"model_type":"llama","hidden_size":{},"num_hidden_layers":{},
 "intermediate_size":{},"num_attention_heads":{},"num_key_value_heads":{},"vocab_size":{},"max_position_embeddings":{},
 "rms_norm_eps":1e-5,"rope_theta":10000.0,"hidden_act":"silu","attention_bias":false,"mlp_bias":false,
-"tie_word_embeddings":false,"bos_token_id":0,"eos_token_id":{EOS},"torch_dtype":"{}"}}"#,
+"tie_word_embeddings":{},"bos_token_id":0,"eos_token_id":{EOS},"torch_dtype":"{}"}}"#,
             self.hidden,
             self.layers,
             self.feed_forward,
@@ -75,6 +78,7 @@ impl LlamaShape {
             self.kv_heads,
             self.vocab,
             self.context,
+            self.tied,
             dtype_name(self.bf16)
         );
         std::fs::write(folder.join("config.json"), config)?;
@@ -97,7 +101,9 @@ impl LlamaShape {
             }
         }
         tensors.push(Entry::norm("model.norm", self.hidden));
-        tensors.push(Entry::matrix("lm_head", self.vocab, self.hidden));
+        if !self.tied {
+            tensors.push(Entry::matrix("lm_head", self.vocab, self.hidden));
+        }
         let Some(shard_bytes) = self.shard_bytes else {
             return write_safetensors(&folder.join("model.safetensors"), &tensors, self.bf16, &mut state(seed));
         };

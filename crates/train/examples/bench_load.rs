@@ -77,6 +77,7 @@ fn shape(name: &str) -> Result<LlamaShape> {
         kv_heads,
         vocab: 32_000,
         context: 4096,
+        tied: false,
         bf16: true,
         shard_bytes,
     })

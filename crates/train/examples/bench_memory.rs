@@ -157,6 +157,7 @@ fn compare(settings: &Settings) -> Result<()> {
         kv_heads: settings.number("heads")?,
         vocab: settings.number("vocab")?,
         context: settings.number("seq")?.max(128),
+        tied: false,
         bf16: true,
         shard_bytes: None,
     };

@@ -1,33 +1,33 @@
 //! Everything that a run's continuation depends on, taken between two steps: on the CPU the run that goes on from it makes
 //! the same bits as one that was never stopped.
 //!
-//! As bytes it is a safetensors file: parameters and both moments (f32), the random generator's state, and the rest as
-//! JSON in the metadata. Whoever stores it verifies it: here only its form is checked.
+//! As bytes it is a safetensors file: parameters, moments, the best state so far, the random generator's state, and the
+//! rest as JSON in the metadata. Whoever stores it verifies it: here only its form is checked.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
+use tailor_domain::TuningMetrics;
+use tch::{TchError, Tensor};
 
 use crate::error::Error;
 
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 const STATE: &str = "tailor_run";
-const PARAMETERS: &str = "parameters";
-const FIRST_MOMENT: &str = "first_moment";
-const SECOND_MOMENT: &str = "second_moment";
-const RANDOM: &str = "random";
 
 /// A run after [`Checkpoint::step`] of its steps.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Checkpoint {
     pub(crate) state: State,
-    /// The parameters and their moments, in the order of the modules; A before B.
-    pub(crate) parameters: Vec<f32>,
-    pub(crate) first_moment: Vec<f32>,
-    pub(crate) second_moment: Vec<f32>,
-    /// Of the generator that dropout draws from.
-    pub(crate) random: Vec<u8>,
+    pub(crate) tensors: BTreeMap<String, Values>,
+}
+
+/// Numbers of one tensor, in one row.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Values {
+    F32(Vec<f32>),
+    U8(Vec<u8>),
 }
 
 /// What is no tensor.
@@ -43,6 +43,29 @@ pub(crate) struct State {
     pub seconds: f64,
     /// Losses of the last steps, oldest first.
     pub recent_losses: Vec<f64>,
+    /// Sequences in one forward pass: what was found to fit decides the order of sums.
+    pub micro_batch: u64,
+    /// The measurement that no later one was better than; its parameters are the tensor `best`.
+    pub best: Option<TuningMetrics>,
+    pub last_tuning: Option<TuningMetrics>,
+    /// Measurements since then.
+    pub without_improvement: u32,
+}
+
+impl Values {
+    pub fn tensor(&self) -> Result<Tensor, TchError> {
+        match self {
+            Self::F32(values) => Tensor::f_from_slice(values),
+            Self::U8(values) => Tensor::f_from_slice(values),
+        }
+    }
+
+    fn view(&self) -> (Dtype, usize, &[u8]) {
+        match self {
+            Self::F32(values) => (Dtype::F32, values.len(), bytemuck::cast_slice(values)),
+            Self::U8(values) => (Dtype::U8, values.len(), values),
+        }
+    }
 }
 
 impl Checkpoint {
@@ -51,21 +74,22 @@ impl Checkpoint {
         self.state.step
     }
 
+    /// The tensor of this name; none where there is none.
+    pub(crate) fn tensor(&self, name: &str) -> Option<Tensor> {
+        self.tensors.get(name)?.tensor().ok()
+    }
+
     /// # Errors
     /// The library cannot write it.
     pub fn to_bytes(&self) -> Result<Vec<u8>, Error> {
         let unwritable = |problem: String| Error::Checkpoint(format!("cannot be written: {problem}"));
         let state = serde_json::to_string(&self.state).map_err(|error| unwritable(error.to_string()))?;
-        let mut tensors = Vec::new();
-        for (name, values) in
-            [(PARAMETERS, &self.parameters), (FIRST_MOMENT, &self.first_moment), (SECOND_MOMENT, &self.second_moment)]
-        {
-            tensors.push((name, Dtype::F32, vec![values.len()], bytemuck::cast_slice::<f32, u8>(values)));
+        let mut views = Vec::with_capacity(self.tensors.len());
+        for (name, values) in &self.tensors {
+            let (dtype, count, bytes) = values.view();
+            let view = TensorView::new(dtype, vec![count], bytes).map_err(|error| unwritable(error.to_string()))?;
+            views.push((name.clone(), view));
         }
-        tensors.push((RANDOM, Dtype::U8, vec![self.random.len()], self.random.as_slice()));
-        let view = |(name, dtype, shape, bytes)| TensorView::new(dtype, shape, bytes).map(|view| (name, view));
-        let views = tensors.into_iter().map(view).collect::<Result<Vec<_>, _>>();
-        let views = views.map_err(|error| unwritable(error.to_string()))?;
         safetensors::serialize(views, Some(HashMap::from([(STATE.to_owned(), state)])))
             .map_err(|error| unwritable(error.to_string()))
     }
@@ -74,41 +98,52 @@ impl Checkpoint {
     /// The bytes are no checkpoint, or one of a format that this version does not know.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, Error> {
         let unreadable = |problem: String| Error::Checkpoint(format!("cannot be read: {problem}"));
-        let tensors = SafeTensors::deserialize(bytes).map_err(|error| unreadable(error.to_string()))?;
+        let file = SafeTensors::deserialize(bytes).map_err(|error| unreadable(error.to_string()))?;
         let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(|error| unreadable(error.to_string()))?;
         let state = metadata.metadata().as_ref().and_then(|metadata| metadata.get(STATE));
         let state = state.ok_or_else(|| unreadable(format!("its metadata has no {STATE}")))?;
+        // Read apart from the rest, which another format may have other fields in.
+        let Format { format } = serde_json::from_str(state).map_err(|error| unreadable(error.to_string()))?;
+        if format != FORMAT {
+            return Err(unreadable(format!("format {format}, this version knows {FORMAT}")));
+        }
         let state: State = serde_json::from_str(state).map_err(|error| unreadable(error.to_string()))?;
-        if state.format != FORMAT {
-            return Err(unreadable(format!("format {}, this version knows {FORMAT}", state.format)));
+        let mut tensors = BTreeMap::new();
+        for (name, tensor) in file.tensors() {
+            let values = match tensor.dtype() {
+                Dtype::F32 => {
+                    let numbers = tensor.data().as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes));
+                    Values::F32(numbers.collect())
+                }
+                Dtype::U8 => Values::U8(tensor.data().to_vec()),
+                other => return Err(unreadable(format!("{name} is {other:?}, neither F32 nor U8"))),
+            };
+            tensors.insert(name, values);
         }
-        let tensor = |name: &str, dtype: Dtype| match tensors.tensor(name) {
-            Ok(tensor) if tensor.dtype() == dtype => Ok(tensor.data().to_vec()),
-            Ok(tensor) => Err(unreadable(format!("{name} is {:?}, not {dtype:?}", tensor.dtype()))),
-            Err(error) => Err(unreadable(format!("{name}: {error}"))),
-        };
-        let floats = |name: &str| -> Result<Vec<f32>, Error> {
-            let bytes = tensor(name, Dtype::F32)?;
-            Ok(bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
-        };
-        let checkpoint = Self {
-            state,
-            parameters: floats(PARAMETERS)?,
-            first_moment: floats(FIRST_MOMENT)?,
-            second_moment: floats(SECOND_MOMENT)?,
-            random: tensor(RANDOM, Dtype::U8)?,
-        };
-        let count = checkpoint.parameters.len();
-        if checkpoint.first_moment.len() != count || checkpoint.second_moment.len() != count {
-            return Err(unreadable(format!("its moments are not as many as its {count} parameters")));
-        }
-        Ok(checkpoint)
+        Ok(Self { state, tensors })
     }
 }
 
+#[derive(Deserialize)]
+struct Format {
+    format: u32,
+}
+
 impl State {
-    pub fn new(run: &str, step: u64, tokens: u64, seconds: f64, recent_losses: Vec<f64>) -> Self {
-        Self { format: FORMAT, run: run.to_owned(), step, tokens, seconds, recent_losses }
+    /// Of a run that has not begun.
+    pub fn new(run: &str, micro_batch: u64) -> Self {
+        Self {
+            format: FORMAT,
+            run: run.to_owned(),
+            step: 0,
+            tokens: 0,
+            seconds: 0.0,
+            recent_losses: Vec::new(),
+            micro_batch,
+            best: None,
+            last_tuning: None,
+            without_improvement: 0,
+        }
     }
 }
 
@@ -117,13 +152,17 @@ mod tests {
     use super::*;
 
     fn checkpoint() -> Checkpoint {
-        Checkpoint {
-            state: State::new("run", 7, 1234, 5.5, vec![0.1, 0.3]),
-            parameters: vec![1.0, -2.0, f32::MIN_POSITIVE],
-            first_moment: vec![0.5, 0.0, -0.0],
-            second_moment: vec![1e-30, 2.0, 3.0],
-            random: vec![1, 2, 3, 255],
-        }
+        let best = TuningMetrics { step: 5, loss: 0.1, token_accuracy: 0.75, tokens: 9, best: true };
+        let mut state = State::new("run", 4);
+        (state.step, state.tokens, state.seconds, state.recent_losses) = (7, 1234, 5.5, vec![0.1, 0.3]);
+        (state.best, state.without_improvement) = (Some(best), 2);
+        let tensors = [
+            ("parameters", Values::F32(vec![1.0, -2.0, f32::MIN_POSITIVE])),
+            ("first_moment", Values::F32(vec![0.5, 0.0, -0.0])),
+            ("second_moment.codes", Values::U8(vec![0, 128, 255])),
+            ("random", Values::U8(vec![1, 2, 3, 255])),
+        ];
+        Checkpoint { state, tensors: tensors.into_iter().map(|(name, values)| (name.to_owned(), values)).collect() }
     }
 
     #[test]
@@ -141,12 +180,8 @@ mod tests {
             assert!(error.contains("cannot be read"), "{length}: {error}");
         }
         let mut other = checkpoint();
-        other.state.format = 2;
+        other.state.format = 3;
         let error = Checkpoint::from_bytes(&other.to_bytes().expect("written")).expect_err("format").to_string();
-        assert!(error.contains("format 2, this version knows 1"), "{error}");
-        let mut other = checkpoint();
-        other.first_moment.pop();
-        let error = Checkpoint::from_bytes(&other.to_bytes().expect("written")).expect_err("moments").to_string();
-        assert!(error.contains("not as many as its 3 parameters"), "{error}");
+        assert!(error.contains("format 3, this version knows 2"), "{error}");
     }
 }

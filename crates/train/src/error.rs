@@ -18,6 +18,11 @@ pub enum Error {
          lower train.learning_rate, or look at those rows"
     )]
     NotFinite { step: u64, what: &'static str, loss: f64, grad_norm: f64, rows: String },
+    #[error(
+        "step {step}: the loss jumped to {loss} from a mean of {mean:.4} (gradient norm {grad_norm}) over rows {rows}; \
+         lower train.learning_rate, or look at those rows"
+    )]
+    Spike { step: u64, loss: f64, mean: f64, grad_norm: f64, rows: String },
     #[error("{at}: {source}{}", remedy(source))]
     Device { at: String, source: tailor_models::Error },
     #[error("checkpoint: {0}")]
@@ -30,11 +35,16 @@ impl Error {
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::Invalid(_) | Self::Row { .. } => ErrorCode::InvalidArgument,
-            Self::NoRows { .. } | Self::NotFinite { .. } => ErrorCode::FailedPrecondition,
+            Self::NoRows { .. } | Self::NotFinite { .. } | Self::Spike { .. } => ErrorCode::FailedPrecondition,
             Self::Device { source, .. } => source.code(),
             Self::Checkpoint(_) => ErrorCode::DataLoss,
             Self::Adapter(source) => source.code(),
         }
+    }
+
+    /// Whether the run went astray, and what it learnt before is sound.
+    pub fn is_divergence(&self) -> bool {
+        matches!(self, Self::NotFinite { .. } | Self::Spike { .. })
     }
 
     /// Memory may be free again on the next attempt; little else here mends itself.

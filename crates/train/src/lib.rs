@@ -3,17 +3,21 @@
 //! [`train`] and [`predict`] run on the calling thread, which owns the device, and return when they are done; an
 //! [`Observer`] sees every step and can end the run between two of them. A failure is an [`Error`], never a panic.
 //!
-//! One step: `batches` picks rows, `collate` pads them, the model makes hidden states, `loss` goes forward
-//! through the output layer and backward through everything, `optimizer` clips and updates.
+//! One step: `batches` picks sequences of `rows`, `collate` pads them, `objective` lets the model make hidden states and
+//! goes with `loss` forward through the output layer and backward through everything, `optimizer` clips and updates.
 
 mod batches;
 mod checkpoint;
 mod collate;
 mod error;
+mod examples;
 mod init;
 mod loss;
 mod modules;
+mod moments;
+mod objective;
 mod optimizer;
+mod pissa;
 mod predict;
 mod rows;
 mod schedule;
@@ -22,6 +26,7 @@ mod trainer;
 
 pub use checkpoint::Checkpoint;
 pub use error::Error;
+pub use examples::{Examples, Preference};
 pub use predict::predict;
 pub use summary::{Observer, Outcome, Summary};
 pub use tailor_text::Example;

@@ -13,23 +13,29 @@ const MAX_LOGITS: i64 = 1 << 24;
 /// The label of a position that adds nothing to the loss.
 pub const IGNORED: i64 = -100;
 
+/// The output layer: (n, D) → (n, V).
+pub type Head<'a> = &'a dyn Fn(&Tensor) -> Result<Tensor>;
+
 /// Positions that carry a label.
 pub struct Targets {
     /// Indices into the flattened (B·T) positions.
     positions: Vec<i64>,
     labels: Vec<i64>,
+    /// T.
+    width: i64,
 }
 
 impl Targets {
-    /// `labels` holds one label for each of the B·T positions, [`IGNORED`] where there is none.
-    pub fn new(labels: &[i64]) -> Self {
+    /// `labels` holds one label for each of the B·T positions, [`IGNORED`] where there is none; `width` is T.
+    pub fn new(labels: &[i64], width: i64) -> Self {
         let kept = (0i64..).zip(labels.iter().copied()).filter(|(_, label)| *label != IGNORED);
         let (positions, labels) = kept.unzip();
-        Self { positions, labels }
+        Self { positions, labels, width }
     }
 
-    pub fn len(&self) -> usize {
-        self.labels.len()
+    /// Which of the B sequences each label belongs to.
+    pub fn sequences(&self) -> Vec<usize> {
+        self.positions.iter().map(|position| (position / self.width.max(1)) as usize).collect()
     }
 
     #[cfg(test)]
@@ -38,42 +44,119 @@ impl Targets {
     }
 }
 
-/// The summed loss in nats. Gradients of `loss · scale` are added to every leaf below `hidden` and inside `head`.
-///
-/// # Shapes
-/// `hidden`: (B, T, D); `head`: (n, D) → (n, V).
-///
-/// # Errors
-/// Torch fails, most likely for want of memory.
-pub fn backward(
-    hidden: &Tensor,
-    head: &dyn Fn(&Tensor) -> Result<Tensor>,
-    vocab: i64,
-    targets: &Targets,
-    scale: f64,
-) -> Result<f64> {
-    let device = hidden.device();
-    let width = hidden.size().last().copied().unwrap_or_default();
-    let positions = Tensor::f_from_slice(&targets.positions)?.f_to_device(device)?;
-    let labels = Tensor::f_from_slice(&targets.labels)?.f_to_device(device)?;
-    let selected = hidden.f_reshape([-1, width])?.f_index_select(0, &positions)?; // (n, D)
-    let cut = selected.f_detach()?.f_set_requires_grad(true)?;
+/// What each label's cross-entropy counts in the gradient.
+pub enum Weights<'a> {
+    Same(f64),
+    /// (n) f32, in the order of the targets.
+    Each(&'a Tensor),
+}
 
-    let count = targets.len() as i64;
-    let slice = (MAX_LOGITS / vocab.max(1)).max(1);
-    let mut sum = 0.0;
-    let mut start = 0;
-    while start < count {
-        let length = slice.min(count - start);
-        let logits = head(&cut.f_narrow(0, start, length)?)?.f_to_kind(Kind::Float)?; // (n, V)
-        let labels = labels.f_narrow(0, start, length)?;
-        let loss = logits.f_cross_entropy_loss(&labels, None::<&Tensor>, Reduction::Sum, IGNORED, 0.0)?;
-        sum += f64::try_from(&loss)?;
-        loss.f_mul_scalar(scale)?.f_backward()?;
-        start += length;
+/// The hidden states of positions that carry a label.
+pub struct Picked {
+    /// (n, D) with the history of what they came from.
+    states: Tensor,
+    labels: Tensor, // (n)
+    vocab: i64,
+}
+
+/// What a measurement without any gradient sums up to.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Measured {
+    /// Nats.
+    pub loss: f64,
+    /// Labels that the model would have chosen itself.
+    pub correct: u64,
+    pub labels: u64,
+}
+
+impl Picked {
+    /// # Shapes
+    /// `hidden`: (B, T, D).
+    ///
+    /// # Errors
+    /// Torch cannot allocate them.
+    pub fn new(hidden: &Tensor, targets: &Targets, vocab: i64) -> Result<Self> {
+        let device = hidden.device();
+        let width = hidden.size().last().copied().unwrap_or_default();
+        let positions = Tensor::f_from_slice(&targets.positions)?.f_to_device(device)?;
+        let labels = Tensor::f_from_slice(&targets.labels)?.f_to_device(device)?;
+        let states = hidden.f_reshape([-1, width])?.f_index_select(0, &positions)?;
+        Ok(Self { states, labels, vocab })
     }
-    tailor_torch::backward(&[(&selected, Some(&cut.f_grad()?))], false)?;
-    Ok(sum)
+
+    /// The summed loss in nats. Gradients of the weighted loss are added to every leaf below the states and inside
+    /// `head`.
+    ///
+    /// # Errors
+    /// Torch fails, most likely for want of memory.
+    pub fn backward(&self, head: Head<'_>, weights: &Weights<'_>) -> Result<f64> {
+        let cut = self.states.f_detach()?.f_set_requires_grad(true)?;
+        let mut sum = 0.0;
+        for (start, length) in self.slices() {
+            let logits = head(&cut.f_narrow(0, start, length)?)?.f_to_kind(Kind::Float)?; // (n, V)
+            let labels = self.labels.f_narrow(0, start, length)?;
+            match weights {
+                Weights::Same(scale) => {
+                    let loss = logits.f_cross_entropy_loss(&labels, None::<&Tensor>, Reduction::Sum, IGNORED, 0.0)?;
+                    sum += f64::try_from(&loss)?;
+                    loss.f_mul_scalar(*scale)?.f_backward()?;
+                }
+                Weights::Each(weights) => {
+                    let loss = logits.f_cross_entropy_loss(&labels, None::<&Tensor>, Reduction::None, IGNORED, 0.0)?;
+                    sum += f64::try_from(&loss.f_detach()?.f_sum(Kind::Float)?)?;
+                    loss.f_dot(&weights.f_narrow(0, start, length)?)?.f_backward()?;
+                }
+            }
+        }
+        tailor_torch::backward(&[(&self.states, Some(&cut.f_grad()?))], false)?;
+        Ok(sum)
+    }
+
+    /// The log-probability of each label, in nats, without any gradient.
+    ///
+    /// # Errors
+    /// As [`Self::backward`].
+    pub fn log_probs(&self, head: Head<'_>) -> Result<Vec<f64>> {
+        let mut all = Vec::with_capacity(self.labels.size()[0] as usize);
+        self.each_slice(head, |logits, labels| {
+            let losses = logits.f_cross_entropy_loss(labels, None::<&Tensor>, Reduction::None, IGNORED, 0.0)?;
+            all.extend(Vec::<f64>::try_from(&losses.f_to_kind(Kind::Double)?)?.into_iter().map(|loss| -loss));
+            Ok(())
+        })?;
+        Ok(all)
+    }
+
+    /// # Errors
+    /// As [`Self::backward`].
+    pub fn measure(&self, head: Head<'_>) -> Result<Measured> {
+        let mut sums = Measured { labels: self.labels.size()[0] as u64, ..Measured::default() };
+        self.each_slice(head, |logits, labels| {
+            let loss = logits.f_cross_entropy_loss(labels, None::<&Tensor>, Reduction::Sum, IGNORED, 0.0)?;
+            sums.loss += f64::try_from(&loss)?;
+            let right = logits.f_argmax(-1, false)?.f_eq_tensor(labels)?.f_sum(Kind::Int64)?;
+            sums.correct += i64::try_from(&right)? as u64;
+            Ok(())
+        })?;
+        Ok(sums)
+    }
+
+    fn each_slice(&self, head: Head<'_>, mut work: impl FnMut(&Tensor, &Tensor) -> Result<()>) -> Result<()> {
+        tch::no_grad(|| {
+            let states = self.states.f_detach()?;
+            for (start, length) in self.slices() {
+                let logits = head(&states.f_narrow(0, start, length)?)?.f_to_kind(Kind::Float)?;
+                work(&logits, &self.labels.f_narrow(0, start, length)?)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Start and length of each slice.
+    fn slices(&self) -> impl Iterator<Item = (i64, i64)> + use<> {
+        let count = self.labels.size()[0];
+        let slice = (MAX_LOGITS / self.vocab.max(1)).max(1);
+        (0..count).step_by(slice as usize).map(move |start| (start, slice.min(count - start)))
+    }
 }
 
 #[cfg(test)]
@@ -95,8 +178,8 @@ mod tests {
         let (input, mut layer, head, _) = setting();
         layer.zero_grad();
         let hidden = input.matmul(&layer).tanh();
-        let sum =
-            backward(&hidden, &|x| Ok(x.f_matmul(&head.tr())?), 11, &Targets::new(labels), scale).expect("backward");
+        let picked = Picked::new(&hidden, &Targets::new(labels, 5), 11).expect("picked");
+        let sum = picked.backward(&|x| Ok(x.f_matmul(&head.tr())?), &Weights::Same(scale)).expect("backward");
         (sum, layer.grad().copy())
     }
 
@@ -123,6 +206,28 @@ mod tests {
         let (alone, gradient_alone) = ours(&only, 1.0);
         assert!((whole - without - alone).abs() < 1e-4);
         assert!((gradient_of_all - gradient_without).allclose(&gradient_alone, 1e-4, 1e-5, false));
-        assert_eq!(Targets::new(&[IGNORED; 4]).len(), 0);
+        assert!(Targets::new(&[IGNORED; 4], 2).pairs().is_empty());
+    }
+
+    #[test]
+    fn weights_of_each_label_and_log_probs_agree_with_the_plain_loss() {
+        let (input, mut layer, head, labels) = setting();
+        let targets = Targets::new(&labels, 5);
+        assert_eq!(targets.sequences(), [0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]);
+        let head = |x: &Tensor| Ok(x.f_matmul(&head.tr())?);
+        let picked = Picked::new(&input.matmul(&layer).tanh(), &targets, 11).expect("picked");
+        let log_probs = picked.log_probs(&head).expect("log-probabilities");
+        let measured = picked.measure(&head).expect("measured");
+        assert!((measured.loss + log_probs.iter().sum::<f64>()).abs() < 1e-4);
+        assert_eq!(measured.labels, log_probs.len() as u64);
+        assert!(measured.correct < measured.labels, "a random model is not always right");
+
+        let weights = Tensor::from_slice(&[0.25f32; 11]);
+        picked.backward(&head, &Weights::Each(&weights)).expect("backward");
+        let each = layer.grad().copy();
+        layer.zero_grad();
+        let picked = Picked::new(&input.matmul(&layer).tanh(), &targets, 11).expect("picked");
+        picked.backward(&head, &Weights::Same(0.25)).expect("backward");
+        assert!(each.allclose(&layer.grad(), 1e-5, 1e-6, false));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use tailor_domain::StepMetrics;
+use tailor_domain::{StepMetrics, TuningMetrics};
 
 use crate::checkpoint::Checkpoint;
 
@@ -19,6 +19,10 @@ pub trait Observer {
         false
     }
     fn on_checkpoint(&mut self, _: Checkpoint) {}
+    /// After a measurement on the tuning rows.
+    fn on_tuning(&mut self, _: &TuningMetrics) {}
+    /// Something that a person should read.
+    fn on_note(&mut self, _: &str) {}
 }
 
 /// Watches nothing and never stops a run.
@@ -36,6 +40,12 @@ pub enum Outcome {
     Finished,
     /// The loss is acceptable.
     TargetLoss,
+    /// No measurement has been better for as long as patience reaches.
+    NoImprovement,
+    /// The budget of time or money is used up.
+    OutOfBudget,
+    /// The loss ran away; the best state before it is kept.
+    Diverged,
     /// The observer asked for it.
     Stopped,
 }
@@ -52,6 +62,15 @@ pub struct Summary {
     pub outcome: Outcome,
     /// The process's highest resident memory.
     pub peak_memory_bytes: u64,
+    /// Steps of the state that is kept: fewer than `steps` where an earlier one was better.
+    pub kept_step: u64,
+    /// The measurement of that state, and the last one; none without tuning rows.
+    pub best: Option<TuningMetrics>,
+    pub last_tuning: Option<TuningMetrics>,
+    /// Rows that were put aside for measuring.
+    pub tuning_rows: usize,
+    /// Sequences in one forward pass at the end.
+    pub micro_batch: usize,
     /// Rows left out because they are too long or have no target.
     pub rows_left_out: usize,
 }
@@ -77,6 +96,11 @@ impl RecentLoss {
         self.0.iter().sum::<f64>() / self.0.len().max(1) as f64
     }
 
+    /// Whether `loss` is above `factor` times a full window's mean; a factor of 0 never calls it so.
+    pub fn is_spike(&self, loss: f64, factor: f64) -> bool {
+        factor > 0.0 && self.0.len() == WINDOW && loss > factor * self.mean()
+    }
+
     /// Whether a full window's mean is at most `target`; a target of 0 is never reached.
     pub fn reached(&self, target: f64) -> bool {
         target > 0.0 && self.0.len() == WINDOW && self.mean() <= target
@@ -97,5 +121,6 @@ mod tests {
         assert!(!recent.reached(0.5));
         assert!(recent.reached(0.95));
         assert!(!recent.reached(0.0), "0 switches it off");
+        assert!(recent.is_spike(3.0, 3.0) && !recent.is_spike(2.0, 3.0) && !recent.is_spike(1e9, 0.0));
     }
 }

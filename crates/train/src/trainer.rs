@@ -1,4 +1,5 @@
-//! The loop: batches in, one optimizer step each, until the budget is used up, the loss is acceptable, or someone stops it.
+//! The loop: batches in, one optimizer step each, until the budget is used up, the loss is acceptable, nothing gets
+//! better, or someone stops it.
 //!
 //! The gradient of a step is that of the mean loss over ALL unmasked tokens of its batch, however the batch is cut into
 //! passes: a long row in a small pass weighs no more than in a large one.
@@ -6,21 +7,29 @@
 use std::time::Instant;
 
 use sha2::{Digest as _, Sha256};
-use tailor_domain::{LoraSpec, Recipe, StepMetrics, TrainSpec};
-use tailor_models::{Base, Config, Lora, LoraSet, Pass};
+use tailor_domain::{ErrorCode, Invalid, Recipe, StepMetrics, TrainSpec, TuningMetrics, spec};
+use tailor_models::{Base, LoraSet};
 use tailor_torch::guarded;
 
 use crate::batches::Batches;
-use crate::checkpoint::{Checkpoint, State};
-use crate::collate::MicroBatch;
+use crate::checkpoint::{Checkpoint, State, Values};
 use crate::error::Error;
-use crate::init::Init;
-use crate::loss;
-use crate::modules::Modules;
+use crate::examples::Examples;
+use crate::loss::Measured;
+use crate::modules::{Modules, Taken, layer_number};
+use crate::objective::{Objective, Whole};
 use crate::optimizer::AdamW;
-use crate::rows::{Rows, targets};
+use crate::rows::Rows;
 use crate::schedule::Schedule;
 use crate::summary::{Observer, Outcome, RecentLoss, Summary};
+
+/// Measurements in a run that does not say how often it measures.
+const MEASUREMENTS: u64 = 10;
+/// Rows in one pass of a measurement.
+const MEASURED_ROWS: usize = 16;
+
+const BEST: &str = "best";
+const RANDOM: &str = "random";
 
 /// What a run leaves behind.
 #[derive(Debug)]
@@ -29,17 +38,17 @@ pub struct Trained {
     pub summary: Summary,
 }
 
-/// Trains a LoRA adapter for `base`. Runs on the calling thread to the end.
+/// Trains an adapter for `base`. Runs on the calling thread to the end.
 ///
 /// On the CPU the same base, rows, settings and number of threads give the same bits.
 ///
 /// # Errors
 /// A setting outside its limits or a module the base lacks; a row that was not made for this base, or no row that can be
-/// used; a loss or gradient that is not finite; a failure of the device. Never a panic.
-pub fn train(
+/// used; a loss or gradient that is not finite before anything good was measured; a failure of the device. Never a panic.
+pub fn train<'a>(
     base: &Base,
     recipe: &Recipe,
-    examples: &[tailor_text::Example],
+    examples: impl Into<Examples<'a>>,
     base_name: &str,
     observer: &mut dyn Observer,
 ) -> Result<Trained, Error> {
@@ -51,52 +60,102 @@ pub fn train(
 ///
 /// # Errors
 /// As [`train`]; a checkpoint of another run.
-pub fn resume(
+pub fn resume<'a>(
     base: &Base,
     recipe: &Recipe,
-    examples: &[tailor_text::Example],
+    examples: impl Into<Examples<'a>>,
     base_name: &str,
     from: Option<&Checkpoint>,
     observer: &mut dyn Observer,
 ) -> Result<Trained, Error> {
     recipe.validate()?;
-    let (lora, spec) = (&recipe.lora, &recipe.train);
-    let rows = Rows::usable(base, spec, examples)?;
-    let modules = Modules::choose(base, lora, base_name)?;
-    let identity = identity(lora, spec, &rows, &modules);
+    if recipe.prompt_tuning.is_some() {
+        return Err(Invalid::new("prompt_tuning", "is not supported by this version; use lora").into());
+    }
+    let examples = examples.into();
+    check_objective(recipe.train.objective, examples)?;
+    let rows = Rows::usable(base, &recipe.train, &recipe.evaluate, examples)?;
+    let modules = Modules::choose(base, &recipe.lora, base_name)?;
+    let identity = identity(recipe, &rows, &modules);
     if let Some(from) = from.filter(|from| from.state.run != identity) {
         let problem = "is of another run: the settings, the rows or the base are not those it was taken with";
         return Err(Error::Checkpoint(format!("of step {} {problem}", from.step())));
     }
-    let mut run =
-        guarded(|| Run::new(base, lora, spec, &rows, &modules)).map_err(Error::at("before the first step"))?;
-    run.identity = identity;
-    run.target_loss = recipe.stop.target_loss;
-    let summary = run.run(from, observer)?;
-    let values = run.optimizer.values().map_err(|error| Error::at("after the last step")(error.into()))?;
-    Ok(Trained { adapter: modules.adapter(values)?, summary })
+    let batches = Batches::new(rows.lengths(), recipe.train.batch_rows as usize, recipe.train.seed);
+    let tokens: usize = rows.lengths().iter().sum();
+    let schedule = Schedule::new(&recipe.train, batches.per_epoch(), tokens as u64);
+    check_unfreezing(recipe, &modules, &schedule)?;
+    let mut run = guarded(|| Run::new(base, recipe, &rows, &modules, schedule, &identity))
+        .map_err(Error::at("before the first step"))?;
+    let outcome = run.run(batches, from, observer)?;
+    let kept = run.kept(outcome).map_err(Error::at("after the last step"))?;
+    let adapter = modules.adapter(run.optimizer.cut(&kept), &run.taken)?;
+    Ok(Trained { adapter, summary: run.summary(outcome) })
 }
 
 /// What makes two runs the same: everything that decides their bits, but the number of threads.
-fn identity(lora: &LoraSpec, spec: &TrainSpec, rows: &Rows<'_>, modules: &Modules) -> String {
+fn identity(recipe: &Recipe, rows: &Rows<'_>, modules: &Modules) -> String {
     let mut hasher = Sha256::new();
     let shapes: Vec<_> = modules.shapes.iter().map(|(path, at)| (path, at.in_features, at.out_features)).collect();
-    hasher.update(format!("{lora:?}\n{spec:?}\n{shapes:?}\n"));
+    hasher.update(format!("{recipe:?}\n{shapes:?}\n{:?}\n", rows.tuning()));
     for at in 0..rows.lengths().len() {
-        hasher.update(format!("{:?}\n", rows.example(at)));
+        for row in rows.sequence(at) {
+            hasher.update(format!("{row}"));
+            rows.examples().of(*row).for_each(|example| hasher.update(format!(" {example:?}")));
+        }
+        hasher.update("\n");
     }
     format!("{:x}", hasher.finalize())
 }
 
+fn check_objective(objective: spec::Objective, examples: Examples<'_>) -> Result<(), Invalid> {
+    let problem = match (objective, examples) {
+        (spec::Objective::Sft, Examples::Single(_)) | (spec::Objective::Dpo, Examples::Pairs(_)) => return Ok(()),
+        (spec::Objective::Dpo, Examples::Single(_)) => "dpo needs preference pairs; these are single rows",
+        (spec::Objective::Sft, Examples::Pairs(_)) => "sft learns from single rows; these are preference pairs",
+    };
+    Err(Invalid::new("train.objective", problem))
+}
+
+/// Some layer must learn from the first step on, and each one named must be there.
+fn check_unfreezing(recipe: &Recipe, modules: &Modules, schedule: &Schedule) -> Result<(), Invalid> {
+    for (at, stage) in recipe.train.unfreeze.iter().enumerate() {
+        for layer in &stage.layers {
+            if !modules.shapes.keys().any(|path| layer_number(path) == Some(*layer)) {
+                let problem = format!("layer {layer} has no module that is trained");
+                return Err(Invalid::new(format!("train.unfreeze[{at}].layers"), problem));
+            }
+        }
+    }
+    if modules.shapes.keys().all(|path| frozen_steps(&recipe.train, schedule, path) > 0) {
+        let problem = "no layer learns from the beginning; leave one out, or let its stage begin at 0";
+        return Err(Invalid::new("train.unfreeze", problem));
+    }
+    Ok(())
+}
+
+fn frozen_steps(spec: &TrainSpec, schedule: &Schedule, path: &str) -> u64 {
+    let stage = spec.unfreeze.iter().find(|stage| layer_number(path).is_some_and(|at| stage.layers.contains(&at)));
+    stage.map_or(0, |stage| schedule.steps_before(stage.from))
+}
+
 struct Run<'a> {
     base: &'a Base,
-    spec: &'a TrainSpec,
+    recipe: &'a Recipe,
     rows: &'a Rows<'a>,
+    schedule: Schedule,
     /// The adapter in the model: the optimizer's leaves under their modules' paths.
     adapter: LoraSet,
     optimizer: AdamW,
-    identity: String,
-    target_loss: f64,
+    taken: Taken,
+    /// Where the run is; its `recent_losses` stand in `recent`.
+    state: State,
+    recent: RecentLoss,
+    /// The parameters of the best measurement.
+    best: Vec<f32>,
+    /// Time spent before this attempt, and when this one began.
+    seconds_before: f64,
+    started: Instant,
 }
 
 /// What one step's passes summed up to.
@@ -109,163 +168,313 @@ struct StepSums {
 impl<'a> Run<'a> {
     fn new(
         base: &'a Base,
-        lora: &LoraSpec,
-        spec: &'a TrainSpec,
+        recipe: &'a Recipe,
         rows: &'a Rows<'a>,
         modules: &Modules,
+        schedule: Schedule,
+        identity: &str,
     ) -> tailor_models::Result<Self> {
-        // Dropout draws from torch's generator.
+        let spec = &recipe.train;
+        // Dropout and noise draw from torch's generator.
         tch::manual_seed(spec.seed as i64);
-        let rank = i64::from(lora.rank);
-        let mut init = Init::new(spec.seed);
-        let mut initial = Vec::with_capacity(2 * modules.shapes.len());
-        for shape in modules.shapes.values() {
-            let (input, out) = (shape.in_features, shape.out_features);
-            initial.push((init.lora_a(rank as usize, input), vec![rank, input as i64]));
-            initial.push((init.lora_b(out, rank as usize), vec![out as i64, rank]));
-        }
-        let optimizer = AdamW::new(&initial, spec.weight_decay, base.device())?;
-        let mut adapter = LoraSet::empty(base);
-        for (path, pair) in modules.shapes.keys().zip(optimizer.leaves().chunks_exact(2)) {
-            let scale = modules.config.scale_for(path);
-            let (a, b) = (pair[0].shallow_clone(), pair[1].shallow_clone());
-            adapter.insert(path, Lora { a, b, scale, dropout: f64::from(lora.dropout) })?;
-        }
-        Ok(Self { base, spec, rows, adapter, optimizer, identity: String::new(), target_loss: 0.0 })
+        let (initial, taken) = modules.initial(base, spec.seed, |path| frozen_steps(spec, &schedule, path))?;
+        let optimizer = AdamW::new(&initial, spec.optimizer, spec.weight_decay, base.device())?;
+        let adapter = modules.attach(base, &optimizer, &taken)?;
+        let micro_batch = if spec.micro_batch_rows == 0 { spec.batch_rows } else { spec.micro_batch_rows };
+        Ok(Self {
+            base,
+            recipe,
+            rows,
+            schedule,
+            adapter,
+            optimizer,
+            taken,
+            state: State::new(identity, u64::from(micro_batch)),
+            recent: RecentLoss::default(),
+            best: Vec::new(),
+            seconds_before: 0.0,
+            started: Instant::now(),
+        })
     }
 
-    fn run(&mut self, from: Option<&Checkpoint>, observer: &mut dyn Observer) -> Result<Summary, Error> {
-        let mut batches = Batches::new(self.rows.lengths(), self.spec.batch_rows as usize, self.spec.seed);
-        let schedule = Schedule::new(self.spec, batches.per_epoch());
-        let mut recent = RecentLoss::default();
-        let (mut steps, mut tokens, mut seconds_before) = (0, 0, 0.0);
+    fn run(
+        &mut self,
+        mut batches: Batches<'_>,
+        from: Option<&Checkpoint>,
+        observer: &mut dyn Observer,
+    ) -> Result<Outcome, Error> {
         if let Some(from) = from {
             guarded(|| self.restore(from)).map_err(Error::at("going on from the checkpoint"))?;
-            (steps, tokens, seconds_before) = (from.state.step, from.state.tokens, from.state.seconds);
-            batches.skip(steps);
-            from.state.recent_losses.iter().for_each(|loss| recent.push(*loss));
+            batches.skip(self.state.step);
         }
-        let started = Instant::now();
-        let mut saved = steps;
+        self.started = Instant::now();
+        let mut saved = self.state.step;
         let outcome = loop {
-            if recent.reached(self.target_loss) {
-                break Outcome::TargetLoss;
+            if let Some(outcome) = self.reason_to_stop(observer) {
+                break outcome;
             }
-            if observer.should_stop() {
-                break Outcome::Stopped;
+            if self.state.step > saved && observer.wants_checkpoint() {
+                observer.on_checkpoint(self.checkpoint()?);
+                saved = self.state.step;
             }
-            if steps >= schedule.total_steps {
-                break Outcome::Finished;
+            match self.next_step(&batches.next_batch(), observer) {
+                Ok(()) => {}
+                Err(error) if error.is_divergence() && self.state.best.is_some() => {
+                    let kept = self.state.best.map_or(0, |best| best.step);
+                    observer.on_note(&format!("{error}; training ends here, the state after step {kept} is kept"));
+                    break Outcome::Diverged;
+                }
+                Err(error) => return Err(error),
             }
-            if steps > saved && observer.wants_checkpoint() {
-                let state = self.state(steps, tokens, seconds_before + started.elapsed().as_secs_f64(), &recent);
-                observer.on_checkpoint(self.checkpoint(state)?);
-                saved = steps;
-            }
-            steps += 1;
-            let learning_rate = schedule.learning_rate(steps);
-            let step_started = Instant::now();
-            let sums = self.step(steps, &batches.next_batch(), learning_rate)?;
-            recent.push(sums.loss);
-            tokens += sums.tokens;
-            observer.on_step(&StepMetrics {
-                step: steps,
-                total_steps: schedule.total_steps,
-                loss: sums.loss,
-                grad_norm: sums.grad_norm,
-                learning_rate,
-                tokens: sums.tokens,
-                tokens_per_second: per_second(sums.tokens, step_started.elapsed().as_secs_f64()),
-            });
         };
-        let seconds = seconds_before + started.elapsed().as_secs_f64();
-        if steps > saved && outcome != Outcome::Stopped {
+        self.state.seconds = self.seconds();
+        if self.state.step > saved && outcome != Outcome::Stopped {
             // What comes after training may be stopped too, and must not cost the training.
-            observer.on_checkpoint(self.checkpoint(self.state(steps, tokens, seconds, &recent))?);
+            observer.on_checkpoint(self.checkpoint()?);
         }
-        Ok(Summary {
-            steps,
-            tokens,
-            final_loss: recent.mean(),
-            seconds,
-            tokens_per_second: per_second(tokens, seconds),
-            outcome,
-            peak_memory_bytes: tailor_torch::Memory::now().map_or(0, |memory| memory.peak_bytes),
-            rows_left_out: self.rows.left_out(),
-        })
+        Ok(outcome)
     }
 
-    fn state(&self, step: u64, tokens: u64, seconds: f64, recent: &RecentLoss) -> State {
-        State::new(&self.identity, step, tokens, seconds, recent.losses())
+    fn reason_to_stop(&self, observer: &mut dyn Observer) -> Option<Outcome> {
+        let (stop, spec) = (&self.recipe.stop, &self.recipe.train);
+        let tokens_used_up = spec.max_train_tokens > 0 && self.state.tokens >= spec.max_train_tokens;
+        if self.recent.reached(stop.target_loss) {
+            Some(Outcome::TargetLoss)
+        } else if stop.patience > 0 && self.state.without_improvement >= stop.patience {
+            Some(Outcome::NoImprovement)
+        } else if stop.seconds().is_some_and(|bound| self.state.step > 0 && self.seconds() >= bound) {
+            Some(Outcome::OutOfBudget)
+        } else if observer.should_stop() {
+            Some(Outcome::Stopped)
+        } else if self.state.step >= self.schedule.total_steps || tokens_used_up {
+            Some(Outcome::Finished)
+        } else {
+            None
+        }
     }
 
-    fn checkpoint(&self, state: State) -> Result<Checkpoint, Error> {
-        let step = state.step;
-        guarded(|| -> tailor_models::Result<_> {
-            let [parameters, first_moment, second_moment] = self.optimizer.state()?;
-            let random = tailor_torch::rng_state()?;
-            Ok(Checkpoint { state, parameters, first_moment, second_moment, random })
-        })
-        .map_err(Error::at(format!("checkpoint of step {step}")))
+    /// One step, its report, and the measurement that is due after it.
+    fn next_step(&mut self, batch: &[usize], observer: &mut dyn Observer) -> Result<(), Error> {
+        let step = self.state.step + 1;
+        let learning_rate = self.schedule.learning_rate(step);
+        let started = Instant::now();
+        let sums = self.step(step, batch, learning_rate, observer)?;
+        self.state.step = step;
+        self.state.tokens += sums.tokens;
+        self.recent.push(sums.loss);
+        observer.on_step(&StepMetrics {
+            step,
+            total_steps: self.schedule.total_steps,
+            loss: sums.loss,
+            grad_norm: sums.grad_norm,
+            learning_rate,
+            tokens: sums.tokens,
+            tokens_per_second: per_second(sums.tokens, started.elapsed().as_secs_f64()),
+        });
+        if self.measurement_is_due() {
+            let measured = self.measure()?;
+            observer.on_tuning(&measured);
+        }
+        Ok(())
     }
 
-    fn restore(&mut self, from: &Checkpoint) -> tailor_models::Result<()> {
-        let Checkpoint { state, parameters, first_moment, second_moment, random } = from;
-        self.optimizer.restore(state.step, [parameters, first_moment, second_moment])?;
-        Ok(tailor_torch::set_rng_state(random)?)
+    fn measurement_is_due(&self) -> bool {
+        let every = match self.recipe.evaluate.every_steps {
+            0 => self.schedule.total_steps.div_ceil(MEASUREMENTS),
+            steps => steps,
+        };
+        let last = self.state.step == self.schedule.total_steps;
+        !self.rows.tuning().is_empty() && (last || self.state.step.is_multiple_of(every.max(1)))
+    }
+
+    /// Loss and accuracy on the tuning rows, and whether they are the best so far.
+    fn measure(&mut self) -> Result<TuningMetrics, Error> {
+        let step = self.state.step;
+        let objective = self.objective();
+        let mut sums = Measured::default();
+        for rows in self.rows.tuning().chunks(MEASURED_ROWS) {
+            let some = guarded(|| objective.measure(self.rows.examples(), rows))
+                .map_err(Error::at(format!("measuring after step {step}")))?;
+            sums.loss += some.loss;
+            sums.correct += some.correct;
+            sums.labels += some.labels;
+        }
+        let labels = sums.labels.max(1) as f64;
+        let loss = sums.loss / labels;
+        let bound = self.state.best.map_or(f64::INFINITY, |best| best.loss * (1.0 - self.recipe.stop.min_improvement));
+        let token_accuracy = sums.correct as f64 / labels;
+        let measured = TuningMetrics { step, loss, token_accuracy, tokens: sums.labels, best: loss < bound };
+        if measured.best {
+            self.best = self
+                .optimizer
+                .flat_values()
+                .map_err(|error| Error::at(format!("keeping the state after step {step}"))(error.into()))?;
+            self.state.best = Some(measured);
+            self.state.without_improvement = 0;
+        } else {
+            self.state.without_improvement += 1;
+        }
+        self.state.last_tuning = Some(measured);
+        Ok(measured)
+    }
+
+    fn objective(&self) -> Objective<'_> {
+        Objective {
+            base: self.base,
+            adapter: &self.adapter,
+            checkpointing: self.recipe.train.checkpointing,
+            noise: self.recipe.train.neftune_alpha,
+            preference: &self.recipe.preference,
+        }
     }
 
     /// Gradient of the batch, clipped, and one update.
-    fn step(&mut self, step: u64, batch: &[usize], learning_rate: f64) -> Result<StepSums, Error> {
+    fn step(
+        &mut self,
+        step: u64,
+        batch: &[usize],
+        learning_rate: f64,
+        observer: &mut dyn Observer,
+    ) -> Result<StepSums, Error> {
         let place = || format!("step {step}");
-        let examples: Vec<_> = batch.iter().map(|at| self.rows.example(*at)).collect();
-        let in_loss: usize = examples.iter().map(|example| targets(example)).sum();
-        let scale = 1.0 / in_loss.max(1) as f64;
-        let not_finite = |what, loss, grad_norm, rows: &[usize]| {
-            Err(Error::NotFinite { step, what, loss, grad_norm, rows: self.rows.name(rows) })
-        };
-
-        let micro_rows =
-            if self.spec.micro_batch_rows == 0 { batch.len() } else { self.spec.micro_batch_rows as usize };
-        let mut loss = 0.0;
-        for (rows, examples) in batch.chunks(micro_rows).zip(examples.chunks(micro_rows)) {
-            let sum = guarded(|| self.accumulate(examples, scale)).map_err(Error::at(place()))?;
-            if !sum.is_finite() {
-                return not_finite("the loss", sum, f64::NAN, rows);
-            }
-            loss += sum * scale;
-        }
+        self.optimizer.thaw();
+        let loss = self.gradient_that_fits(step, batch, observer)?;
         let (gradient, grad_norm) = guarded(|| -> tailor_models::Result<_> {
             let gradient = self.optimizer.gathered_gradient()?;
             let norm = f64::try_from(gradient.f_norm()?)?;
             Ok((gradient, norm))
         })
         .map_err(Error::at(place()))?;
+        let rows = || self.rows.name(batch);
         if !grad_norm.is_finite() {
-            return not_finite("the gradient", loss, grad_norm, batch);
+            return Err(Error::NotFinite { step, what: "the gradient", loss, grad_norm, rows: rows() });
         }
-        let clip = (self.spec.max_grad_norm / (grad_norm + 1e-6)).min(1.0);
+        if self.recent.is_spike(loss, self.recipe.stop.spike_factor) {
+            return Err(Error::Spike { step, loss, mean: self.recent.mean(), grad_norm, rows: rows() });
+        }
+        let clip = (self.recipe.train.max_grad_norm / (grad_norm + 1e-6)).min(1.0);
         guarded(|| -> tailor_models::Result<()> {
             self.optimizer.update(&gradient, clip, learning_rate)?;
             self.optimizer.zero_gradients();
+            if self.recipe.lora.dora {
+                self.adapter.refresh_magnitudes(self.base)?;
+            }
             Ok(())
         })
         .map_err(Error::at(place()))?;
-        let tokens = examples.iter().map(|example| example.tokens() as u64).sum();
+        let tokens = batch.iter().map(|at| self.rows.lengths()[*at] as u64).sum();
         Ok(StepSums { loss, tokens, grad_norm })
     }
 
-    /// One forward and backward pass. Returns the summed loss.
-    fn accumulate(&self, examples: &[&tailor_text::Example], scale: f64) -> tailor_models::Result<f64> {
-        let start = match self.base.config() {
-            Config::T5(config) => config.decoder_start_token_id,
-            Config::Decoder(_) => 0, // has no decoder apart
+    /// The batch's loss, its gradient in the leaves. A micro-batch that does not fit into memory is halved and the whole
+    /// gradient made again, from the same random numbers.
+    fn gradient_that_fits(&mut self, step: u64, batch: &[usize], observer: &mut dyn Observer) -> Result<f64, Error> {
+        loop {
+            let random = tailor_torch::rng_state().map_err(|error| Error::at(format!("step {step}"))(error.into()))?;
+            let micro = self.state.micro_batch as usize;
+            match self.gradient(step, batch, micro) {
+                Err(error) if error.code() == ErrorCode::ResourceExhausted && micro > 1 => {
+                    // Of this batch, which may be smaller than a micro-batch, half.
+                    let half = (micro.min(batch.len()) / 2).max(1);
+                    observer.on_note(&format!(
+                        "step {step}: no memory for a micro-batch of {micro}; made again, and from here on, with {half}"
+                    ));
+                    self.state.micro_batch = half as u64;
+                    self.optimizer.zero_gradients();
+                    tailor_torch::set_rng_state(&random)
+                        .map_err(|error| Error::at(format!("step {step}"))(error.into()))?;
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    fn gradient(&self, step: u64, batch: &[usize], micro: usize) -> Result<f64, Error> {
+        let examples = self.rows.examples();
+        let whole = Whole::of(examples, batch.iter().flat_map(|at| self.rows.sequence(*at)).copied());
+        let objective = self.objective();
+        let mut loss = 0.0;
+        for part in batch.chunks(micro.max(1)) {
+            let sequences: Vec<&[usize]> = part.iter().map(|at| self.rows.sequence(*at)).collect();
+            let sum = guarded(|| objective.accumulate(examples, &sequences, whole))
+                .map_err(Error::at(format!("step {step}")))?;
+            if !sum.is_finite() {
+                let rows = self.rows.name(part);
+                return Err(Error::NotFinite { step, what: "the loss", loss: sum, grad_norm: f64::NAN, rows });
+            }
+            loss += sum;
+        }
+        Ok(loss)
+    }
+
+    fn checkpoint(&mut self) -> Result<Checkpoint, Error> {
+        self.state.seconds = self.seconds();
+        self.state.recent_losses = self.recent.losses();
+        guarded(|| -> tailor_models::Result<_> {
+            let mut tensors: std::collections::BTreeMap<_, _> = self.optimizer.state()?.into_iter().collect();
+            tensors.insert(RANDOM.to_owned(), Values::U8(tailor_torch::rng_state()?));
+            if !self.best.is_empty() {
+                tensors.insert(BEST.to_owned(), Values::F32(self.best.clone()));
+            }
+            Ok(Checkpoint { state: self.state.clone(), tensors })
+        })
+        .map_err(Error::at(format!("checkpoint of step {}", self.state.step)))
+    }
+
+    fn restore(&mut self, from: &Checkpoint) -> tailor_models::Result<()> {
+        let lacks = |name: &str| tailor_models::Error::Request(format!("the checkpoint has no {name}"));
+        self.optimizer.restore(from.step(), &|name| from.tensor(name))?;
+        if self.recipe.lora.dora {
+            self.adapter.refresh_magnitudes(self.base)?;
+        }
+        let Some(Values::U8(random)) = from.tensors.get(RANDOM) else { return Err(lacks(RANDOM)) };
+        tailor_torch::set_rng_state(random)?;
+        self.best = match (from.tensors.get(BEST), from.state.best) {
+            (Some(Values::F32(best)), Some(_)) => best.clone(),
+            (_, None) => Vec::new(),
+            (_, Some(_)) => return Err(lacks(BEST)),
         };
-        let batch = MicroBatch::new(examples, start, self.base.device())?;
-        let pass = Pass::training(&self.adapter);
-        let hidden = self.base.hidden(&batch.input(), &pass)?; // (B, T, D)
-        let vocab = self.base.config().vocab_size();
-        loss::backward(&hidden, &|hidden| Ok(self.base.head(hidden, &pass)), vocab, &batch.targets, scale)
+        self.state = from.state.clone();
+        self.seconds_before = from.state.seconds;
+        from.state.recent_losses.iter().for_each(|loss| self.recent.push(*loss));
+        Ok(())
+    }
+
+    /// The measurement whose state is kept in the place of the last one.
+    fn kept_measurement(&self, outcome: Outcome) -> Option<TuningMetrics> {
+        let wanted = self.recipe.stop.keep_best || outcome == Outcome::Diverged;
+        self.state.best.filter(|best| wanted && best.step < self.state.step)
+    }
+
+    /// The parameters that are published.
+    fn kept(&self, outcome: Outcome) -> tailor_models::Result<Vec<f32>> {
+        match self.kept_measurement(outcome) {
+            Some(_) => Ok(self.best.clone()),
+            None => Ok(self.optimizer.flat_values()?),
+        }
+    }
+
+    fn seconds(&self) -> f64 {
+        self.seconds_before + self.started.elapsed().as_secs_f64()
+    }
+
+    fn summary(&self, outcome: Outcome) -> Summary {
+        let state = &self.state;
+        Summary {
+            steps: state.step,
+            tokens: state.tokens,
+            final_loss: self.recent.mean(),
+            seconds: state.seconds,
+            tokens_per_second: per_second(state.tokens, state.seconds),
+            outcome,
+            peak_memory_bytes: tailor_torch::Memory::now().map_or(0, |memory| memory.peak_bytes),
+            kept_step: self.kept_measurement(outcome).map_or(state.step, |best| best.step),
+            best: state.best,
+            last_tuning: state.last_tuning,
+            tuning_rows: self.rows.tuning().len(),
+            micro_batch: state.micro_batch as usize,
+            rows_left_out: self.rows.left_out(),
+        }
     }
 }
 

@@ -115,6 +115,12 @@ impl LoraSpec {
         if self.dora && self.dropout > 0.0 {
             return Err(Invalid::new("lora.dora", format!("does not go with lora.dropout {}; use 0", self.dropout)));
         }
+        if self.dora && self.bias {
+            return Err(Invalid::new(
+                "lora.dora",
+                "does not go with lora.bias, which PEFT knows no way to load; leave one out",
+            ));
+        }
         if self.init == LoraInit::Pissa {
             for (taken, name) in [(self.dora, "dora"), (self.bias, "bias"), (self.dropout > 0.0, "dropout")] {
                 if taken {

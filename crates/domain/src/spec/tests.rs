@@ -38,6 +38,7 @@ fn what_excludes_each_other_is_refused_with_both_names() {
         (r#"{"lora": {"target_modules": ["q"], "target_regex": ".*q"}}"#, "lora.target_regex: stands in the place of"),
         (r#"{"lora": {"target_modules": ["q", "all-linear"]}}"#, "all-linear stands alone"),
         (r#"{"lora": {"dora": true, "dropout": 0.5}}"#, "lora.dora: does not go with lora.dropout 0.5"),
+        (r#"{"lora": {"dora": true, "bias": true}}"#, "lora.dora: does not go with lora.bias"),
         (r#"{"lora": {"init": "pissa", "bias": true}}"#, "lora.init: pissa does not go with lora.bias"),
         (r#"{"lora": {"rank_pattern": {"q_proj": 0}}}"#, "lora.rank_pattern[q_proj]: 0 is outside"),
         (r#"{"lora": {"rank": 8}, "prompt_tuning": {}}"#, "prompt_tuning: stands beside lora"),

@@ -63,7 +63,7 @@ fn a_module_the_base_lacks_is_refused_with_those_it_has() {
     let error = train(&tiny.base, &recipe(&lora, &spec()), &tiny.rows(2), "tiny", &mut ()).expect_err("no such module");
     assert_eq!(error.code(), ErrorCode::InvalidArgument);
     let wanted = "lora.target_modules[1]: no linear layer of the base ends in \"query\"; it has down_proj, gate_proj, \
-                  k_proj, o_proj, q_proj, up_proj, v_proj";
+                  k_proj, lm_head, o_proj, q_proj, up_proj, v_proj";
     assert_eq!(error.to_string(), wanted);
 }
 

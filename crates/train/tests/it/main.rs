@@ -1,17 +1,23 @@
 //! Training on tiny random bases in 4 bits: what must hold whatever the model.
 
 mod failures;
+mod invariance;
 mod learning;
+mod memory;
+mod preference;
 mod properties;
 mod resume;
+mod stopping;
+mod variants;
 
 use std::path::Path;
 
 use tailor_domain::{EvaluateSpec, LoraSpec, Recipe, StepMetrics, TrainSpec};
-use tailor_models::{Base, LoadOptions};
+use tailor_models::{Base, Input, LoadOptions, LoraSet, Pass};
 use tailor_quant::{QuantOptions, quantize_folder};
 use tailor_testkit::{EOS, LlamaShape, T5Shape, TempDir};
 use tailor_train::{Example, Observer, Trained, train};
+use tch::Tensor;
 
 /// A base in 4 bits, and the folder its packed weights are mapped from.
 struct TinyBase {
@@ -41,6 +47,33 @@ impl TinyBase {
         Self::quantized(|folder| T5Shape::default().write(folder, 2).expect("writes"))
     }
 
+    /// A shape drawn from the seed, its head tied or not.
+    fn random_llama(seed: u64) -> Self {
+        let draw = |salt: u64, choices: &[usize]| {
+            choices[(seed.wrapping_mul(0x9e37_79b9).wrapping_add(salt * 7919) >> 3) as usize % choices.len()]
+        };
+        let kv_heads = draw(1, &[1, 2, 4]);
+        let shape = LlamaShape {
+            hidden: draw(2, &[64, 128]),
+            layers: draw(3, &[1, 2, 3]),
+            feed_forward: draw(4, &[64, 192]),
+            heads: 4,
+            kv_heads,
+            tied: seed.is_multiple_of(2),
+            ..LlamaShape::default()
+        };
+        println!("seed {seed}: {shape:?}");
+        Self::quantized(|folder| shape.write(folder, seed).expect("writes"))
+    }
+
+    /// As [`Self::random_llama`].
+    fn random_t5(seed: u64) -> Self {
+        let (layers, heads) = (1 + seed as usize % 3, [2, 4][seed as usize % 2]);
+        let shape = T5Shape { layers, heads, ..T5Shape::default() };
+        println!("seed {seed}: {shape:?}");
+        Self::quantized(|folder| shape.write(folder, seed).expect("writes"))
+    }
+
     /// Both families.
     fn all() -> [Self; 2] {
         [Self::llama(), Self::t5()]
@@ -63,6 +96,49 @@ impl TinyBase {
     /// Rows of unlike lengths; the answer is the prompt's first tokens, each one higher.
     fn rows(&self, count: u32) -> Vec<Example> {
         (0..count).map(|n| self.row(&prompt(n), &answer(n))).collect()
+    }
+
+    /// Rows of unlike lengths drawn from a seed, up to 20 tokens of prompt and 10 of answer.
+    fn random_rows(&self, count: u64, seed: u64) -> Vec<Example> {
+        let ids = |row: u64, salt: u64, longest: u64| -> Vec<u32> {
+            let mixed = |at: u64| {
+                (seed + 1).wrapping_mul(6_364_136_223_846_793_005).wrapping_add(row * 977 + salt * 31 + at * 131) >> 7
+            };
+            (0..1 + mixed(999) % longest).map(|at| 10 + (mixed(at) % 80) as u32).collect()
+        };
+        (0..count).map(|row| self.row(&ids(row, 1, 20), &ids(row, 2, 10))).collect()
+    }
+
+    /// Mean cross-entropy over the rows with the adapter loaded as any server would, dropout off.
+    fn loss(&self, adapter: &tailor_peft::Adapter, rows: &[Example]) -> f64 {
+        let set = LoraSet::from_adapter(&self.base, adapter).expect("fits");
+        let (mut sum, mut count) = (0.0, 0);
+        for row in rows {
+            let wide =
+                |ids: &[u32]| Tensor::from_slice(&ids.iter().map(|id| i64::from(*id)).collect::<Vec<_>>()).unsqueeze(0);
+            let pass = Pass::one(&set);
+            let (hidden, labels) = match row {
+                Example::Decoder { ids, in_loss } => {
+                    let input = wide(&ids[..ids.len() - 1]);
+                    let hidden = self.base.hidden(&Input::Decoder { ids: &input, mask: None }, &pass).expect("hidden");
+                    let label = |(id, counts): (&u32, &bool)| if *counts { i64::from(*id) } else { -100 };
+                    (hidden, ids.iter().zip(in_loss).skip(1).map(label).collect::<Vec<_>>())
+                }
+                Example::EncoderDecoder { encoder, labels } => {
+                    let shifted = [&[0], &labels[..labels.len() - 1]].concat();
+                    let (ids, decoder_ids) = (wide(encoder), wide(&shifted));
+                    let input = Input::EncoderDecoder { ids: &ids, mask: None, decoder_ids: &decoder_ids };
+                    let hidden = self.base.hidden(&input, &pass).expect("hidden");
+                    (hidden, labels.iter().map(|id| i64::from(*id)).collect())
+                }
+            };
+            let logits = self.base.head(&hidden, &pass).squeeze_dim(0);
+            let targets = Tensor::from_slice(&labels);
+            let loss = logits.cross_entropy_loss(&targets, None::<&Tensor>, tch::Reduction::Sum, -100, 0.0);
+            sum += f64::try_from(&loss).expect("a number");
+            count += labels.iter().filter(|label| **label >= 0).count();
+        }
+        sum / count as f64
     }
 
     fn train(&self, lora: &LoraSpec, spec: &TrainSpec, rows: &[Example]) -> (Trained, Vec<StepMetrics>) {

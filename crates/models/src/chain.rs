@@ -1,0 +1,64 @@
+//! Gradient checkpointing by layers (arXiv 1604.06174 §3): forward keeps each layer's input and nothing else, backward
+//! runs the layer once more to have what its gradient needs.
+//!
+//! The layers' graphs are never connected: each is made from its kept input, gone through with the gradient that the
+//! layer above left, and dropped before the next. So one layer's activations are in memory at a time. Random numbers are
+//! put back to what they were, so dropout drops the same.
+
+use tch::Tensor;
+
+use crate::{Error, Result};
+
+/// Layers that follow each other.
+pub(crate) struct Chain<'a> {
+    layer: Box<dyn Fn(usize, &Tensor) -> Tensor + 'a>,
+    kept: Vec<Kept>,
+    /// What the last layer gave, as a leaf: whatever follows leaves its gradient here.
+    pub last: Tensor,
+}
+
+struct Kept {
+    input: Tensor,
+    random: Vec<u8>,
+}
+
+impl<'a> Chain<'a> {
+    /// Runs `layers` layers on `x` without any history.
+    ///
+    /// # Errors
+    /// libtorch failed.
+    pub fn forward(x: &Tensor, layers: usize, layer: impl Fn(usize, &Tensor) -> Tensor + 'a) -> Result<Self> {
+        let mut kept = Vec::with_capacity(layers);
+        let mut x = x.f_detach()?;
+        for i in 0..layers {
+            let random = tailor_torch::rng_state()?;
+            let y = tch::no_grad(|| layer(i, &x));
+            kept.push(Kept { input: x, random });
+            x = y;
+        }
+        Ok(Self { layer: Box::new(layer), kept, last: x.f_detach()?.f_set_requires_grad(true)? })
+    }
+
+    /// Goes back from the gradient at [`Self::last`], adding to the gradients of the layers' parameters.
+    ///
+    /// # Errors
+    /// Nothing has left a gradient there; libtorch failed.
+    pub fn backward(mut self) -> Result<()> {
+        let random = tailor_torch::rng_state()?;
+        let mut gradient = gradient_of(&self.last)?;
+        self.last = Tensor::new();
+        while let Some(Kept { input, random }) = self.kept.pop() {
+            tailor_torch::set_rng_state(&random)?;
+            let x = input.f_set_requires_grad(true)?;
+            let y = (self.layer)(self.kept.len(), &x);
+            tailor_torch::backward(&[(&y, Some(&gradient))], false)?;
+            gradient = gradient_of(&x)?;
+        }
+        Ok(tailor_torch::set_rng_state(&random)?)
+    }
+}
+
+fn gradient_of(leaf: &Tensor) -> Result<Tensor> {
+    let gradient = leaf.f_grad()?;
+    if gradient.defined() { Ok(gradient) } else { Err(Error::Request("no gradient has come to this layer".into())) }
+}

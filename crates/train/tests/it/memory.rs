@@ -1,0 +1,93 @@
+//! No memory for a micro-batch: it is halved, the gradient is the same, and the run says so.
+//!
+//! The limit is on a process of its own, made of this test binary.
+
+use std::process::Command;
+
+use tailor_domain::{StepMetrics, TrainSpec};
+use tailor_testkit::LlamaShape;
+use tailor_train::{Observer, train};
+
+use crate::{TinyBase, lora, recipe, spec};
+
+const CHILD: &str = "TAILOR_TEST_MEMORY_CHILD";
+/// What the process may take beyond what it has when training begins.
+const ROOM: u64 = 420 << 20;
+
+#[derive(Default)]
+struct Seen(Vec<StepMetrics>, Vec<String>);
+
+impl Observer for Seen {
+    fn on_step(&mut self, step: &StepMetrics) {
+        self.0.push(*step);
+    }
+    fn should_stop(&mut self) -> bool {
+        false
+    }
+    fn on_note(&mut self, note: &str) {
+        self.1.push(note.to_owned());
+    }
+}
+
+/// A few hundred MiB of activations for all rows at once.
+fn train_long_rows() -> Seen {
+    let shape = LlamaShape { hidden: 256, layers: 4, feed_forward: 1024, context: 512, ..LlamaShape::default() };
+    let tiny = TinyBase::quantized(|folder| shape.write(folder, 1).expect("writes"));
+    let rows: Vec<_> = (0..16).map(|n| tiny.row(&[10 + n; 250], &[60 + n, 61])).collect();
+    let spec = TrainSpec { batch_rows: 16, micro_batch_rows: 0, max_steps: 2, ..spec() };
+    if std::env::var(CHILD).is_ok() {
+        limit_address_space();
+    }
+    let mut seen = Seen::default();
+    train(&tiny.base, &recipe(&lora(), &spec), &rows, "tiny", &mut seen).expect("trains");
+    seen
+}
+
+/// For this process, from now on.
+fn limit_address_space() {
+    let status = std::fs::read_to_string("/proc/self/status").expect("status");
+    let kilobytes =
+        status.lines().find_map(|line| line.strip_prefix("VmSize:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    let limit = kilobytes.expect("VmSize") * 1024 + ROOM;
+    let (pid, limit) = (std::process::id().to_string(), format!("--as={limit}"));
+    let limited = Command::new("prlimit").args(["--pid", &pid, &limit]).status().expect("prlimit runs");
+    assert!(limited.success());
+}
+
+#[test]
+fn a_micro_batch_without_memory_is_halved_and_the_gradient_is_the_same() {
+    if std::env::var(CHILD).is_ok() {
+        let seen = train_long_rows();
+        for step in &seen.0 {
+            println!("STEP {} {}", step.loss, step.grad_norm);
+        }
+        seen.1.iter().for_each(|note| println!("NOTE {note}"));
+        return;
+    }
+    let name = "memory::a_micro_batch_without_memory_is_halved_and_the_gradient_is_the_same";
+    let child = Command::new(std::env::current_exe().expect("this binary"))
+        .args(["--exact", name, "--nocapture", "--test-threads=1"])
+        .env(CHILD, "1")
+        .output()
+        .expect("runs");
+    let text = String::from_utf8_lossy(&child.stdout);
+    assert!(child.status.success(), "{text}\n{}", String::from_utf8_lossy(&child.stderr));
+    let notes: Vec<&str> = text.lines().filter_map(|line| line.split_once("NOTE ").map(|(_, note)| note)).collect();
+    println!("{notes:?}");
+    assert!(
+        notes[0].starts_with("step 1: no memory for a micro-batch of 16; made again, and from here on, with 8"),
+        "{notes:?}"
+    );
+    let limited: Vec<Vec<f64>> = text
+        .lines()
+        .filter_map(|line| line.split_once("STEP ").map(|(_, figures)| figures))
+        .map(|figures| figures.split(' ').map(|figure| figure.parse().expect("a number")).collect())
+        .collect();
+    let free = train_long_rows();
+    assert!(free.1.is_empty(), "here there is memory: {:?}", free.1);
+    for (step, figures) in free.0.iter().zip(&limited) {
+        assert!((step.loss - figures[0]).abs() < 2e-5 * step.loss, "{step:?} {figures:?}");
+        assert!((step.grad_norm - figures[1]).abs() < 5e-4 * step.grad_norm, "{step:?} {figures:?}");
+    }
+    assert_eq!((free.0.len(), limited.len()), (2, 2));
+}
