@@ -397,7 +397,7 @@ def sentencepiece():
     for name, settings in {
         "class-unknown": {"tokenizer_class": "x" * 5000}, "class-number": {"tokenizer_class": 7},
         "class-llama": {"tokenizer_class": "LlamaTokenizer"}, "extra-ids": {"extra_ids": 10**18},
-        "extra-ids-most": {"extra_ids": 10000}, "eos-long": {"eos_token": "<" + "x" * 5000},
+        "extra-ids-most": {"extra_ids": 1000}, "extra-ids-10000": {"extra_ids": 10000}, "eos-long": {"eos_token": "<" + "x" * 5000},
         "eos-not-there": {"eos_token": "<none>"}, "eos-empty": {"eos_token": ""}, "eos-a-list": {"eos_token": []},
         "added-id": {"added_tokens_decoder": {"-1": {"content": "x"}}}, "added-empty": {"extra_special_tokens": [""]},
     }.items():

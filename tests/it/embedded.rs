@@ -134,7 +134,7 @@ fn jobs(cli: &Cli) -> String {
     assert_eq!((&done["state"], &done["adapter_version"]), (&"SUCCEEDED".into(), &1.into()));
     assert!(lines.len() > 5 && lines[0]["sequence"] == 1, "its events come first, one a line");
     let id = done["id"].as_str().expect("id").to_owned();
-    assert_eq!(cli.json(&["job", "show", &id])["training"]["max_steps"], 4);
+    assert_eq!(cli.json(&["job", "show", &id])["train"]["max_steps"], 4);
     assert_eq!(cli.lines(&["job", "watch", &id, "--from", "3"])[0]["sequence"], 3);
 
     let endless = [&train[..], &small, &["--max-steps", "1000000", "--detach", "--idempotency-key", "k"]].concat();

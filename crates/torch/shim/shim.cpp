@@ -129,52 +129,7 @@ struct Lora : torch::autograd::Function<Lora> {
   }
 };
 
-// ---- checkpointing -------------------------------------------------------------------------------------------------
-
-struct Segment : torch::CustomClassHolder {
-  const void* self;
-  const TailorSegment* segment;
-
-  Segment(const void* self, const TailorSegment* segment) : self(self), segment(segment) {}
-  ~Segment() override { segment->release(self); }
-
-  Tensor run(const Tensor& x) const {
-    void* result = segment->run(self, &x);
-    TORCH_CHECK(result != nullptr, "a checkpointed segment failed");
-    auto* owned = static_cast<Tensor*>(result);
-    Tensor value = std::move(*owned);
-    delete owned;
-    return value;
-  }
-};
-
 at::Generator cpu_generator() { return at::detail::getDefaultCPUGenerator(); }
-
-struct Checkpoint : torch::autograd::Function<Checkpoint> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, c10::intrusive_ptr<Segment> segment) {
-    ctx->saved_data["segment"] = c10::IValue::make_capsule(segment);
-    ctx->save_for_backward({x, cpu_generator().get_state()});
-    return segment->run(x);
-  }
-
-  static variable_list backward(AutogradContext* ctx, variable_list gradients) {
-    auto segment = c10::static_intrusive_pointer_cast<Segment>(ctx->saved_data["segment"].toCapsule());
-    auto saved = ctx->get_saved_variables();
-    Tensor x = saved[0].detach().requires_grad_(true);
-    // The second run draws the same dropout masks as the first, and leaves the generator where it was.
-    at::Generator generator = cpu_generator();
-    Tensor now = generator.get_state();
-    generator.set_state(saved[1]);
-    Tensor y;
-    {
-      at::AutoGradMode grad(true);
-      y = segment->run(x);
-    }
-    generator.set_state(now);
-    torch::autograd::backward({y}, {gradients[0]});
-    return {x.grad(), Tensor()};
-  }
-};
 
 }  // namespace
 
@@ -203,13 +158,6 @@ int32_t tailor_backward(const void* const* tensors, const void* const* gradients
       seeds.push_back(gradients[i] == nullptr ? Tensor() : tensor(gradients[i]));
     }
     torch::autograd::backward(roots, seeds, keep_graph, /*create_graph=*/false);
-  });
-}
-
-int32_t tailor_checkpoint(const void* x, const void* self, const TailorSegment* segment, void** result) {
-  return guarded([&] {
-    auto owned = c10::make_intrusive<Segment>(self, segment);
-    *result = handle(Checkpoint::apply(tensor(x), owned));
   });
 }
 

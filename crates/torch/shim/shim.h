@@ -30,13 +30,6 @@ int32_t tailor_lora(const void* y, const void* x, const void* a, const void* b, 
 // Runs the backward pass from `tensors` with the given gradients, adding to the leaves' gradients.
 int32_t tailor_backward(const void* const* tensors, const void* const* gradients, size_t count, bool keep_graph);
 
-// f(x) without keeping anything but x; backward runs f again and goes through it. `f` returns a new handle or null.
-struct TailorSegment {
-  void* (*run)(const void* self, const void* x);
-  void (*release)(const void* self);
-};
-int32_t tailor_checkpoint(const void* x, const void* self, const TailorSegment* segment, void** result);
-
 // State of the CPU's random generator as a byte tensor.
 int32_t tailor_rng_state(void** result);
 int32_t tailor_set_rng_state(const void* state);

@@ -15,12 +15,6 @@ pub(crate) struct WeightOps {
     pub release: extern "C" fn(*const c_void),
 }
 
-#[repr(C)]
-pub(crate) struct Segment {
-    pub run: extern "C" fn(*const c_void, *const c_void) -> *mut c_void,
-    pub release: extern "C" fn(*const c_void),
-}
-
 unsafe extern "C" {
     pub(crate) fn tailor_quant_linear(
         x: *const c_void,
@@ -44,12 +38,6 @@ unsafe extern "C" {
         gradients: *const *const c_void,
         count: usize,
         keep_graph: bool,
-    ) -> i32;
-    pub(crate) fn tailor_checkpoint(
-        x: *const c_void,
-        closure: *const c_void,
-        segment: *const Segment,
-        result: *mut *mut c_void,
     ) -> i32;
     pub(crate) fn tailor_rng_state(result: *mut *mut c_void) -> i32;
     pub(crate) fn tailor_set_rng_state(state: *const c_void) -> i32;

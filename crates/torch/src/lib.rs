@@ -1,4 +1,4 @@
-//! What tch lacks: the 4-bit linear function, LoRA as one function, backward from a given gradient, checkpointing,
+//! What tch lacks: the 4-bit linear function, LoRA as one function, backward from a given gradient,
 //! the random generator's state, memory statistics.
 //!
 //! The C++ shim (`shim/`) takes and gives tensor handles; these are its safe wrappers. No C++ exception crosses: each
@@ -13,7 +13,7 @@ mod memory;
 mod quant_linear;
 mod random;
 
-pub use autograd::{backward, checkpoint};
+pub use autograd::backward;
 pub use error::{Error, Result};
 pub use guard::guarded;
 pub use memory::{Memory, PeakMemory, resident_bytes};

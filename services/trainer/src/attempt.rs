@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use tailor_blobs::Store;
-use tailor_domain::{BaseManifest, Digest, JobEvent, JobId, JobSpec, LogKind, StepMetrics, Version};
-use tailor_models::{Base, LoadOptions};
+use tailor_domain::spec::Precision;
+use tailor_domain::{BaseManifest, Digest, JobEvent, JobId, JobSpec, LogKind, StepMetrics, TuningMetrics, Version};
+use tailor_models::{Base, Compute, LoadOptions};
 use tailor_pb::dataset::dataset_service_client::DatasetServiceClient;
 use tailor_pb::registry::adapter_registry_client::AdapterRegistryClient;
 use tailor_pb::{dataset, registry};
@@ -15,7 +16,7 @@ use tailor_queue::JobQueue;
 use tailor_serverkit::client::Client;
 use tailor_serverkit::{Settings, connect, server};
 use tailor_text::{Example, Tokenizer};
-use tailor_train::{Checkpoint, Observer, Summary};
+use tailor_train::{Checkpoint, Observer, Outcome, Summary};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::checkpoints::{Checkpoints, Record};
@@ -195,7 +196,12 @@ impl Attempt<'_> {
         let (spec, halt) = (self.spec.clone(), self.halt.clone());
         let (announce, evaluating) = oneshot::channel();
         let work = move || {
-            let load = LoadOptions { compute: prepared.base.dtype.parse()?, ..LoadOptions::default() };
+            let compute = match spec.recipe.train.precision {
+                Precision::Base => prepared.base.dtype.parse()?,
+                Precision::Bf16 => Compute::Bf16,
+                Precision::F32 => Compute::F32,
+            };
+            let load = LoadOptions { compute, ..LoadOptions::default() };
             let base = Base::load(&prepared.folder, &load)?;
             let mut reporter = Reporter {
                 ticks: ticks.clone(),
@@ -214,6 +220,9 @@ impl Attempt<'_> {
                 }
                 trained => trained?,
             };
+            if let Some(why) = why_it_ended(&trained.summary) {
+                let _ = ticks.blocking_send(Tick::Note(why));
+            }
             let _ = announce.send(());
             let (rows, prompts): (Vec<_>, Vec<_>) =
                 prepared.prompts.into_iter().map(|held_out| (held_out.row, held_out.ids)).unzip();
@@ -255,7 +264,12 @@ impl Attempt<'_> {
             ("train_loss".to_owned(), trained.summary.final_loss),
             ("train_steps".to_owned(), trained.summary.steps as f64),
             ("train_tokens_per_second".to_owned(), trained.summary.tokens_per_second),
+            ("kept_step".to_owned(), trained.summary.kept_step as f64),
         ]);
+        if let Some(best) = &trained.summary.best {
+            metrics.insert("tuning_loss".to_owned(), best.loss);
+            metrics.insert("tuning_token_accuracy".to_owned(), best.token_accuracy);
+        }
         if trained.answers.is_empty() {
             return Ok(metrics);
         }
@@ -354,6 +368,23 @@ impl Attempt<'_> {
     }
 }
 
+/// What a person should know of an end that is not that of the budget of steps, and of the state that is published.
+fn why_it_ended(summary: &Summary) -> Option<String> {
+    let why = match summary.outcome {
+        Outcome::Finished | Outcome::Diverged | Outcome::Stopped => None, // known, or said already
+        Outcome::TargetLoss => Some(format!("the loss of {:.4} is acceptable", summary.final_loss)),
+        Outcome::NoImprovement => Some("the loss on the tuning rows got no better".to_owned()),
+        Outcome::OutOfBudget => Some(format!("the budget is used up after {:.0} s", summary.seconds)),
+    };
+    let kept = (summary.kept_step < summary.steps)
+        .then(|| format!("the state after step {} is published, the best on the tuning rows", summary.kept_step));
+    let why = why.map(|why| format!("training ended after step {}: {why}", summary.steps));
+    match (why, kept) {
+        (Some(why), Some(kept)) => Some(format!("{why}; {kept}")),
+        (why, kept) => why.or(kept),
+    }
+}
+
 /// The training loop's eyes and ears on the device thread.
 struct Reporter {
     ticks: mpsc::Sender<Tick>,
@@ -374,6 +405,14 @@ impl Observer for Reporter {
 
     fn wants_checkpoint(&mut self) -> bool {
         self.last_checkpoint.elapsed() >= self.checkpoint_every
+    }
+
+    fn on_tuning(&mut self, measured: &TuningMetrics) {
+        let _ = self.ticks.blocking_send(Tick::Tuning(*measured));
+    }
+
+    fn on_note(&mut self, note: &str) {
+        let _ = self.ticks.blocking_send(Tick::Note(note.to_owned()));
     }
 
     fn on_checkpoint(&mut self, checkpoint: Checkpoint) {

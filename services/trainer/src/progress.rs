@@ -24,6 +24,7 @@ const MAX_HELD: usize = 4096;
 pub enum Tick {
     Step(StepMetrics),
     Tuning(TuningMetrics),
+    Note(String),
     Checkpoint(Box<Checkpoint>),
     Evaluated { done: u64, total: u64 },
 }
@@ -40,7 +41,8 @@ pub struct Progress<'a> {
 #[derive(Default)]
 struct Held {
     steps: Vec<StepMetrics>,
-    tuning: VecDeque<TuningMetrics>,
+    /// Measurements and notes, in their order.
+    told: VecDeque<(LogKind, String)>,
     evaluated: Option<(u64, u64)>,
     checkpoint: Option<Box<Checkpoint>>,
 }
@@ -55,7 +57,8 @@ impl Progress<'_> {
             tokio::select! {
                 tick = ticks.recv() => match tick {
                     Some(Tick::Step(step)) => hold(&mut held.steps, step),
-                    Some(Tick::Tuning(measured)) => held.tuning.push_back(measured),
+                    Some(Tick::Tuning(measured)) => held.told.push_back((LogKind::Tuning { measured }, String::new())),
+                    Some(Tick::Note(note)) => held.told.push_back((LogKind::Note, note)),
                     Some(Tick::Checkpoint(checkpoint)) => held.checkpoint = Some(checkpoint),
                     Some(Tick::Evaluated { done, total }) => held.evaluated = Some((done, total)),
                     None => break,
@@ -67,16 +70,16 @@ impl Progress<'_> {
     }
 
     async fn flush(&self, held: &mut Held) {
-        if !held.steps.is_empty() && self.write(LogKind::Progress { steps: held.steps.clone() }).await {
+        if !held.steps.is_empty() && self.write(LogKind::Progress { steps: held.steps.clone() }, "").await {
             held.steps.clear();
         }
-        while let Some(measured) = held.tuning.front()
-            && self.write(LogKind::Tuning { measured: *measured }).await
+        while let Some((kind, message)) = held.told.front()
+            && self.write(kind.clone(), message).await
         {
-            held.tuning.pop_front();
+            held.told.pop_front();
         }
         if let Some((done, total)) = held.evaluated
-            && self.write(LogKind::Evaluation { done, total }).await
+            && self.write(LogKind::Evaluation { done, total }, "").await
         {
             held.evaluated = None;
         }
@@ -109,8 +112,8 @@ impl Progress<'_> {
         }
     }
 
-    async fn write(&self, kind: LogKind) -> bool {
-        match self.journal.append(self.job, self.fence, kind, "").await {
+    async fn write(&self, kind: LogKind, message: &str) -> bool {
+        match self.journal.append(self.job, self.fence, kind, message).await {
             Ok(_) => {
                 // Only a hint.
                 let _ = self.queue.notify(self.job).await;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use tailor_hostile::TARGETS;
 
 /// `target/file` of the corpus, and what its refusal must say.
-const CASES: [(&str, &[&str]); 102] = [
+const CASES: [(&str, &[&str]); 103] = [
     ("safetensors/empty", &["model.safetensors", "too small"]),
     ("safetensors/cut-at-20", &["model.safetensors", "header length"]),
     ("safetensors/cut-at-74", &["model.safetensors", "not fully covered"]),
@@ -74,7 +74,7 @@ const CASES: [(&str, &[&str]); 102] = [
     ("tokenizer_config/fixed-length-zero", &["contradict"]),
     ("tokenizer_config/template-without-token", &["contradict"]),
     ("tokenizer_config/strip-everything", &["cannot decode"]),
-    ("tokenizer_config/settings-extra-ids", &["tokenizer_config.json", "extra_ids", "10000"]),
+    ("tokenizer_config/settings-extra-ids", &["tokenizer_config.json", "extra_ids", "1000"]),
     ("sentencepiece/empty", &["tokenizer.model", "pieces", "has none"]),
     ("sentencepiece/a-pickle", &["tokenizer.model", "breaks off"]),
     ("sentencepiece/length-largest", &["tokenizer.model", "breaks off"]),
@@ -93,7 +93,8 @@ const CASES: [(&str, &[&str]); 102] = [
     ("sentencepiece/charsmap-trie-points-outside-added", &["tokenizer.model", "contradict"]),
     ("sentencepiece/charsmap-and-long-added", &["added_tokens_decoder", "times as long", "268435456"]),
     ("sentencepiece/settings-class-unknown", &["tokenizer_class", "xxx"]),
-    ("sentencepiece/settings-extra-ids", &["extra_ids", "10000"]),
+    ("sentencepiece/settings-extra-ids", &["extra_ids", "1000"]),
+    ("sentencepiece/settings-extra-ids-10000", &["extra_ids", "from 0 to 1000"]),
     ("sentencepiece/special-map-nested-1000-deep", &["special_tokens_map.json", "recursion limit"]),
     ("sentencepiece/added-ids-no-numbers", &["added_tokens.json", "is no id"]),
     ("chat_template/trick-elifs", &["2000 elif", "500"]),

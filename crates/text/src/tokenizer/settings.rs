@@ -7,8 +7,8 @@ use super::added::AddedTokens;
 use crate::chat::SpecialTexts;
 use crate::error::{Error, Result};
 
-/// T5 has 100.
-const MAX_EXTRA_IDS: u64 = 10_000;
+/// T5 has 100. Each is a piece and an added token, so that a few digits become megabytes.
+const MAX_EXTRA_IDS: u64 = 1000;
 
 #[derive(Debug, Clone, Default)]
 pub(super) struct Settings {

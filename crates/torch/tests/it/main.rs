@@ -1,7 +1,7 @@
 //! The shim's functions against plain operators, and its errors.
 
 use tailor_quant::{Backend, BlockSize, Code, Float, quantize};
-use tailor_torch::{QuantWeight, backward, checkpoint, lora, quant_linear, rng_state, set_rng_state};
+use tailor_torch::{QuantWeight, backward, lora, quant_linear, rng_state, set_rng_state};
 use tch::{Device, Kind, Tensor};
 
 fn random(shape: &[i64]) -> Tensor {
@@ -85,24 +85,6 @@ fn backward_adds_to_gradients() {
 }
 
 #[test]
-fn checkpointed_segment_gives_the_same_gradients_also_with_dropout() {
-    let (x, w) = (random(&[8, 16]), random(&[16, 16]));
-    let run = |checkpointed: bool| {
-        tch::manual_seed(5);
-        let (x, w) = (leaf(&x), leaf(&w));
-        let inner = w.shallow_clone();
-        let segment = move |x: &Tensor| x.matmul(&inner).relu().dropout(0.5, true).matmul(&inner);
-        let y = if checkpointed { checkpoint(&x, segment).unwrap() } else { segment(&x) };
-        let after = Tensor::rand([1], (Kind::Float, Device::Cpu)).double_value(&[0]);
-        backward(&[(&y.sum(Kind::Float), None)], false).unwrap();
-        (y.detach(), x.grad(), w.grad(), after)
-    };
-    let (ours, plain) = (run(true), run(false));
-    assert!(close(&ours.0, &plain.0) && close(&ours.1, &plain.1) && close(&ours.2, &plain.2));
-    assert_eq!(ours.3, plain.3, "the generator goes on as without checkpointing");
-}
-
-#[test]
 fn random_state_put_back_repeats_the_draws() {
     tch::manual_seed(11);
     let _ = random(&[7]);
@@ -122,8 +104,6 @@ fn failures_come_back_as_errors() {
     assert!(quant_linear(&double, &weight, None).unwrap_err().to_string().contains("float32 or bfloat16"));
     let no_history = random(&[1]);
     assert!(backward(&[(&no_history, None)], false).unwrap_err().to_string().contains("does not require grad"));
-    let x = leaf(&random(&[2]));
-    assert!(checkpoint(&x, |_: &Tensor| panic!("on purpose")).is_err());
 }
 
 #[test]
