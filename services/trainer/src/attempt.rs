@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use tailor_blobs::Store;
+use tailor_domain::spec::Objective;
 use tailor_domain::{BaseManifest, Digest, JobEvent, JobId, JobSpec, LogKind, StepMetrics, Version};
 use tailor_models::{Base, LoadOptions};
 use tailor_pb::dataset::dataset_service_client::DatasetServiceClient;
@@ -14,7 +15,7 @@ use tailor_peft::Adapter;
 use tailor_queue::JobQueue;
 use tailor_serverkit::client::Client;
 use tailor_serverkit::{Settings, connect, server};
-use tailor_text::{Example, Tokenizer};
+use tailor_text::{Example, Preference, Tokenizer};
 use tailor_train::{Checkpoint, Observer, Summary};
 use tokio::sync::{mpsc, oneshot};
 
@@ -24,7 +25,7 @@ use crate::error::{Error, Result};
 use crate::journal::Journal;
 use crate::keeper::{Halt, HaltFlag};
 use crate::progress::{Progress, Tick};
-use crate::shards::{HeldOut, read_examples, read_prompts};
+use crate::shards::{HeldOut, read_examples, read_preferences, read_prompts};
 
 /// Reports under way from the device thread to the log.
 const TICKS: usize = 1024;
@@ -86,7 +87,10 @@ struct Prepared {
     base: BaseManifest,
     folder: PathBuf,
     shards: dataset::PrepareShardsResponse,
+    /// For sft; empty for dpo.
     train: Vec<Example>,
+    /// For dpo; empty for sft.
+    pairs: Vec<Preference>,
     prompts: Vec<HeldOut>,
     /// Where an attempt before this one got to.
     checkpoint: Option<(Record, Checkpoint)>,
@@ -111,12 +115,16 @@ impl Attempt<'_> {
         }
         let mut message = format!(
             "{} rows, {} tokens to train on; {} rows held out; {} rows longer than {} tokens left out",
-            prepared.train.len(),
+            prepared.train.len() + prepared.pairs.len(),
             prepared.shards.train_tokens,
             prepared.prompts.len(),
             prepared.shards.rows_too_long,
             self.spec.recipe.train.max_tokens
         );
+        if prepared.shards.rows_refused > 0 {
+            message +=
+                &format!("; {} rows left out because nothing of them could be learnt", prepared.shards.rows_refused);
+        }
         if let Some((record, _)) = &prepared.checkpoint {
             message += &format!("; going on after step {}, which attempt {} saved", record.step, record.fence);
         }
@@ -153,6 +161,8 @@ impl Attempt<'_> {
             version: self.spec.dataset_version.0,
             base: self.spec.base.to_string(),
             max_tokens: self.spec.recipe.train.max_tokens,
+            loss_on: self.spec.recipe.train.loss_on.to_string(),
+            objective: self.spec.recipe.train.objective.to_string(),
         };
         let shards = self
             .patiently(|| async {
@@ -161,14 +171,18 @@ impl Attempt<'_> {
             })
             .await?
             .into_inner();
-        let train = read_examples(&self.blob(&shards.train_digest).await?)?;
+        let bytes = self.blob(&shards.train_digest).await?;
+        let (train, pairs) = match self.spec.recipe.train.objective {
+            Objective::Sft => (read_examples(&bytes)?, Vec::new()),
+            Objective::Dpo => (Vec::new(), read_preferences(&bytes)?),
+        };
         let mut prompts = read_prompts(&self.blob(&shards.validation_digest).await?)?;
         let limit = self.spec.recipe.evaluate.max_validation_rows as usize;
         if limit > 0 {
             prompts.truncate(limit);
         }
         let checkpoint = self.patiently(|| async { self.checkpoints().newest(Checkpoint::from_bytes).await }).await?;
-        Ok(Prepared { base, folder, shards, train, prompts, checkpoint })
+        Ok(Prepared { base, folder, shards, train, pairs, prompts, checkpoint })
     }
 
     fn checkpoints(&self) -> Checkpoints {
