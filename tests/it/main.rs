@@ -8,6 +8,7 @@ mod crash_loop;
 mod demo;
 mod embedded;
 mod golden;
+mod kinds;
 mod otlp;
 mod reflection;
 mod sentencepiece;
