@@ -25,8 +25,8 @@ fn add_bases(up: &Up, cli: &Cli) {
 async fn refused_job(up: &Up, job: Training<'_>, objective: &str, loss_on: &str, says: &[&str]) {
     let mut request = job.request();
     let train = training::Training {
-        objective: Some(objective.into()),
-        loss_on: Some(loss_on.into()),
+        objective: objective.into(),
+        loss_on: loss_on.into(),
         ..request.training.take().unwrap_or_default()
     };
     request.training = Some(train);
