@@ -101,7 +101,13 @@ async fn report_and_preview(cluster: &Cluster) {
     let kept = report.dataset.expect("its dataset");
     assert_eq!((report.rows_read, kept.rows_train + kept.rows_validation, kept.rows_dropped), (60, 60, 0));
     for family in Family::ALL {
-        let request = dataset::PreviewRequest { name: "rows".into(), version: 1, base: family.base().into(), rows: 2 };
+        let request = dataset::PreviewRequest {
+            name: "rows".into(),
+            version: 1,
+            base: family.base().into(),
+            rows: 2,
+            ..Default::default()
+        };
         let rows = client.preview(request).await.expect("preview").into_inner().rows;
         assert_eq!(rows.len(), 2);
         assert!(rows[0].prompt.contains("Correct: "), "the template is applied: {:?}", rows[0].prompt);

@@ -9,6 +9,7 @@ mod demo;
 mod embedded;
 mod golden;
 mod job_files;
+mod kinds;
 mod otlp;
 mod reflection;
 mod sentencepiece;

@@ -134,9 +134,14 @@ impl DemoBase {
 #[derive(Debug, Subcommand)]
 pub enum Dataset {
     /// Upload a CSV or JSONL file; rows are checked, balanced and split
+    ///
+    /// Rows are of one kind: input and expected output; conversations (JSONL, a list of messages that the assistant ends);
+    /// or preferences (a prompt, a chosen and a rejected answer).
     #[command(
-        after_help = "Example:\n  tailor dataset push data/grammar.csv --name grammar --id id --input text \\\n    \
-        --target 'expected text' --label language --template 'Correct the grammar: {input}'"
+        after_help = "Examples:\n  tailor dataset push data/grammar.csv --name grammar --id id --input text \\\n    \
+        --target 'expected text' --label language --template 'Correct the grammar: {input}'\n  \
+        tailor dataset push chats.jsonl --name chats --messages messages\n  \
+        tailor dataset push pairs.csv --name taste --input prompt --chosen better --rejected worse"
     )]
     Push(Push),
     /// Every dataset's latest version
@@ -151,6 +156,9 @@ pub enum Dataset {
         base: Option<String>,
         #[arg(long, default_value_t = 3)]
         rows: u32,
+        /// Which tokens count: the last answer, all that the assistant says, or all.
+        #[arg(long, default_value = "completion", requires = "base", value_parser = loss_modes())]
+        loss_on: String,
     },
     /// What became of the rows: kept, dropped by line and reason, balance, lengths
     Report { name: VersionedName },
@@ -166,12 +174,24 @@ pub struct Push {
     /// csv or jsonl; by the file's ending when absent.
     #[arg(long)]
     pub format: Option<String>,
-    /// Column of the input; found by its usual names when absent.
+    /// What the rows are; told by the columns when absent.
+    #[arg(long, value_parser = dataset_kinds())]
+    pub kind: Option<String>,
+    /// Column of the input or prompt; found by its usual names when absent, as the others are.
     #[arg(long)]
     pub input: Option<String>,
     /// Column of the expected output.
     #[arg(long)]
     pub target: Option<String>,
+    /// Column of a conversation's messages.
+    #[arg(long)]
+    pub messages: Option<String>,
+    /// Column of the better of two answers.
+    #[arg(long)]
+    pub chosen: Option<String>,
+    /// Column of the worse one.
+    #[arg(long)]
+    pub rejected: Option<String>,
     #[arg(long)]
     pub id: Option<String>,
     /// Column whose values are balanced.
@@ -473,6 +493,28 @@ pub struct Score {
     pub text: Option<String>,
     #[arg(long, value_delimiter = ',')]
     pub token_ids: Vec<u32>,
+}
+
+/// What the rows of a dataset are.
+fn dataset_kinds() -> PossibleValuesParser {
+    [
+        ("input-target", "An input and the expected output"),
+        ("conversation", "JSONL: a list of messages (role, content) that the assistant ends"),
+        ("preference", "A prompt, a chosen answer and a rejected one"),
+    ]
+    .map(|(name, help)| PossibleValue::new(name).help(help))
+    .into()
+}
+
+/// As `train.loss_on` of a job.
+fn loss_modes() -> PossibleValuesParser {
+    [
+        ("completion", "The last answer and its end token"),
+        ("assistant", "Every turn of the assistant"),
+        ("everything", "All tokens, the prompt's too; decoders only"),
+    ]
+    .map(|(name, help)| PossibleValue::new(name).help(help))
+    .into()
 }
 
 /// The codes of a base, and when to take which.

@@ -12,7 +12,7 @@ pub mod spec;
 
 pub use adapter::{AdapterManifest, AdapterRef, AliasMove, Selector};
 pub use base::{BaseManifest, Family, FileRef, QuantCode};
-pub use dataset::{DatasetManifest, DropReason, Report};
+pub use dataset::{DatasetKind, DatasetManifest, DropReason, Report};
 pub use error::{ErrorCode, Invalid};
 pub use ids::{AdapterName, AliasName, BaseName, DatasetName, Digest, JobId, Version};
 pub use job::{JobEvent, JobState, LogEntry, LogKind, StepMetrics, TuningMetrics};

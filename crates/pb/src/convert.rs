@@ -146,6 +146,18 @@ impl From<&DatasetManifest> for dataset::Dataset {
             source_size_bytes: manifest.source_size_bytes,
             prompt_template: manifest.prompt_template.clone(),
             created_at_ms: manifest.created_at_ms,
+            kind: manifest.kind.to_string(),
+        }
+    }
+}
+
+impl From<&domain::dataset::DroppedRow> for dataset::DroppedRow {
+    fn from(row: &domain::dataset::DroppedRow) -> Self {
+        Self {
+            line: row.line,
+            field: row.field.clone().unwrap_or_default(),
+            reason: row.reason.to_string(),
+            detail: row.detail.clone(),
         }
     }
 }
@@ -157,16 +169,7 @@ impl From<&DatasetManifest> for dataset::Report {
             dataset: Some(manifest.into()),
             rows_read: report.rows_read,
             dropped: report.dropped.iter().map(|(reason, count)| (reason.to_string(), *count)).collect(),
-            examples: report
-                .examples
-                .iter()
-                .map(|row| dataset::DroppedRow {
-                    line: row.line,
-                    field: row.field.clone().unwrap_or_default(),
-                    reason: row.reason.to_string(),
-                    detail: row.detail.clone(),
-                })
-                .collect(),
+            examples: report.examples.iter().map(Into::into).collect(),
             labels_before: report.labels_before.clone().into_iter().collect(),
             labels_after: report.labels_after.clone().into_iter().collect(),
             length_histogram: report

@@ -136,12 +136,11 @@ impl ChatTemplate {
         }
         let marks = marks.map(|mark| mark.to_string());
         let marked = self.run(messages, options, [&marks[0], &marks[1]])?;
-        let (text, spoken) = generation::spans(&marked);
-        if text != unmarked {
+        let (text, spoken) = generation::spans(&marked).filter(|(text, _)| *text == unmarked).ok_or_else(|| {
             let problem = "it rewrites what stands in a generation block, so that nobody can say where it is in the text; \
                            write the block where its text is printed";
-            return Err(Error::ChatTemplate { problem: problem.into() });
-        }
+            Error::ChatTemplate { problem: problem.into() }
+        })?;
         Ok(Rendered { text, spoken })
     }
 

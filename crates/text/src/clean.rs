@@ -1,8 +1,9 @@
 //! From rows as they were uploaded to a training and a validation split: duplicates out, labels balanced, rows split so
 //! that validation shares no sentence with training.
 //!
-//! In this order: a row whose input and target were seen is a duplicate; a row whose input was seen with another target
-//! conflicts, and the first one stays; labels are balanced by drawing from the larger ones; the rest is split. All draws
+//! In this order: a row that was seen is a duplicate; a row that asks the same and is answered otherwise conflicts, and the
+//! first one stays (of preferences only the same two answers the other way round conflict: more pairs to a prompt are
+//! common); labels are balanced by drawing from the larger ones; the rest is split. All draws
 //! depend on the seed alone, so the same file with the same options gives the same dataset.
 
 mod report;
@@ -14,8 +15,9 @@ use std::hash::{BuildHasher, RandomState};
 use tailor_domain::dataset::DroppedRow;
 use tailor_domain::{DropReason, Report};
 
+use crate::chat::Message;
 use crate::error::{Error, Result};
-use crate::rows::{Outcome, Row};
+use crate::rows::{Outcome, Row, RowContent};
 use crate::seed::SplitMix;
 
 const MAX_LABELS: usize = 1000;
@@ -83,8 +85,8 @@ pub struct Cleaner {
     options: CleanOptions,
     rows: Vec<Row>,
     bytes: u64,
-    /// Hash of an input to the rows that have it: almost always one.
-    by_input: HashMap<u64, Vec<usize>>,
+    /// Hash of what is asked to the rows that ask it: almost always one.
+    by_asked: HashMap<u64, Vec<usize>>,
     hasher: RandomState,
     report: Report,
     shown: BTreeMap<DropReason, usize>,
@@ -99,7 +101,7 @@ impl Cleaner {
             options,
             rows: Vec::new(),
             bytes: 0,
-            by_input: HashMap::new(),
+            by_asked: HashMap::new(),
             hasher: RandomState::new(),
             report: Report::default(),
             shown: BTreeMap::new(),
@@ -117,18 +119,22 @@ impl Cleaner {
             }
             Outcome::Row(row) => row,
         };
-        let seen = self.by_input.entry(self.hasher.hash_one(&row.input)).or_default();
-        let first = seen.iter().filter_map(|index| self.rows.get(*index)).find(|earlier| earlier.input == row.input);
-        if let Some(first) = first {
-            let (reason, detail) = if first.target == row.target {
-                (DropReason::Duplicate, format!("the same as line {}", first.line))
-            } else {
-                (DropReason::Conflict, format!("line {} has the same input with another target", first.line))
+        let seen = self.by_asked.entry(self.hasher.hash_one(asked(&row.content))).or_default();
+        let earlier = seen.iter().filter_map(|index| self.rows.get(*index));
+        if let Some((first, clash)) = earlier.filter_map(|first| Some((first, clash(first, &row)?))).next() {
+            let (reason, detail) = match clash {
+                Clash::Same => (DropReason::Duplicate, format!("the same as line {}", first.line)),
+                Clash::OtherAnswer => {
+                    (DropReason::Conflict, format!("line {} has the same input with another target", first.line))
+                }
+                Clash::Reversed => {
+                    (DropReason::Conflict, format!("line {} prefers the other of the same two answers", first.line))
+                }
             };
             self.drop_row(DroppedRow { line: row.line, field: None, reason, detail });
             return Ok(());
         }
-        self.bytes += (row.input.len() + row.target.len()) as u64 + size_of::<Row>() as u64;
+        self.bytes += row.content.heap_bytes() + size_of::<Row>() as u64;
         if self.bytes > self.options.max_bytes {
             return Err(Error::TooMuch { limit: self.options.max_bytes });
         }
@@ -218,6 +224,46 @@ impl Cleaner {
             index += 1;
             !out.contains(&(index - 1))
         });
+    }
+}
+
+/// Why two rows cannot both stay.
+enum Clash {
+    Same,
+    OtherAnswer,
+    Reversed,
+}
+
+/// What a row asks, and all that could make it another question.
+#[derive(Hash, PartialEq)]
+enum Asked<'a> {
+    Text(&'a str),
+    Turns(Vec<String>),
+}
+
+fn asked(content: &RowContent) -> Asked<'_> {
+    match content {
+        RowContent::InputTarget { input: text, .. } | RowContent::Preference { prompt: text, .. } => Asked::Text(text),
+        RowContent::Conversation { messages } => {
+            let before = messages.split_last().map_or(&[][..], |(_, before)| before);
+            Asked::Turns(before.iter().map(Message::to_json).collect())
+        }
+    }
+}
+
+fn clash(first: &Row, row: &Row) -> Option<Clash> {
+    if first.content == row.content {
+        return Some(Clash::Same);
+    }
+    if asked(&first.content) != asked(&row.content) {
+        return None;
+    }
+    match (&first.content, &row.content) {
+        (
+            RowContent::Preference { chosen, rejected, .. },
+            RowContent::Preference { chosen: better, rejected: worse, .. },
+        ) => (chosen == worse && rejected == better).then_some(Clash::Reversed),
+        _ => Some(Clash::OtherAnswer),
     }
 }
 

@@ -5,12 +5,16 @@ use tailor_domain::ErrorCode;
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why one row cannot be trained on although it is well formed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     #[error("{tokens} tokens, the limit is {limit}")]
     TooLong { tokens: usize, limit: usize },
     #[error("no token of the target is left to learn from")]
     NothingToLearn,
+    #[error("both answers have the same tokens")]
+    SameAnswer,
+    #[error("the chat template does not take its turns: {problem}")]
+    Template { problem: String },
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -99,6 +103,11 @@ impl Error {
 
     pub(crate) fn chat_template(problem: &str) -> Self {
         Self::ChatTemplate { problem: clipped(problem) }
+    }
+
+    /// A loss over nothing is no number.
+    pub(crate) fn nothing_counts(row: u32) -> Self {
+        Self::shard(format!("row {row}: no token counts in the loss"))
     }
 
     pub(crate) fn shard(problem: impl Into<String>) -> Self {

@@ -1,29 +1,47 @@
 //! A row as a model learns from it: token ids, and which of them count in the loss.
 //!
-//! The prompt's ids in training are exactly those that serving makes of the same input ([`ExampleBuilder::prompt`]), so
-//! what was learnt is what is asked for. Only the target and the end token count in the loss.
+//! The prompt's ids in training are exactly those that serving makes of the same question ([`ExampleBuilder::prompt`]), so
+//! what was learnt is what is asked for. The ids do not depend on what counts in the loss.
 //!
-//! - Decoder with a chat template: the prompt is the user's message, the target the assistant's.
+//! - Decoder with a chat template: the prompt is the user's message, the target the assistant's; a conversation is
+//!   rendered as it is, and its last turn is the answer.
 //! - Decoder without: begin token, prompt, target, end token.
-//! - Encoder-decoder: the encoder reads the prompt and the end token; the labels are the target and the end token.
+//! - Encoder-decoder: the encoder reads the prompt and the end token; the labels are the answer and the end token.
+
+mod builder;
+mod mask;
 
 use tailor_domain::Family;
 
-use crate::chat::Message;
-use crate::error::{Error, Refusal, Result};
-use crate::template::PromptTemplate;
-use crate::tokenizer::Tokenizer;
+pub use builder::{ExampleBuilder, Prompt};
 
 /// One row, tokenised.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Example {
-    /// `in_loss[i]` says whether predicting `ids[i]` from what stands before it counts.
+    /// `in_loss[i]` says whether predicting `ids[i]` from what stands before it counts; never for the first, which nothing
+    /// predicts.
     Decoder { ids: Vec<u32>, in_loss: Vec<bool> },
     /// All labels count.
     EncoderDecoder { encoder: Vec<u32>, labels: Vec<u32> },
 }
 
 impl Example {
+    /// A prompt and what follows it; of a decoder's tokens only those after the prompt count.
+    pub(crate) fn answered(family: Family, prompt: Vec<u32>, answer: Vec<u32>) -> Self {
+        match family {
+            Family::EncoderDecoder => Self::EncoderDecoder { encoder: prompt, labels: answer },
+            Family::Decoder => {
+                let mut in_loss = vec![false; prompt.len()];
+                in_loss.resize(prompt.len() + answer.len(), true);
+                Self::Decoder { ids: prompt.into_iter().chain(answer).collect(), in_loss }
+            }
+        }
+    }
+
+    pub(crate) fn is_decoder(&self) -> bool {
+        matches!(self, Self::Decoder { .. })
+    }
+
     /// Tokens of prompt and target together.
     pub fn tokens(&self) -> usize {
         match self {
@@ -41,117 +59,38 @@ impl Example {
     }
 }
 
-/// What a model is asked.
+/// A prompt with two answers, of which one is the better. In both only the answer with its end token counts in the loss,
+/// and what stands before it is the same.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Prompt {
-    /// The text that was tokenised: the template applied, and the chat template around it.
-    pub text: String,
-    /// For an encoder-decoder the encoder's input, else the beginning of the stream.
-    pub ids: Vec<u32>,
+pub struct Preference {
+    pub chosen: Example,
+    pub rejected: Example,
 }
 
-/// Makes prompts and examples for one base and one template. Serving and training use the same one.
-#[derive(Debug, Clone)]
-pub struct ExampleBuilder {
-    tokenizer: Tokenizer,
-    template: PromptTemplate,
-    family: Family,
-    eos: u32,
+impl Preference {
+    /// Tokens that the two together have.
+    pub fn tokens(&self) -> usize {
+        self.chosen.tokens() + self.rejected.tokens()
+    }
+
+    /// Prompt, chosen and rejected, unless the two are no pair: of one family, of one prompt, with an answer each.
+    pub(crate) fn parts(&self) -> Option<[&[u32]; 3]> {
+        let (prompt, chosen) = halves(&self.chosen)?;
+        let (same, rejected) = halves(&self.rejected)?;
+        let is_one_family = std::mem::discriminant(&self.chosen) == std::mem::discriminant(&self.rejected);
+        let is_pair = is_one_family && prompt == same && !chosen.is_empty() && !rejected.is_empty();
+        is_pair.then_some([prompt, chosen, rejected])
+    }
 }
 
-impl ExampleBuilder {
-    /// # Errors
-    /// The base's tokenizer has no end token.
-    pub fn new(tokenizer: Tokenizer, template: PromptTemplate, family: Family) -> Result<Self> {
-        let eos = tokenizer.required_eos()?;
-        Ok(Self { tokenizer, template, family, eos })
-    }
-
-    pub fn tokenizer(&self) -> &Tokenizer {
-        &self.tokenizer
-    }
-
-    /// # Errors
-    /// The chat template refuses, or the tokenizer fails.
-    pub fn prompt(&self, input: &str) -> Result<Prompt> {
-        let text = self.template.render(input);
-        match (self.family, self.tokenizer.chat_template()) {
-            (Family::EncoderDecoder, _) => {
-                let mut ids = self.tokenizer.encode(&text)?;
-                ids.push(self.eos);
-                Ok(Prompt { text, ids })
-            }
-            (Family::Decoder, Some(chat)) => {
-                let text = chat.render(&[Message::new("user", text)], true)?;
-                // The template writes the special tokens itself.
-                Ok(Prompt { ids: self.tokenizer.encode(&text)?, text })
-            }
-            (Family::Decoder, None) => {
-                let mut ids = self.tokenizer.prefix().to_vec();
-                ids.extend(self.tokenizer.encode(&text)?);
-                Ok(Prompt { text, ids })
-            }
-        }
-    }
-
-    /// # Errors
-    /// `Error::Row` when the row is longer than `max_tokens` or leaves nothing to learn; otherwise the template or the
-    /// tokenizer is at fault, and every row will fail.
-    pub fn example(&self, input: &str, target: &str, max_tokens: usize) -> Result<Example> {
-        let prompt = self.prompt(input)?;
-        let answer = self.answer(input, &prompt, target)?;
-        let tokens = prompt.ids.len() + answer.len();
-        if tokens > max_tokens {
-            return Err(Error::Row(Refusal::TooLong { tokens, limit: max_tokens }));
-        }
-        // The end token alone would teach the model to say nothing.
-        if answer.len() < 2 || prompt.ids.is_empty() {
-            return Err(Error::Row(Refusal::NothingToLearn));
-        }
-        Ok(match self.family {
-            Family::EncoderDecoder => Example::EncoderDecoder { encoder: prompt.ids, labels: answer },
-            Family::Decoder => {
-                let mut in_loss = vec![false; prompt.ids.len()];
-                in_loss.resize(tokens, true);
-                let ids = prompt.ids.into_iter().chain(answer).collect();
-                Example::Decoder { ids, in_loss }
-            }
-        })
-    }
-
-    /// The ids that follow the prompt: the target, then one end token, and nothing after it.
-    fn answer(&self, input: &str, prompt: &Prompt, target: &str) -> Result<Vec<u32>> {
-        let mut answer = match (self.family, self.tokenizer.chat_template()) {
-            (Family::EncoderDecoder, _) => self.tokenizer.encode(target)?,
-            (Family::Decoder, None) => self.continuation(prompt, target, self.tokenizer.prefix().len())?,
-            (Family::Decoder, Some(chat)) => {
-                let messages = [Message::new("user", self.template.render(input)), Message::new("assistant", target)];
-                let whole = chat.render(&messages, false)?;
-                let rest = whole.strip_prefix(prompt.text.as_str()).ok_or_else(|| Error::ChatTemplate {
-                    problem: "the conversation does not start with the generation prompt, so what the model learns \
-                              would not be what it is asked; use a template whose answer follows the prompt"
-                        .into(),
-                })?;
-                self.continuation(prompt, rest, 0)?
-            }
-        };
-        // Generation stops at the first end token, so nothing after it can ever be asked for: neither the line end that
-        // some templates add, nor what a row's own text may hide behind one.
-        if let Some(end) = answer.iter().position(|id| *id == self.eos) {
-            answer.truncate(end);
-        }
-        answer.push(self.eos);
-        Ok(answer)
-    }
-
-    /// Ids of `rest` as they follow the prompt: as cut by the tokenizer in the whole text where that leaves the prompt's
-    /// ids as they are, else by themselves.
-    fn continuation(&self, prompt: &Prompt, rest: &str, prefix: usize) -> Result<Vec<u32>> {
-        let prompt_ids = prompt.ids.get(prefix..).unwrap_or_default();
-        let whole = self.tokenizer.encode(&format!("{}{rest}", prompt.text))?;
-        match whole.strip_prefix(prompt_ids) {
-            Some(answer) if !prompt_ids.is_empty() => Ok(answer.to_vec()),
-            _ => self.tokenizer.encode(rest),
+/// Prompt and answer, where all of the answer counts and nothing else.
+fn halves(example: &Example) -> Option<(&[u32], &[u32])> {
+    match example {
+        Example::EncoderDecoder { encoder, labels } => Some((encoder, labels)),
+        Example::Decoder { ids, in_loss } => {
+            let (prompt, answer) = ids.split_at_checked(in_loss.iter().position(|counts| *counts)?)?;
+            let (_, counted) = in_loss.split_at_checked(prompt.len())?;
+            (counted.len() == answer.len() && counted.iter().all(|counts| *counts)).then_some((prompt, answer))
         }
     }
 }

@@ -1,10 +1,13 @@
-//! Rows of (input, expected output) from a CSV or JSONL stream, in bounded memory.
+//! Rows from a CSV or JSONL stream, in bounded memory: (input, expected output), conversations (JSONL only), or preference
+//! pairs. All rows of a file are of one kind, which its columns tell.
 //!
 //! A whole file is refused when it cannot be what it claims (binary, UTF-16, no such column, an endless line); a single
 //! row is dropped with its line, field and reason. Fields are trimmed. CSV is RFC 4180 with `,`, `;` or tab (whichever the
 //! header uses); a quote that never closes costs one line, not the rest of the file.
 
 mod columns;
+mod content;
+mod conversation;
 mod csv;
 mod jsonl;
 mod lines;
@@ -15,7 +18,9 @@ use serde::{Deserialize, Serialize};
 use tailor_domain::DropReason;
 use tailor_domain::dataset::DroppedRow;
 
-pub use columns::{ColumnMap, Columns};
+pub use columns::{ColumnMap, Columns, Roles};
+pub use content::RowContent;
+pub(crate) use content::heap_bytes;
 
 use crate::error::{Error, Result};
 
@@ -28,8 +33,8 @@ pub struct Row {
     pub id: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
-    pub input: String,
-    pub target: String,
+    #[serde(flatten)]
+    pub content: RowContent,
 }
 
 /// What became of one record of the file.
@@ -128,30 +133,30 @@ impl<R: Read> Iterator for RowReader<R> {
     }
 }
 
-/// A field of a record: absent, or its bytes.
+/// A record's fields as they stand in the file.
 struct Fields {
     id: Option<String>,
     label: Option<String>,
-    input: String,
-    target: String,
+    content: RowContent,
 }
 
 fn dropped(line: u64, field: Option<&str>, reason: DropReason, detail: impl Into<String>) -> DroppedRow {
     DroppedRow { line, field: field.map(str::to_owned), reason, detail: detail.into() }
 }
 
-/// The rules that hold whatever the format: input and target have something in them.
+/// The rules that hold whatever the format.
 fn finish_row(line: u64, columns: &Columns, fields: Fields) -> Outcome {
-    let trimmed = |text: String| if text.trim().len() == text.len() { text } else { text.trim().to_owned() };
-    let (input, target) = (trimmed(fields.input), trimmed(fields.target));
-    if input.is_empty() {
-        return Outcome::Dropped(dropped(line, Some(&columns.input), DropReason::EmptyInput, "the field is empty"));
+    match content::checked(line, columns, fields.content) {
+        Ok(content) => {
+            let present = |text: Option<String>| text.map(trimmed).filter(|text| !text.is_empty());
+            Outcome::Row(Row { line, id: present(fields.id), label: present(fields.label), content })
+        }
+        Err(dropped) => Outcome::Dropped(dropped),
     }
-    if target.is_empty() {
-        return Outcome::Dropped(dropped(line, Some(&columns.target), DropReason::EmptyTarget, "the field is empty"));
-    }
-    let present = |text: Option<String>| text.map(trimmed).filter(|text| !text.is_empty());
-    Outcome::Row(Row { line, id: present(fields.id), label: present(fields.label), input, target })
+}
+
+fn trimmed(text: String) -> String {
+    if text.trim().len() == text.len() { text } else { text.trim().to_owned() }
 }
 
 /// Text for a message: one line, not too long.

@@ -5,10 +5,13 @@
 //!
 //! - decoder: n u32, n ids u32, n bytes 0 or 1 (counts in the loss);
 //! - encoder-decoder: n u32, n ids u32, m u32, m labels u32;
+//! - preferences, of either family: n u32, n prompt ids u32, m u32, m chosen ids u32, k u32, k rejected ids u32; only the
+//!   answers count;
 //! - prompts: n u32, n ids u32. No targets: a shard of this kind cannot tell them.
 //!
 //! Trailer: 0, record count u64, FNV-1a of all bytes before it u64. The checksum finds accidents, not attackers: shards
-//! are named by their sha256. Reading allocates no more than the limits, whatever the bytes claim.
+//! are named by their sha256. In every row to learn from, something counts that something stands before: a loss over it is
+//! a number. Reading allocates no more than the limits, whatever the bytes claim.
 
 mod read;
 mod write;
@@ -17,9 +20,9 @@ pub use read::{ShardLimits, ShardReader};
 pub use write::ShardWriter;
 
 use crate::error::{Error, Result};
-use crate::example::Example;
+use crate::example::{Example, Preference};
 
-const MAGIC: &[u8; 8] = b"TLRSHD01";
+const MAGIC: &[u8; 8] = b"TLRSHD02";
 const RECORD: u8 = 1;
 const TRAILER: u8 = 0;
 
@@ -29,6 +32,9 @@ pub enum ShardKind {
     EncoderDecoder,
     /// What the model is asked for each validation row, and nothing of the answer.
     Prompts,
+    /// A prompt and two answers a row.
+    DecoderPreferences,
+    EncoderDecoderPreferences,
 }
 
 impl ShardKind {
@@ -37,6 +43,8 @@ impl ShardKind {
             Self::Decoder => 1,
             Self::EncoderDecoder => 2,
             Self::Prompts => 3,
+            Self::DecoderPreferences => 4,
+            Self::EncoderDecoderPreferences => 5,
         }
     }
 
@@ -45,6 +53,8 @@ impl ShardKind {
             1 => Ok(Self::Decoder),
             2 => Ok(Self::EncoderDecoder),
             3 => Ok(Self::Prompts),
+            4 => Ok(Self::DecoderPreferences),
+            5 => Ok(Self::EncoderDecoderPreferences),
             other => Err(Error::shard(format!("kind {other} is not known to this version"))),
         }
     }
@@ -54,6 +64,12 @@ impl ShardKind {
 pub enum Content {
     Example(Example),
     Prompt(Vec<u32>),
+    Preference(Preference),
+}
+
+/// What stands first in its row counts for nothing: nothing predicts it.
+fn teaches(in_loss: &[bool]) -> bool {
+    in_loss.iter().skip(1).any(|counts| *counts)
 }
 
 /// One row of a shard.

@@ -146,10 +146,24 @@ impl Tokenizer {
     /// # Errors
     /// The tokenizer fails on the text.
     pub fn encode_with_spans(&self, text: &str, spans: &[Range<usize>]) -> Result<(Vec<u32>, Vec<bool>)> {
+        let (ids, span_of) = self.encode_with_span_numbers(text, spans)?;
+        Ok((ids, span_of.into_iter().map(|span| span.is_some()).collect()))
+    }
+
+    /// As `encode_with_spans`, and which of the spans it is: the first, where a token has a part in several. The spans are in
+    /// order and do not overlap.
+    pub(crate) fn encode_with_span_numbers(
+        &self,
+        text: &str,
+        spans: &[Range<usize>],
+    ) -> Result<(Vec<u32>, Vec<Option<usize>>)> {
         let encoding = self.encoding(text)?;
-        let overlaps = |&(start, end): &(usize, usize)| spans.iter().any(|span| start < span.end && span.start < end);
-        let in_loss = encoding.get_offsets().iter().map(overlaps).collect();
-        Ok((encoding.get_ids().to_vec(), in_loss))
+        let first_of = |&(start, end): &(usize, usize)| {
+            let at = spans.partition_point(|span| span.end <= start);
+            spans.get(at).filter(|span| span.start < end).map(|_| at)
+        };
+        let span_of = encoding.get_offsets().iter().map(first_of).collect();
+        Ok((encoding.get_ids().to_vec(), span_of))
     }
 
     fn encoding(&self, text: &str) -> Result<tokenizers::Encoding> {

@@ -1,15 +1,8 @@
 //! Rows as the trainer gets them: single ones, or pairs of which one is preferred.
 
-use tailor_text::Example;
+use tailor_text::{Example, Preference};
 
 use crate::rows::targets;
-
-/// Two answers to one prompt; only the answers count in the loss.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Preference {
-    pub chosen: Example,
-    pub rejected: Example,
-}
 
 /// What a job learns from.
 #[derive(Debug, Clone, Copy)]

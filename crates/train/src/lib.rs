@@ -26,8 +26,8 @@ mod trainer;
 
 pub use checkpoint::Checkpoint;
 pub use error::Error;
-pub use examples::{Examples, Preference};
+pub use examples::Examples;
 pub use predict::predict;
 pub use summary::{Observer, Outcome, Summary};
-pub use tailor_text::Example;
+pub use tailor_text::{Example, Preference};
 pub use trainer::{Trained, resume, train};

@@ -1,5 +1,7 @@
 //! The wire: parse into domain types, call the logic, convert. No decision is made here.
 
+use std::str::FromStr;
+
 use futures::TryStreamExt as _;
 use tailor_domain::{BaseName, DatasetName, Digest, Invalid, Version};
 use tailor_pb::dataset::dataset_service_server::DatasetService;
@@ -14,9 +16,9 @@ use tailor_serverkit::{Page, status};
 use tailor_text::{CleanOptions, Cleaner, ColumnMap, Format, Holdout};
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::preview::{Seen, SeenToken};
+use crate::preview::{Look, Seen, SeenToken};
 use crate::score::{Prediction, Sample};
-use crate::shards::Prepared;
+use crate::shards::{Prepared, Wanted};
 use crate::upload::Header;
 use crate::{Datasets, Error, Result};
 
@@ -97,10 +99,11 @@ impl DatasetService for Api {
 
     async fn preview(&self, request: Request<PreviewRequest>) -> Answer<PreviewResponse> {
         let outcome = async {
-            let PreviewRequest { name, version, base, rows } = request.into_inner();
+            let PreviewRequest { name, version, base, rows, loss_on } = request.into_inner();
             let base = given(base).map(BaseName::try_new).transpose()?;
             let name = DatasetName::try_new(name)?;
-            let seen = self.datasets.preview(&name, newest_or(version), base, rows).await?;
+            let look = Look { base, rows, loss_on: named(loss_on)? };
+            let seen = self.datasets.preview(&name, newest_or(version), look).await?;
             Ok(PreviewResponse { rows: seen.into_iter().map(wire_row).collect() })
         };
         answer(outcome.await)
@@ -108,9 +111,10 @@ impl DatasetService for Api {
 
     async fn prepare_shards(&self, request: Request<PrepareShardsRequest>) -> Answer<PrepareShardsResponse> {
         let outcome = async {
-            let PrepareShardsRequest { name, version, base, max_tokens } = request.into_inner();
+            let PrepareShardsRequest { name, version, base, max_tokens, loss_on, objective } = request.into_inner();
             let (name, base) = (DatasetName::try_new(name)?, BaseName::try_new(base)?);
-            let prepared = self.datasets.prepare_shards(&name, newest_or(version), &base, max_tokens).await?;
+            let wanted = Wanted { max_tokens, loss_on: named(loss_on)?, objective: named(objective)? };
+            let prepared = self.datasets.prepare_shards(&name, newest_or(version), &base, wanted).await?;
             Ok(wire_shards(prepared))
         };
         answer(outcome.await)
@@ -149,6 +153,11 @@ fn given(text: String) -> Option<String> {
     Some(text).filter(|text| !text.is_empty())
 }
 
+/// A name that may be left out.
+fn named<T: Default + FromStr<Err = Invalid>>(text: String) -> Result<T, Invalid> {
+    given(text).map_or_else(|| Ok(T::default()), |name| name.parse())
+}
+
 /// On the wire, version 0 means the latest.
 fn newest_or(version: u64) -> Option<Version> {
     Some(Version(version)).filter(|version| version.0 > 0)
@@ -179,10 +188,14 @@ fn header(wire: UploadHeader) -> Result<Header> {
         name: DatasetName::try_new(wire.name)?,
         format,
         columns: ColumnMap {
+            kind: given(wire.kind).map(|kind| kind.parse()).transpose()?,
             id: given(wire.id_column),
             label: label_column,
             input: given(wire.input_column),
             target: given(wire.target_column),
+            messages: given(wire.messages_column),
+            chosen: given(wire.chosen_column),
+            rejected: given(wire.rejected_column),
         },
         prompt_template: wire.prompt_template,
         clean,
@@ -202,6 +215,9 @@ fn wire_row(seen: Seen) -> PreviewRow {
         target: seen.target,
         tokens: seen.tokens.into_iter().map(wire_token).collect(),
         encoder_tokens: seen.encoder_tokens.into_iter().map(wire_token).collect(),
+        rejected: seen.rejected,
+        rejected_tokens: seen.rejected_tokens.into_iter().map(wire_token).collect(),
+        refused: seen.refused,
     }
 }
 
@@ -213,6 +229,8 @@ fn wire_shards(Prepared { dataset, shards }: Prepared) -> PrepareShardsResponse 
         train_tokens: shards.train_tokens,
         validation_rows: shards.validation_rows,
         rows_too_long: shards.rows_too_long,
+        rows_refused: shards.rows_refused,
+        refused: shards.refused.iter().map(Into::into).collect(),
         dataset_digest: dataset.digest().to_string(),
         prompt_template: dataset.prompt_template,
     }

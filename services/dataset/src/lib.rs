@@ -1,4 +1,4 @@
-//! DatasetService: rows of (input, expected output) from upload to shards.
+//! DatasetService: rows of (input, expected output), conversations and preference pairs, from upload to shards.
 //!
 //! Data travels one way, and each step leaves an immutable object in the store:
 //!
@@ -20,6 +20,7 @@ mod preview;
 mod rows;
 mod score;
 mod shards;
+mod tokenise;
 mod upload;
 mod versions;
 

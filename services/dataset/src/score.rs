@@ -55,10 +55,11 @@ impl Datasets {
             for (row, index) in rows::read(&name, &split)?.zip(0..) {
                 let row = row?;
                 let Some(prediction) = by_row.get(&index) else { continue };
-                scorer.add(prediction, &row.target, &row.input);
+                let content = &row.content;
+                scorer.add(prediction, content.answer(), content.question());
                 if index < samples {
-                    let prediction = prediction.clone();
-                    revealed.push(Sample { row: index, input: row.input, target: row.target, prediction });
+                    let (input, target) = (content.asked().into_owned(), content.answer().to_owned());
+                    revealed.push(Sample { row: index, input, target, prediction: prediction.clone() });
                 }
             }
             Ok(Scores { metrics: scorer.finish(), samples: revealed })

@@ -89,6 +89,7 @@ impl Datasets {
             name: header.name.clone(),
             // The number is taken when the manifest is created.
             version: Version(0),
+            kind: parts.kind,
             source: source.digest,
             source_size_bytes: source.size_bytes,
             train: train.digest,

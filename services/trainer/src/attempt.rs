@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use tailor_blobs::Store;
-use tailor_domain::spec::Precision;
+use tailor_domain::spec::{Objective, Precision};
 use tailor_domain::{BaseManifest, Digest, JobEvent, JobId, JobSpec, LogKind, StepMetrics, TuningMetrics, Version};
 use tailor_models::{Base, Compute, LoadOptions};
 use tailor_pb::dataset::dataset_service_client::DatasetServiceClient;
@@ -15,8 +15,8 @@ use tailor_peft::Adapter;
 use tailor_queue::JobQueue;
 use tailor_serverkit::client::Client;
 use tailor_serverkit::{Settings, connect, server};
-use tailor_text::{Example, Tokenizer};
-use tailor_train::{Checkpoint, Observer, Outcome, Summary};
+use tailor_text::{Example, Preference, Tokenizer};
+use tailor_train::{Checkpoint, Examples, Observer, Outcome, Summary};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::checkpoints::{Checkpoints, Record};
@@ -25,7 +25,7 @@ use crate::error::{Error, Result};
 use crate::journal::Journal;
 use crate::keeper::{Halt, HaltFlag};
 use crate::progress::{Progress, Tick};
-use crate::shards::{HeldOut, read_examples, read_prompts};
+use crate::shards::{HeldOut, read_examples, read_preferences, read_prompts};
 
 /// Reports under way from the device thread to the log.
 const TICKS: usize = 1024;
@@ -87,7 +87,10 @@ struct Prepared {
     base: BaseManifest,
     folder: PathBuf,
     shards: dataset::PrepareShardsResponse,
+    /// For sft; empty for dpo.
     train: Vec<Example>,
+    /// For dpo; empty for sft.
+    pairs: Vec<Preference>,
     prompts: Vec<HeldOut>,
     /// Where an attempt before this one got to.
     checkpoint: Option<(Record, Checkpoint)>,
@@ -112,12 +115,16 @@ impl Attempt<'_> {
         }
         let mut message = format!(
             "{} rows, {} tokens to train on; {} rows held out; {} rows longer than {} tokens left out",
-            prepared.train.len(),
+            prepared.train.len() + prepared.pairs.len(),
             prepared.shards.train_tokens,
             prepared.prompts.len(),
             prepared.shards.rows_too_long,
             self.spec.recipe.train.max_tokens
         );
+        if prepared.shards.rows_refused > 0 {
+            message +=
+                &format!("; {} rows left out because nothing of them could be learnt", prepared.shards.rows_refused);
+        }
         if let Some((record, _)) = &prepared.checkpoint {
             message += &format!("; going on after step {}, which attempt {} saved", record.step, record.fence);
         }
@@ -154,6 +161,8 @@ impl Attempt<'_> {
             version: self.spec.dataset_version.0,
             base: self.spec.base.to_string(),
             max_tokens: self.spec.recipe.train.max_tokens,
+            loss_on: self.spec.recipe.train.loss_on.to_string(),
+            objective: self.spec.recipe.train.objective.to_string(),
         };
         let shards = self
             .patiently(|| async {
@@ -162,14 +171,18 @@ impl Attempt<'_> {
             })
             .await?
             .into_inner();
-        let train = read_examples(&self.blob(&shards.train_digest).await?)?;
+        let bytes = self.blob(&shards.train_digest).await?;
+        let (train, pairs) = match self.spec.recipe.train.objective {
+            Objective::Sft => (read_examples(&bytes)?, Vec::new()),
+            Objective::Dpo => (Vec::new(), read_preferences(&bytes)?),
+        };
         let mut prompts = read_prompts(&self.blob(&shards.validation_digest).await?)?;
         let limit = self.spec.recipe.evaluate.max_validation_rows as usize;
         if limit > 0 {
             prompts.truncate(limit);
         }
         let checkpoint = self.patiently(|| async { self.checkpoints().newest(Checkpoint::from_bytes).await }).await?;
-        Ok(Prepared { base, folder, shards, train, prompts, checkpoint })
+        Ok(Prepared { base, folder, shards, train, pairs, prompts, checkpoint })
     }
 
     fn checkpoints(&self) -> Checkpoints {
@@ -211,7 +224,11 @@ impl Attempt<'_> {
             };
             let mut train = |from: Option<&Checkpoint>| {
                 let base_name = spec.base.as_str();
-                tailor_train::resume(&base, &spec.recipe, &prepared.train, base_name, from, &mut reporter)
+                let examples = match spec.recipe.train.objective {
+                    Objective::Sft => Examples::Single(&prepared.train),
+                    Objective::Dpo => Examples::Pairs(&prepared.pairs),
+                };
+                tailor_train::resume(&base, &spec.recipe, examples, base_name, from, &mut reporter)
             };
             let trained = match train(prepared.checkpoint.as_ref().map(|(_, checkpoint)| checkpoint)) {
                 Err(tailor_train::Error::Checkpoint(problem)) => {

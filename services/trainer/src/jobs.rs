@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tailor_blobs::Creation;
 use tailor_domain::{
-    AdapterName, BaseName, DatasetName, Invalid, JobEvent, JobId, JobSpec, JobState, LogEntry, LogKind,
+    AdapterName, BaseName, DatasetKind, DatasetName, Invalid, JobEvent, JobId, JobSpec, JobState, LogEntry, LogKind,
 };
 use tailor_domain::{QuantCode, Recipe, Version};
 use tailor_pb::{dataset, registry};
@@ -84,7 +84,8 @@ impl Jobs {
         self.get(&job).await
     }
 
-    /// Checks that base and dataset exist and are what the job needs, and pins the dataset's version.
+    /// Checks that base and dataset exist and are what the job needs, the kind of its rows too, and pins the dataset's
+    /// version.
     async fn resolve(&self, new: &NewJob) -> Result<JobSpec> {
         let base = registry::GetBaseRequest { name: new.base.to_string() };
         let base = self.clients.registry().get_base(base).await.map_err(Error::service("registry"))?.into_inner();
@@ -94,6 +95,9 @@ impl Jobs {
         let version = new.dataset_version.map_or(0, |version| version.0);
         let request = dataset::GetDatasetRequest { name: new.dataset.to_string(), version };
         let found = self.clients.dataset().get_dataset(request).await.map_err(Error::service("dataset"))?.into_inner();
+        let train = &new.recipe.train;
+        let kind = if found.kind.is_empty() { DatasetKind::default() } else { found.kind.parse()? };
+        kind.check(train.objective, train.loss_on, tailor_pb::convert::family(&base.family)?)?;
         Ok(JobSpec {
             base: new.base.clone(),
             dataset: new.dataset.clone(),

@@ -23,7 +23,16 @@ pub async fn run(endpoints: &Endpoints, command: &Dataset, output: &Output) -> a
         Dataset::Push(args) => push(endpoints, args, output).await.map(|_| ()),
         Dataset::List => list(endpoints, output).await,
         Dataset::Show { name } => show(endpoints, name, output).await,
-        Dataset::Preview { name, base, rows } => preview(endpoints, name, base.as_deref(), *rows, output).await,
+        Dataset::Preview { name, base, rows, loss_on } => {
+            let request = pb::PreviewRequest {
+                name: name.name.clone(),
+                version: name.version,
+                base: base.clone().unwrap_or_default(),
+                rows: *rows,
+                loss_on: loss_on.clone(),
+            };
+            preview(endpoints, request, output).await
+        }
         Dataset::Report { name } => report(endpoints, name, output).await,
         Dataset::Rm { name } => {
             let request = pb::DeleteDatasetRequest { name: name.clone() };
@@ -45,6 +54,10 @@ pub async fn push(endpoints: &Endpoints, args: &Push, output: &Output) -> anyhow
         file_name,
         input_column: args.input.clone().unwrap_or_default(),
         target_column: args.target.clone().unwrap_or_default(),
+        kind: args.kind.clone().unwrap_or_default(),
+        messages_column: args.messages.clone().unwrap_or_default(),
+        chosen_column: args.chosen.clone().unwrap_or_default(),
+        rejected_column: args.rejected.clone().unwrap_or_default(),
         id_column: args.id.clone().unwrap_or_default(),
         label_column: args.label.clone().unwrap_or_default(),
         prompt_template: args.template.clone(),
@@ -141,6 +154,7 @@ async fn show(endpoints: &Endpoints, name: &VersionedName, output: &Output) -> a
     output.show(&describe(&dataset), || {
         table::fields(&[
             ("dataset", format!("{}@{}", dataset.name, dataset.version)),
+            ("kind", dataset.kind.clone()),
             ("digest", dataset.digest.clone()),
             ("train", format!("{} rows", dataset.rows_train)),
             ("held out", format!("{} rows", dataset.rows_validation)),
@@ -152,15 +166,7 @@ async fn show(endpoints: &Endpoints, name: &VersionedName, output: &Output) -> a
     })
 }
 
-async fn preview(
-    endpoints: &Endpoints,
-    name: &VersionedName,
-    base: Option<&str>,
-    rows: u32,
-    output: &Output,
-) -> anyhow::Result<()> {
-    let base = base.unwrap_or_default().to_owned();
-    let request = pb::PreviewRequest { name: name.name.clone(), version: name.version, base, rows };
+async fn preview(endpoints: &Endpoints, request: pb::PreviewRequest, output: &Output) -> anyhow::Result<()> {
     let answer = endpoints.dataset()?.preview(request).await?.into_inner();
     let token = |t: &pb::PreviewToken| json!({ "id": t.id, "text": t.text, "in_loss": t.in_loss });
     let document: Vec<_> = answer
@@ -172,6 +178,9 @@ async fn preview(
                 "target": row.target,
                 "encoder_tokens": row.encoder_tokens.iter().map(token).collect::<Vec<_>>(),
                 "tokens": row.tokens.iter().map(token).collect::<Vec<_>>(),
+                "rejected": row.rejected,
+                "rejected_tokens": row.rejected_tokens.iter().map(token).collect::<Vec<_>>(),
+                "refused": row.refused,
             })
         })
         .collect();
@@ -183,6 +192,15 @@ async fn preview(
             }
             if !row.tokens.is_empty() {
                 println!("tokens  {}   (green: counts in the loss)", tokens(&row.tokens));
+            }
+            if !row.rejected.is_empty() {
+                println!("worse   {}", row.rejected);
+            }
+            if !row.rejected_tokens.is_empty() {
+                println!("tokens  {}", tokens(&row.rejected_tokens));
+            }
+            if !row.refused.is_empty() {
+                println!("refused {}", row.refused);
             }
             println!();
         }
@@ -220,9 +238,10 @@ pub async fn report(endpoints: &Endpoints, name: &VersionedName, output: &Output
     });
     output.show(&document, || {
         println!(
-            "{}@{}: {} rows read, {} to train on, {} held out, {} dropped",
+            "{}@{} ({}): {} rows read, {} to train on, {} held out, {} dropped",
             dataset.name,
             dataset.version,
+            dataset.kind,
             report.rows_read,
             dataset.rows_train,
             dataset.rows_validation,
@@ -243,7 +262,7 @@ pub async fn report(endpoints: &Endpoints, name: &VersionedName, output: &Output
             }
         }
         let longest = report.length_histogram.iter().map(|bucket| bucket.rows).max().unwrap_or(0).max(1);
-        println!("\n  characters in input and target");
+        println!("\n  characters in a row's texts");
         for bucket in &report.length_histogram {
             let bar = "█".repeat((bucket.rows * 40 / longest) as usize);
             println!("      ≤ {:>5} {:>6} {bar}", bucket.up_to_characters, bucket.rows);
@@ -255,6 +274,7 @@ fn describe(dataset: &pb::Dataset) -> Value {
     json!({
         "name": dataset.name,
         "version": dataset.version,
+        "kind": dataset.kind,
         "digest": dataset.digest,
         "rows_train": dataset.rows_train,
         "rows_validation": dataset.rows_validation,

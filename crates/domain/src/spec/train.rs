@@ -221,6 +221,10 @@ impl TrainSpec {
                 return Err(Invalid::new(format!("train.unfreeze[{at}].layers"), problem));
             }
         }
+        if self.objective == Objective::Dpo && self.loss_on == LossOn::Everything {
+            let problem = "everything: dpo compares answers, not prompts; take completion";
+            return Err(Invalid::new("train.loss_on", problem));
+        }
         if self.objective == Objective::Dpo && self.grouping == Grouping::Packed {
             return Err(Invalid::new("train.grouping", "packed holds single rows; dpo takes length"));
         }

@@ -121,8 +121,9 @@ fn end_of_raw(rest: &str) -> usize {
     rest.match_indices("{%").map(|(at, _)| at).find(|at| is_end(*at)).unwrap_or(rest.len())
 }
 
-/// The text without the marks, and the byte ranges that stood between them, joined where they are nested.
-pub(super) fn spans(marked: &str) -> (String, Vec<Range<usize>>) {
+/// The text without the marks, and the byte ranges that stood between them, joined where they are nested. None where an end
+/// has no start, or a start no end.
+pub(super) fn spans(marked: &str) -> Option<(String, Vec<Range<usize>>)> {
     let mut text = String::with_capacity(marked.len());
     let mut spans = Vec::new();
     let (mut depth, mut start) = (0u32, 0);
@@ -135,7 +136,7 @@ pub(super) fn spans(marked: &str) -> (String, Vec<Range<usize>>) {
                 depth += 1;
             }
             END => {
-                depth = depth.saturating_sub(1);
+                depth = depth.checked_sub(1)?;
                 if depth == 0 {
                     spans.push(start..text.len());
                 }
@@ -143,7 +144,7 @@ pub(super) fn spans(marked: &str) -> (String, Vec<Range<usize>>) {
             other => text.push(other),
         }
     }
-    (text, spans)
+    (depth == 0).then_some((text, spans))
 }
 
 #[cfg(test)]
@@ -174,6 +175,9 @@ mod tests {
     #[test]
     fn spans_are_bytes_and_nested_ones_join() {
         let marked = format!("ü{START}a{START}ß{END}{END}b{START}{END}");
-        assert_eq!(spans(&marked), ("üaßb".to_owned(), vec![2..5, 6..6]));
+        assert_eq!(spans(&marked), Some(("üaßb".to_owned(), vec![2..5, 6..6])));
+        for torn in [format!("a{START}b"), format!("a{END}b"), format!("{END}a{START}")] {
+            assert_eq!(spans(&torn), None, "{torn:?}");
+        }
     }
 }

@@ -3,12 +3,14 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::rows::heap_bytes;
+
 /// The names under which a message's reasoning goes about; templates read the first.
 const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
 /// One turn of a conversation: an object that has a `role` and mostly a `content`, which is a text or a list of parts; and
 /// `tool_calls`, `reasoning_content` or what else the template knows. The order of the fields is kept: `tojson` shows it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Message(Map<String, Value>);
 
@@ -16,6 +18,29 @@ impl Message {
     pub fn new(role: impl Into<String>, content: impl Into<Value>) -> Self {
         let role = Value::String(role.into());
         Self([("role".to_owned(), role), ("content".to_owned(), content.into())].into_iter().collect())
+    }
+
+    pub(crate) fn from_fields(fields: Map<String, Value>) -> Self {
+        Self(fields)
+    }
+
+    /// Empty where there is none.
+    pub fn role(&self) -> &str {
+        self.0.get("role").and_then(Value::as_str).unwrap_or_default()
+    }
+
+    /// The content, if it is a text and not a list of parts.
+    pub fn text(&self) -> &str {
+        self.0.get("content").and_then(Value::as_str).unwrap_or_default()
+    }
+
+    pub(crate) fn to_json(&self) -> String {
+        Value::Object(self.0.clone()).to_string()
+    }
+
+    /// Bytes that it holds in memory, about.
+    pub(crate) fn heap_bytes(&self) -> usize {
+        self.0.iter().map(|(name, value)| name.len() + heap_bytes(value)).sum()
     }
 
     /// The same with one more field, e.g. `tool_calls`.

@@ -6,11 +6,11 @@ use crate::rows::Row;
 
 const FIRST_BUCKET: u64 = 16;
 
-/// Rows by characters of input and target together. Bounds double: 16, 32, 64, …
+/// Rows by characters of all their texts together. Bounds double: 16, 32, 64, …
 pub(super) fn length_histogram(rows: &[Row]) -> Vec<(u64, u64)> {
     let mut buckets: Vec<(u64, u64)> = Vec::new();
     for row in rows {
-        let length = (row.input.chars().count() + row.target.chars().count()) as u64;
+        let length = row.content.characters();
         let index = (length.max(1).div_ceil(FIRST_BUCKET)).next_power_of_two().trailing_zeros() as usize;
         while buckets.len() <= index {
             buckets.push((FIRST_BUCKET << buckets.len(), 0));

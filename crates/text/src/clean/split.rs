@@ -1,13 +1,16 @@
 //! Which rows are hidden. Rows that share a sentence stay on one side: the same input (whatever its case and spacing), the
-//! same target, or one's target as the other's input. Otherwise a model could know the answer from training.
+//! same target, or one's target as the other's input. Otherwise a model could know the answer from training. Of preferences
+//! both answers count as targets; of conversations every turn but the system's.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
+use crate::chat::Message;
 use crate::error::{Error, Result};
-use crate::rows::Row;
+use crate::rows::{Row, RowContent};
 use crate::seed::SplitMix;
 
-/// A text that more rows have as their target is a class ("yes", "spam"), not a sentence, and does not tie them.
+/// A text that more rows have as their target is a class ("yes", "spam"), not a sentence, and does not tie them. Nor does a
+/// turn that more conversations have ("hello").
 const MAX_SHARED_TARGET: usize = 16;
 
 /// For each row, whether it goes to validation. Takes whole groups in a drawn order until `wanted` rows are hidden, and
@@ -44,14 +47,16 @@ pub(super) fn choose(rows: &[Row], wanted: usize, seed: u64) -> Result<Vec<bool>
 fn groups(rows: &[Row]) -> Vec<Vec<usize>> {
     let mut target_counts: HashMap<String, usize> = HashMap::new();
     for row in rows {
-        *target_counts.entry(sentence(&row.target)).or_default() += 1;
+        for target in sentences(&row.content).classes {
+            *target_counts.entry(target).or_default() += 1;
+        }
     }
     let mut sets = DisjointSets::new(rows.len());
     let mut first_with: HashMap<String, usize> = HashMap::new();
     for (index, row) in rows.iter().enumerate() {
-        let target = sentence(&row.target);
-        let is_class = target_counts.get(&target).is_some_and(|count| *count > MAX_SHARED_TARGET);
-        for text in [Some(sentence(&row.input)), (!is_class).then_some(target)].into_iter().flatten() {
+        let Sentences { always, classes } = sentences(&row.content);
+        let is_class = |target: &String| target_counts.get(target).is_some_and(|count| *count > MAX_SHARED_TARGET);
+        for text in always.into_iter().chain(classes.into_iter().filter(|target| !is_class(target))) {
             let first = *first_with.entry(text).or_insert(index);
             sets.join(first, index);
         }
@@ -66,6 +71,26 @@ fn groups(rows: &[Row]) -> Vec<Vec<usize>> {
         groups[group].push(index);
     }
     groups
+}
+
+/// The sentences of a row.
+struct Sentences {
+    /// Ties rows however many have it.
+    always: Option<String>,
+    /// Each once; ties rows unless it is a class.
+    classes: BTreeSet<String>,
+}
+
+fn sentences(content: &RowContent) -> Sentences {
+    let (always, classes): (Option<&str>, Vec<&str>) = match content {
+        RowContent::InputTarget { input, target } => (Some(input), vec![target]),
+        RowContent::Preference { prompt, chosen, rejected } => (Some(prompt), vec![chosen, rejected]),
+        RowContent::Conversation { messages } => {
+            let turns = messages.iter().filter(|message| !matches!(message.role(), "system" | "developer"));
+            (None, turns.map(Message::text).filter(|text| !text.trim().is_empty()).collect())
+        }
+    };
+    Sentences { always: always.map(sentence), classes: classes.into_iter().map(sentence).collect() }
 }
 
 /// A sentence as people tell them apart: without case and spacing.

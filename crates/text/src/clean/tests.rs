@@ -2,7 +2,8 @@ use super::*;
 use crate::clean::split::sentence;
 
 fn row(line: u64, input: &str, target: &str) -> Row {
-    Row { line, id: None, label: None, input: input.into(), target: target.into() }
+    let content = RowContent::InputTarget { input: input.into(), target: target.into() };
+    Row { line, id: None, label: None, content }
 }
 
 fn labelled(line: u64, label: &str) -> Row {
@@ -62,10 +63,11 @@ fn validation_shares_no_sentence_with_training() {
     let cleaned = clean(rows, options(Holdout::Fraction(0.2))).expect("rows left");
     assert!(cleaned.validation.len() > 80, "{} rows hidden", cleaned.validation.len());
     let seen: HashSet<String> =
-        cleaned.train.iter().flat_map(|row| [sentence(&row.input), sentence(&row.target)]).collect();
+        cleaned.train.iter().flat_map(|row| [sentence(&row.content.asked()), sentence(row.content.answer())]).collect();
     for row in &cleaned.validation {
-        assert!(!seen.contains(&sentence(&row.input)), "{} was seen in training", row.input);
-        assert!(!seen.contains(&sentence(&row.target)), "{} was seen in training", row.target);
+        for text in [&*row.content.asked(), row.content.answer()] {
+            assert!(!seen.contains(&sentence(text)), "{text} was seen in training");
+        }
     }
 }
 
@@ -171,4 +173,102 @@ fn lengths_fall_into_doubling_buckets() {
     ];
     let histogram = super::report::length_histogram(&rows);
     assert_eq!(histogram, [(16, 2), (32, 1), (64, 1)]);
+}
+
+fn preference(line: u64, prompt: &str, chosen: &str, rejected: &str) -> Row {
+    let content = RowContent::Preference { prompt: prompt.into(), chosen: chosen.into(), rejected: rejected.into() };
+    Row { line, id: None, label: None, content }
+}
+
+fn conversation(line: u64, turns: &[&str]) -> Row {
+    let role = |at: usize| if (turns.len() - at) % 2 == 1 { "assistant" } else { "user" };
+    let messages = turns.iter().enumerate().map(|(at, text)| Message::new(role(at), *text));
+    let system = std::iter::once(Message::new("system", "be kind"));
+    Row {
+        line,
+        id: None,
+        label: None,
+        content: RowContent::Conversation { messages: system.chain(messages).collect() },
+    }
+}
+
+#[test]
+fn more_pairs_to_a_prompt_are_kept_and_a_reversed_one_conflicts() {
+    let rows = [
+        preference(1, "q", "a", "b"),
+        preference(2, "q", "a", "c"),
+        preference(3, "q", "a", "b"),
+        preference(4, "q", "b", "a"),
+        preference(5, "r", "b", "a"),
+    ];
+    let cleaned = clean(rows, options(Holdout::Rows(0))).expect("rows left");
+    assert_eq!(cleaned.train.iter().map(|row| row.line).collect::<Vec<_>>(), [1, 2, 5]);
+    let report = cleaned.report;
+    assert_eq!(report.dropped, BTreeMap::from([(DropReason::Duplicate, 1), (DropReason::Conflict, 1)]));
+    assert_eq!(report.examples[1].detail, "line 1 prefers the other of the same two answers");
+    assert_eq!(report.length_histogram, [(16, 3)]);
+}
+
+#[test]
+fn conversations_are_told_apart_by_all_their_turns() {
+    let rows = [
+        conversation(1, &["q", "a"]),
+        conversation(2, &["q", "a", "q2", "a2"]),
+        conversation(3, &["q", "other", "q2", "a2"]),
+        conversation(4, &["q", "a", "q2", "a3"]),
+        conversation(5, &["q", "a"]),
+    ];
+    let cleaned = clean(rows, options(Holdout::Rows(0))).expect("rows left");
+    assert_eq!(cleaned.train.iter().map(|row| row.line).collect::<Vec<_>>(), [1, 2, 3]);
+    assert_eq!(cleaned.report.dropped, BTreeMap::from([(DropReason::Duplicate, 1), (DropReason::Conflict, 1)]));
+}
+
+#[test]
+fn held_out_conversations_and_preferences_share_no_sentence_with_training() {
+    let mut random = SplitMix::new(8);
+    let mut texts =
+        |count: usize| -> Vec<String> { (0..count).map(|_| format!("sentence {}", random.below(4000))).collect() };
+    let conversations: Vec<Row> = (0..400)
+        .map(|n| {
+            let own = texts(4);
+            let turns: Vec<&str> = own.iter().map(String::as_str).collect();
+            // All of them begin alike: a greeting ties nothing.
+            conversation(n, &[&["hello", "Hello!"], &turns[..2 + 2 * (n as usize % 2)]].concat())
+        })
+        .collect();
+    let pairs: Vec<Row> = (0..400)
+        .map(|n| match texts(3).as_slice() {
+            [prompt, chosen, rejected] => preference(n, prompt, chosen, rejected),
+            _ => panic!("three texts"),
+        })
+        .collect();
+    let sentences = |row: &Row| -> Vec<String> {
+        match &row.content {
+            RowContent::Conversation { messages } => messages
+                .iter()
+                .map(|message| sentence(message.text()))
+                .filter(|text| text.starts_with("sentence"))
+                .collect(),
+            content => {
+                [&*content.asked(), content.answer(), content.rejected().unwrap_or_default()].map(sentence).into()
+            }
+        }
+    };
+    for rows in [conversations, pairs] {
+        let cleaned = clean(rows, options(Holdout::Fraction(0.1))).expect("rows left");
+        assert!(cleaned.validation.len() > 20, "{} rows hidden", cleaned.validation.len());
+        let seen: HashSet<String> = cleaned.train.iter().flat_map(&sentences).collect();
+        for row in &cleaned.validation {
+            assert!(sentences(row).iter().all(|text| !seen.contains(text)), "{row:?} was seen in training");
+        }
+    }
+}
+
+#[test]
+fn memory_of_hostile_conversations_is_counted_by_value() {
+    let nested = serde_json::json!(vec![serde_json::json!([]); 500]);
+    let messages = vec![Message::new("user", "q").with("x", nested), Message::new("assistant", "a")];
+    let row = Row { line: 1, id: None, label: None, content: RowContent::Conversation { messages } };
+    let options = CleanOptions { max_bytes: 40_000, ..options(Holdout::Rows(0)) };
+    assert!(matches!(clean([row], options), Err(Error::TooMuch { limit: 40_000 })), "500 lists are no 1000 bytes");
 }

@@ -4,9 +4,9 @@ use std::io::Read;
 
 use tailor_domain::DropReason;
 
-use super::columns::{ColumnMap, Columns};
+use super::columns::{ColumnMap, Columns, Roles};
 use super::lines::{Lines, Piece};
-use super::{Fields, Outcome, dropped, excerpt, finish_row, invalid_utf8};
+use super::{Fields, Format, Outcome, RowContent, dropped, excerpt, finish_row, invalid_utf8};
 use crate::error::{Error, Result};
 
 /// A record over more lines than this has a quote that was never meant to stay open.
@@ -21,8 +21,8 @@ pub(super) struct CsvRows<R> {
     width: usize,
     id: Option<usize>,
     label: Option<usize>,
-    input: usize,
-    target: usize,
+    /// Where each column stands, and what it is called.
+    roles: Roles<(usize, String)>,
     rescan_left: u64,
 }
 
@@ -53,16 +53,17 @@ impl<R: Read> CsvRows<R> {
             .map(|bytes| String::from_utf8(bytes).map(|name| name.trim().to_owned()))
             .collect::<Result<_, _>>()
             .map_err(|_| bad("the header is not UTF-8; save the file as UTF-8".into()))?;
-        let columns = Columns::find(wanted, &names)?;
+        let columns = Columns::find(wanted, &names, Format::Csv)?;
         let index = |name: &str| names.iter().position(|other| other == name);
-        let (Some(input), Some(target)) = (index(&columns.input), index(&columns.target)) else {
-            return Err(bad("a column was found and then was not".into()));
+        let found = |name: &String| match index(name) {
+            Some(index) => Ok((index, name.clone())),
+            None => Err(bad("a column was found and then was not".into())),
         };
+        let roles = columns.roles.try_map(found)?;
         Ok(Self {
             id: columns.id.as_deref().and_then(index),
             label: columns.label.as_deref().and_then(index),
-            input,
-            target,
+            roles,
             columns,
             lines,
             delimiter,
@@ -145,9 +146,21 @@ impl<R: Read> CsvRows<R> {
             })
         };
         let mut read = || {
+            let mut text = |column: &(usize, String)| take(column.0, &column.1);
+            let content = match &self.roles {
+                Roles::InputTarget { input, target } => {
+                    RowContent::InputTarget { input: text(input)?, target: text(target)? }
+                }
+                Roles::Preference { prompt, chosen, rejected } => {
+                    RowContent::Preference { prompt: text(prompt)?, chosen: text(chosen)?, rejected: text(rejected)? }
+                }
+                Roles::Conversation { messages } => {
+                    let detail = "a field of csv holds no messages";
+                    return Err(dropped(line, Some(&messages.1), DropReason::Malformed, detail));
+                }
+            };
             Ok(Fields {
-                input: take(self.input, &self.columns.input)?,
-                target: take(self.target, &self.columns.target)?,
+                content,
                 id: self.id.map(|index| take(index, "id")).transpose()?,
                 label: self.label.map(|index| take(index, "label")).transpose()?,
             })

@@ -6,9 +6,9 @@ use serde_json::{Map, Value};
 use tailor_domain::DropReason;
 use tailor_domain::dataset::DroppedRow;
 
-use super::columns::{ColumnMap, Columns};
+use super::columns::{ColumnMap, Columns, Roles};
 use super::lines::{Lines, Piece};
-use super::{Fields, Outcome, dropped, excerpt, finish_row, invalid_utf8};
+use super::{Fields, Format, Outcome, RowContent, conversation, dropped, excerpt, finish_row, invalid_utf8};
 use crate::error::{Error, Result};
 
 /// How far to look for the first object, whose keys are the columns.
@@ -44,7 +44,7 @@ impl<R: Read> JsonRows<R> {
             return Err(Error::Header { line, problem });
         };
         let keys: Vec<String> = first.keys().cloned().collect();
-        let columns = Columns::find(wanted, &keys)?;
+        let columns = Columns::find(wanted, &keys, Format::Jsonl)?;
         lines.push_back(seen);
         Ok(Self { columns, lines })
     }
@@ -69,16 +69,29 @@ impl<R: Read> JsonRows<R> {
 
     fn fields(&self, line: u64, bytes: &[u8]) -> Result<Fields, DroppedRow> {
         let mut object = object(line, bytes)?;
-        let mut text = |name: &str| match object.remove(name) {
-            None => Err(dropped(line, Some(name), DropReason::MissingField, "the object has no such key")),
-            Some(Value::String(text)) => Ok(text),
-            Some(Value::Null) => Ok(String::new()),
-            Some(other) => {
+        let mut value = |name: &str| {
+            let missing = || dropped(line, Some(name), DropReason::MissingField, "the object has no such key");
+            object.remove(name).ok_or_else(missing)
+        };
+        let mut text = |name: &String| match value(name)? {
+            Value::String(text) => Ok(text),
+            Value::Null => Ok(String::new()),
+            other => {
                 let detail = format!("{} is no text", excerpt(&other.to_string()));
                 Err(dropped(line, Some(name), DropReason::Malformed, detail))
             }
         };
-        let (input, target) = (text(&self.columns.input)?, text(&self.columns.target)?);
+        let content = match &self.columns.roles {
+            Roles::InputTarget { input, target } => {
+                RowContent::InputTarget { input: text(input)?, target: text(target)? }
+            }
+            Roles::Conversation { messages } => {
+                RowContent::Conversation { messages: conversation::parse(line, messages, value(messages)?)? }
+            }
+            Roles::Preference { prompt, chosen, rejected } => {
+                RowContent::Preference { prompt: text(prompt)?, chosen: text(chosen)?, rejected: text(rejected)? }
+            }
+        };
         // Numbers are fine where only equality counts.
         let mut scalar = |name: &Option<String>| match object.remove(name.as_ref()?) {
             Some(Value::String(text)) => Some(text),
@@ -86,7 +99,7 @@ impl<R: Read> JsonRows<R> {
             Some(Value::Bool(flag)) => Some(flag.to_string()),
             _ => None,
         };
-        Ok(Fields { id: scalar(&self.columns.id), label: scalar(&self.columns.label), input, target })
+        Ok(Fields { id: scalar(&self.columns.id), label: scalar(&self.columns.label), content })
     }
 }
 

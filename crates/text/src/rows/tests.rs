@@ -18,7 +18,8 @@ fn csv(body: &str) -> Vec<Outcome> {
 
 fn kept(outcome: &Outcome) -> (u64, &str, &str) {
     let Outcome::Row(row) = outcome else { panic!("{outcome:?} is no row") };
-    (row.line, &row.input, &row.target)
+    let RowContent::InputTarget { input, target } = &row.content else { panic!("{row:?} is of another kind") };
+    (row.line, input, target)
 }
 
 fn reason(outcome: &Outcome) -> (u64, Option<&str>, DropReason) {
@@ -211,8 +212,161 @@ fn no_bytes_make_a_reader_panic_or_keep_a_row_over_the_limit() {
         let Ok(reader) = RowReader::open(bytes.as_slice(), format, &ColumnMap::default(), limits(40)) else { continue };
         for outcome in reader.flatten() {
             if let Outcome::Row(row) = outcome {
-                assert!(row.input.len() + row.target.len() <= 40, "{row:?}");
+                assert!(row.content.characters() <= 40, "{row:?}");
             }
         }
+    }
+}
+
+fn jsonl(body: &str) -> Vec<Outcome> {
+    outcomes(body.as_bytes(), Format::Jsonl, 4000)
+}
+
+fn detail(outcome: &Outcome) -> &str {
+    let Outcome::Dropped(row) = outcome else { panic!("{outcome:?} was kept") };
+    &row.detail
+}
+
+#[test]
+fn conversations_are_read_with_all_their_fields() {
+    let file = r#"{"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": " q "},
+        {"role": "assistant", "content": null, "tool_calls": [{"function": {"name": "f", "arguments": {"x": 1}}}]},
+        {"role": "tool", "content": "1"}, {"role": "assistant", "content": "a", "reasoning_content": "hm"}], "id": "x"}"#;
+    let rows = jsonl(&file.replace('\n', " "));
+    let [Outcome::Row(row)] = rows.as_slice() else { panic!("{rows:?}") };
+    assert_eq!((row.line, row.id.as_deref()), (1, Some("x")));
+    assert_eq!((row.content.question(), row.content.answer()), ("1", "a"));
+    assert_eq!(row.content.asked(), "system: s\nuser:  q \nassistant: \ntool: 1", "turns are kept as they are");
+    let kept = serde_json::to_string(row).expect("JSON");
+    assert!(kept.contains(r#""arguments":{"x":1}"#) && kept.contains(r#""reasoning_content":"hm""#), "{kept}");
+    assert_eq!(&serde_json::from_str::<Row>(&kept).expect("its own output"), row);
+}
+
+#[test]
+fn each_fault_of_a_conversation_is_named_by_line_and_message() {
+    let (user, answer) = (r#"{"role":"user","content":"q"}"#, r#"{"role":"assistant","content":"a"}"#);
+    let deep = format!(r#"{{"role":"user","content":"q","x":{}{}}}"#, "[".repeat(14), "]".repeat(14));
+    let wide: String = (0..40).map(|n| format!(r#","f{n}":1"#)).collect();
+    let many = vec![r#"{"role":"user","content":""}"#; 60].join(",");
+    let cases = [
+        ("[]".to_owned(), "messages", DropReason::EmptyInput, "no messages"),
+        ("null".to_owned(), "messages", DropReason::EmptyInput, "no messages"),
+        (r#""hello""#.to_owned(), "messages", DropReason::Malformed, "no list of messages"),
+        (format!("[{user},3]"), "messages[1]", DropReason::Malformed, "3 is no message"),
+        (format!("[{user}]"), "messages[0].role", DropReason::EmptyTarget, "ends with the assistant's answer"),
+        (format!("[{answer}]"), "messages", DropReason::EmptyInput, "no message of a user"),
+        (
+            format!(r#"[{{"role":"bot","content":"q"}},{answer}]"#),
+            "messages[0].role",
+            DropReason::Malformed,
+            "none of system",
+        ),
+        (format!(r#"[{{"content":"q"}},{answer}]"#), "messages[0].role", DropReason::MissingField, "no such key"),
+        (format!(r#"[{{"role":"user"}},{answer}]"#), "messages[0].content", DropReason::MissingField, "no content"),
+        (
+            format!(r#"[{{"role":"user","content":["q"]}},{answer}]"#),
+            "messages[0].content",
+            DropReason::Malformed,
+            "no text",
+        ),
+        (
+            format!(r#"[{{"role":"user","content":" "}},{answer}]"#),
+            "messages[0].content",
+            DropReason::EmptyInput,
+            "empty",
+        ),
+        (
+            format!(r#"[{user},{{"role":"assistant","content":" "}}]"#),
+            "messages[1].content",
+            DropReason::EmptyTarget,
+            "empty",
+        ),
+        (format!("[{deep},{answer}]"), "messages[0]", DropReason::Malformed, "deeper than 12"),
+        (
+            format!(r#"[{{"role":"user","content":"q"{wide}}},{answer}]"#),
+            "messages[0]",
+            DropReason::Malformed,
+            "42 fields",
+        ),
+        (format!("[{many},{answer}]"), "messages[0].content", DropReason::EmptyInput, "empty"),
+    ];
+    let good = format!("[{user},{answer}]");
+    let lines: Vec<String> = std::iter::once(&good)
+        .chain(cases.iter().map(|(value, ..)| value))
+        .map(|value| format!("{{\"messages\":{value}}}\n"))
+        .collect();
+    let rows = jsonl(&lines.concat());
+    assert!(matches!(rows[0], Outcome::Row(_)));
+    for (at, (row, (value, field, why, says))) in rows[1..].iter().zip(&cases).enumerate() {
+        assert_eq!(reason(row), (at as u64 + 2, Some(*field), *why), "{value}");
+        assert!(detail(row).contains(says), "{value}: {}", detail(row));
+    }
+    assert_eq!(rows.len(), cases.len() + 1);
+}
+
+#[test]
+fn a_conversation_without_end_is_dropped_as_too_long() {
+    let many = vec![r#"{"role":"user","content":"q"}"#; 1001].join(",");
+    let file = format!(r#"{{"messages":[{many}]}}"#);
+    let rows = outcomes(file.as_bytes(), Format::Jsonl, 1 << 20);
+    assert_eq!(reason(&rows[0]), (1, Some("messages"), DropReason::TooLong));
+    assert!(detail(&rows[0]).contains("1001 messages, the limit is 1000"), "{}", detail(&rows[0]));
+    let deep = format!(r#"{{"messages":{}{}}}"#, "[".repeat(40_000), "]".repeat(40_000));
+    let file = format!("{{\"messages\":[]}}\n{deep}");
+    let rows = outcomes(file.as_bytes(), Format::Jsonl, 1 << 20);
+    assert_eq!(reason(&rows[1]), (2, None, DropReason::Malformed), "the parser has a limit of its own");
+}
+
+#[test]
+fn preferences_are_read_from_both_formats_and_their_faults_named() {
+    let csv = "prompt,chosen,rejected\n q , good ,bad\nq,,bad\nq,good,\nq,same, same \n,good,bad\nq,good\n";
+    let json =
+        [["q", "good", "bad"], ["q", "", "bad"], ["q", "good", ""], ["q", "same", "same "], [" ", "good", "bad"]]
+            .map(|[prompt, chosen, rejected]| {
+                serde_json::json!({"prompt": prompt, "chosen": chosen, "rejected": rejected}).to_string()
+            })
+            .join("\n")
+            + "\n{\"prompt\": \"q\", \"chosen\": \"good\"}\n{\"prompt\": \"q\", \"chosen\": [], \"rejected\": \"bad\"}";
+    for (file, format, first) in [(csv, Format::Csv, 2), (json.as_str(), Format::Jsonl, 1)] {
+        let rows = outcomes(file.as_bytes(), format, 4000);
+        let Outcome::Row(row) = &rows[0] else { panic!("{:?}", rows[0]) };
+        let (prompt, chosen, rejected) = ("q".to_owned(), "good".to_owned(), "bad".to_owned());
+        assert_eq!(row.content, RowContent::Preference { prompt, chosen, rejected });
+        assert_eq!((row.content.answer(), row.content.rejected()), ("good", Some("bad")));
+        let faults: Vec<_> = rows[1..5].iter().map(reason).collect();
+        let wanted = [
+            (first + 1, Some("chosen"), DropReason::EmptyTarget),
+            (first + 2, Some("rejected"), DropReason::EmptyTarget),
+            (first + 3, Some("rejected"), DropReason::SameAnswer),
+            (first + 4, Some("prompt"), DropReason::EmptyInput),
+        ];
+        assert_eq!(faults, wanted, "{format:?}");
+        let (_, field, why) = reason(&rows[5]);
+        let missing = if format == Format::Csv {
+            (None, DropReason::FieldCount)
+        } else {
+            (Some("rejected"), DropReason::MissingField)
+        };
+        assert_eq!((field, why), missing);
+    }
+    let rows = outcomes(json.as_bytes(), Format::Jsonl, 4000);
+    assert_eq!(reason(&rows[6]), (7, Some("chosen"), DropReason::Malformed));
+}
+
+#[test]
+fn kept_rows_of_each_kind_are_read_back() {
+    let old = r#"{"line":2,"id":"7","input":"a","target":"b"}"#;
+    let row: Row = serde_json::from_str(old).expect("as rows were kept before there were kinds");
+    assert_eq!(serde_json::to_string(&row).expect("JSON"), old);
+    let texts = |text: &str| text.to_owned();
+    for content in [
+        RowContent::Preference { prompt: texts("p"), chosen: texts("c"), rejected: texts("r") },
+        RowContent::Conversation {
+            messages: vec![crate::Message::new("user", "q"), crate::Message::new("assistant", "a")],
+        },
+    ] {
+        let row = Row { line: 3, id: None, label: Some("en".into()), content };
+        let kept = serde_json::to_string(&row).expect("JSON");
+        assert_eq!(serde_json::from_str::<Row>(&kept).expect("its own output"), row, "{kept}");
     }
 }

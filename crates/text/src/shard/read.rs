@@ -2,9 +2,11 @@
 
 use std::io::Read;
 
-use super::{Checksum, Content, MAGIC, RECORD, Record, ShardKind, TRAILER};
+use tailor_domain::Family;
+
+use super::{Checksum, Content, MAGIC, RECORD, Record, ShardKind, TRAILER, teaches};
 use crate::error::{Error, Result};
-use crate::example::Example;
+use crate::example::{Example, Preference};
 
 #[derive(Debug, Clone, Copy)]
 pub struct ShardLimits {
@@ -85,9 +87,17 @@ impl<R: Read> ShardReader<R> {
                 Content::Example(Example::EncoderDecoder { encoder, labels })
             }
             ShardKind::Prompts => Content::Prompt(self.ids(row)?),
+            ShardKind::DecoderPreferences => Content::Preference(self.preference(Family::Decoder, row)?),
+            ShardKind::EncoderDecoderPreferences => Content::Preference(self.preference(Family::EncoderDecoder, row)?),
         };
         self.records += 1;
         Ok(Some(Record { row, content }))
+    }
+
+    fn preference(&mut self, family: Family, row: u32) -> Result<Preference> {
+        let (prompt, chosen, rejected) = (self.ids(row)?, self.ids(row)?, self.ids(row)?);
+        let chosen = Example::answered(family, prompt.clone(), chosen);
+        Ok(Preference { chosen, rejected: Example::answered(family, prompt, rejected) })
     }
 
     fn trailer(&mut self) -> Result<()> {
@@ -125,7 +135,10 @@ impl<R: Read> ShardReader<R> {
         let bytes = self.vector(length)?;
         match bytes.iter().find(|byte| **byte > 1) {
             Some(byte) => Err(Error::shard(format!("row {row}: mask byte {byte} is neither 0 nor 1"))),
-            None => Ok(bytes.into_iter().map(|byte| byte == 1).collect()),
+            None => {
+                let in_loss: Vec<bool> = bytes.into_iter().map(|byte| byte == 1).collect();
+                if teaches(&in_loss) { Ok(in_loss) } else { Err(Error::nothing_counts(row)) }
+            }
         }
     }
 

@@ -1,3 +1,5 @@
+use tailor_domain::Family;
+
 use super::*;
 use crate::seed::SplitMix;
 
@@ -5,21 +7,30 @@ const VOCABULARY: u32 = 1000;
 
 fn random_record(random: &mut SplitMix, kind: ShardKind, row: u32) -> Record {
     let ids = |random: &mut SplitMix| {
-        let length = 1 + random.below(20);
+        let length = 2 + random.below(20);
         (0..length).map(|_| random.below(VOCABULARY as usize) as u32).collect::<Vec<_>>()
     };
     let content = match kind {
         ShardKind::Decoder => {
             let ids = ids(random);
-            let in_loss = ids.iter().map(|_| random.below(2) == 1).collect();
+            let mut in_loss: Vec<bool> = ids.iter().map(|_| random.below(2) == 1).collect();
+            in_loss[1 + random.below(ids.len() - 1)] = true;
             Content::Example(Example::Decoder { ids, in_loss })
         }
         ShardKind::EncoderDecoder => {
             Content::Example(Example::EncoderDecoder { encoder: ids(random), labels: ids(random) })
         }
         ShardKind::Prompts => Content::Prompt(ids(random)),
+        ShardKind::DecoderPreferences => Content::Preference(preference(Family::Decoder, || ids(random))),
+        ShardKind::EncoderDecoderPreferences => Content::Preference(preference(Family::EncoderDecoder, || ids(random))),
     };
     Record { row, content }
+}
+
+fn preference(family: Family, mut ids: impl FnMut() -> Vec<u32>) -> Preference {
+    let (prompt, chosen, rejected) = (ids(), ids(), ids());
+    let chosen = Example::answered(family, prompt.clone(), chosen);
+    Preference { chosen, rejected: Example::answered(family, prompt, rejected) }
 }
 
 fn write(kind: ShardKind, records: &[Record]) -> Vec<u8> {
@@ -39,7 +50,13 @@ fn sample(kind: ShardKind, seed: u64) -> Vec<Record> {
     (0..30).map(|row| random_record(&mut random, kind, row)).collect()
 }
 
-const KINDS: [ShardKind; 3] = [ShardKind::Decoder, ShardKind::EncoderDecoder, ShardKind::Prompts];
+const KINDS: [ShardKind; 5] = [
+    ShardKind::Decoder,
+    ShardKind::EncoderDecoder,
+    ShardKind::Prompts,
+    ShardKind::DecoderPreferences,
+    ShardKind::EncoderDecoderPreferences,
+];
 
 #[test]
 fn records_come_back_as_they_went() {
@@ -99,6 +116,10 @@ fn what_breaks_a_rule_is_not_written() {
         Content::Example(Example::Decoder { ids: vec![1, 2], in_loss: vec![true] }),
         Content::Example(Example::Decoder { ids: vec![10], in_loss: vec![true] }),
         Content::Example(Example::Decoder { ids: vec![], in_loss: vec![] }),
+        // Nothing counts, or only what nothing predicts.
+        Content::Example(Example::Decoder { ids: vec![1, 2], in_loss: vec![false, false] }),
+        Content::Example(Example::Decoder { ids: vec![1, 2], in_loss: vec![true, false] }),
+        Content::Preference(preference(Family::Decoder, || vec![1])),
     ] {
         assert!(writer.push(&Record { row: 3, content: content.clone() }).is_err(), "{content:?}");
     }
@@ -107,11 +128,45 @@ fn what_breaks_a_rule_is_not_written() {
 }
 
 #[test]
+fn what_is_no_pair_is_not_written() {
+    let decoder = |prompt: &[u32], answer: &[u32]| Example::answered(Family::Decoder, prompt.into(), answer.into());
+    let masked = |in_loss: Vec<bool>| Example::Decoder { ids: vec![1, 2, 3], in_loss };
+    let mut writer = ShardWriter::new(Vec::new(), ShardKind::DecoderPreferences, 10).expect("writes");
+    for (chosen, rejected) in [
+        (decoder(&[1], &[2]), decoder(&[3], &[2])),
+        (decoder(&[1], &[2]), Example::EncoderDecoder { encoder: vec![1], labels: vec![2] }),
+        (decoder(&[1], &[]), decoder(&[1], &[2])),
+        (decoder(&[1], &[2]), masked(vec![false, true, false])),
+        (decoder(&[], &[2]), decoder(&[], &[3])),
+        (decoder(&[1], &[2]), masked(vec![false, true])),
+        (decoder(&[1], &[2]), decoder(&[1], &[10])),
+    ] {
+        let content = Content::Preference(Preference { chosen, rejected });
+        assert!(writer.push(&Record { row: 3, content: content.clone() }).is_err(), "{content:?}");
+    }
+    let pair = Preference { chosen: decoder(&[1], &[2]), rejected: decoder(&[1], &[3, 4]) };
+    let record = Record { row: 4, content: Content::Preference(pair) };
+    writer.push(&record).expect("a pair");
+    assert_eq!(read(&writer.finish().expect("writes")).expect("the refused left no trace"), [record]);
+}
+
+#[test]
+fn a_row_that_is_all_masked_is_refused_by_the_reader_too() {
+    let content = Content::Example(Example::Decoder { ids: vec![1, 2], in_loss: vec![false, true] });
+    let mut bytes = write(ShardKind::Decoder, &[Record { row: 7, content }]);
+    let mask = 16 + 1 + 4 + 4 + 8 + 1;
+    assert_eq!(bytes[mask], 1);
+    bytes[mask] = 0;
+    let error = read(&bytes).expect_err("nothing counts");
+    assert!(error.to_string().contains("row 7: no token counts in the loss"), "{error}");
+}
+
+#[test]
 fn bytes_of_something_else_are_refused_by_what_they_are() {
     for (bytes, wanted) in [
-        (&b"TLRSHD02aaaaaaaaaaaaaaaa"[..], "another version"),
+        (&b"TLRSHD01aaaaaaaaaaaaaaaa"[..], "another version"),
         (b"PK\x03\x04aaaaaaaaaaaaaaaaaaa", "no shard"),
-        (b"TLRSHD01\x09\0\0\0aaaaaaaaaa", "kind 9"),
+        (b"TLRSHD02\x09\0\0\0aaaaaaaaaa", "kind 9"),
         (b"", "breaks off"),
     ] {
         let error = read(bytes).expect_err(wanted);

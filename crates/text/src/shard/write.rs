@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use super::{Checksum, Content, MAGIC, RECORD, Record, ShardKind, TRAILER};
+use super::{Checksum, Content, MAGIC, RECORD, Record, ShardKind, TRAILER, teaches};
 use crate::error::{Error, Result};
 use crate::example::Example;
 
@@ -43,6 +43,9 @@ impl<W: Write> ShardWriter<W> {
                     return Err(Error::shard(problem));
                 }
                 self.ids(record.row, ids)?;
+                if !teaches(in_loss) {
+                    return Err(Error::nothing_counts(record.row));
+                }
                 self.buffer.extend(in_loss.iter().map(|counts| u8::from(*counts)));
             }
             (ShardKind::EncoderDecoder, Content::Example(Example::EncoderDecoder { encoder, labels })) => {
@@ -50,6 +53,17 @@ impl<W: Write> ShardWriter<W> {
                 self.ids(record.row, labels)?;
             }
             (ShardKind::Prompts, Content::Prompt(ids)) => self.ids(record.row, ids)?,
+            (
+                kind @ (ShardKind::DecoderPreferences | ShardKind::EncoderDecoderPreferences),
+                Content::Preference(pair),
+            ) if pair.chosen.is_decoder() == (kind == ShardKind::DecoderPreferences) => {
+                let parts = pair.parts().ok_or_else(|| {
+                    Error::shard(format!("row {} holds no two answers to one prompt, and nothing else", record.row))
+                })?;
+                for ids in parts {
+                    self.ids(record.row, ids)?;
+                }
+            }
             (kind, _) => return Err(Error::shard(format!("row {} is no record of a {kind:?} shard", record.row))),
         }
         self.flush_buffer()?;

@@ -1,6 +1,7 @@
 //! The dataset service over real gRPC on a free port.
 
 mod failures;
+mod kinds;
 mod preview;
 mod score;
 mod shards;

@@ -5,7 +5,7 @@ use tonic::{Code, Status};
 use crate::support::{EOS, NAME, Service, expect_status};
 
 async fn preview(service: &Service, base: &str, rows: u32) -> Result<Vec<PreviewRow>, Status> {
-    let request = PreviewRequest { name: NAME.into(), version: 0, base: base.into(), rows };
+    let request = PreviewRequest { name: NAME.into(), version: 0, base: base.into(), rows, ..Default::default() };
     Ok(service.client.clone().preview(request).await?.into_inner().rows)
 }
 

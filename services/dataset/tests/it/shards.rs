@@ -8,7 +8,7 @@ use tonic::Code;
 
 use crate::support::{EOS, NAME, ROWS, Service, csv, expect_status, header, ids_of, target};
 
-const CHAT: &str = "{% for message in messages %}[{{ message['role'] }}]{{ message['content'] }}\
+pub const CHAT: &str = "{% for message in messages %}[{{ message['role'] }}]{{ message['content'] }}\
                     {% if message['role'] == 'assistant' %}</s>{% endif %}{% endfor %}\
                     {% if add_generation_prompt %}[assistant]{% endif %}";
 
@@ -20,13 +20,13 @@ async fn with_bases() -> Service {
     service
 }
 
-fn records(bytes: &[u8], kind: ShardKind) -> Vec<Record> {
+pub fn records(bytes: &[u8], kind: ShardKind) -> Vec<Record> {
     let reader = ShardReader::open(bytes, ShardLimits::default()).expect("a shard");
     assert_eq!(reader.kind(), kind);
     reader.map(|record| record.expect("a record")).collect()
 }
 
-fn holds(bytes: &[u8], part: &[u8]) -> bool {
+pub fn holds(bytes: &[u8], part: &[u8]) -> bool {
     bytes.windows(part.len()).any(|window| window == part)
 }
 
@@ -47,7 +47,7 @@ async fn validation_targets_are_in_no_byte_that_a_trainer_sees() {
                             window.starts_with(&input) && !ids_of("0123456789").contains(&window[input.len()])
                         }) || ids.ends_with(&input)
                     }
-                    Content::Example(_) => false,
+                    Content::Example(_) | Content::Preference(_) => false,
                 })
             })
             .collect();
@@ -155,8 +155,13 @@ async fn an_unknown_base_or_dataset_is_answered_with_the_known_ones() {
     let service = with_bases().await;
     let says = ["base gpt does not exist; the bases are chatty, llama and t5"];
     expect_status(service.shards("gpt", 64).await, Code::NotFound, &says);
-    let other =
-        |name: &str, version| PrepareShardsRequest { name: name.into(), version, base: "t5".into(), max_tokens: 64 };
+    let other = |name: &str, version| PrepareShardsRequest {
+        name: name.into(),
+        version,
+        base: "t5".into(),
+        max_tokens: 64,
+        ..Default::default()
+    };
     let outcome = service.client.clone().prepare_shards(other("spelling", 0)).await;
     expect_status(outcome, Code::NotFound, &["dataset spelling does not exist; the datasets are errors"]);
     let outcome = service.client.clone().prepare_shards(other(NAME, 9)).await;
@@ -176,7 +181,8 @@ async fn a_pinned_version_gives_its_own_rows_whatever_is_newest() {
     let pinned = service.shards("t5", 64).await.expect("prepared");
     let next = UploadHeader { new_version: true, ..header(NAME) };
     service.upload(next, &csv(2, ROWS)).await.expect("next version");
-    let request = PrepareShardsRequest { name: NAME.into(), version: 1, base: "t5".into(), max_tokens: 64 };
+    let request =
+        PrepareShardsRequest { name: NAME.into(), version: 1, base: "t5".into(), max_tokens: 64, ..Default::default() };
     let again = service.client.clone().prepare_shards(request).await.expect("prepared").into_inner();
     assert_eq!(again, pinned);
     assert_ne!(service.shards("t5", 64).await.expect("newest").train_digest, pinned.train_digest);

@@ -18,7 +18,7 @@ async fn rows(service: &Service, digest: &Digest) -> Vec<Row> {
 /// As people tell sentences apart: without case and spacing.
 fn sentences(rows: &[Row]) -> HashSet<String> {
     let plain = |text: &str| text.to_lowercase().split_whitespace().collect::<Vec<_>>().join(" ");
-    rows.iter().flat_map(|row| [plain(&row.input), plain(&row.target)]).collect()
+    rows.iter().flat_map(|row| [plain(&row.content.asked()), plain(row.content.answer())]).collect()
 }
 
 #[tokio::test]

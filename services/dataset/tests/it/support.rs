@@ -80,7 +80,24 @@ impl Service {
     }
 
     pub async fn shards(&self, base: &str, max_tokens: u32) -> Result<PrepareShardsResponse, Status> {
-        let request = PrepareShardsRequest { name: NAME.into(), version: 0, base: base.into(), max_tokens };
+        self.shards_for(base, max_tokens, "", "").await
+    }
+
+    pub async fn shards_for(
+        &self,
+        base: &str,
+        max_tokens: u32,
+        loss_on: &str,
+        objective: &str,
+    ) -> Result<PrepareShardsResponse, Status> {
+        let request = PrepareShardsRequest {
+            name: NAME.into(),
+            version: 0,
+            base: base.into(),
+            max_tokens,
+            loss_on: loss_on.into(),
+            objective: objective.into(),
+        };
         Ok(self.client.clone().prepare_shards(request).await?.into_inner())
     }
 

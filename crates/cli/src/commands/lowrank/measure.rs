@@ -53,6 +53,7 @@ impl Evaluation {
             version: named.version,
             base: version.base.clone(),
             max_tokens,
+            ..Default::default()
         };
         let prepared = endpoints.dataset()?.prepare_shards(request).await?.into_inner();
         anyhow::ensure!(
