@@ -1,6 +1,6 @@
 //! Writes GGUF files without any service: `write_gguf model FOLDER FILE TYPE`, or `write_gguf adapter FOLDER ADAPTER FILE
-//! TYPE` for the adapter alone, the types by their names in PyTorch. Prints the report as JSON. For
-//! tests/parity/check_gguf.py.
+//! TYPE` for the adapter alone, the types by their names in PyTorch. Prints the report as JSON. `write_gguf tokens FOLDER
+//! TEXT …` prints what a folder's tokenizer makes of texts. For tests/parity/check_gguf.py.
 
 use std::path::Path;
 
@@ -9,6 +9,7 @@ use serde_json::json;
 use tailor_gguf::{AdapterOptions, ModelOptions, write_adapter, write_model};
 use tailor_peft::{Adapter, Limits};
 use tailor_quant::Float;
+use tailor_text::Tokenizer;
 
 fn main() -> anyhow::Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -29,7 +30,12 @@ fn main() -> anyhow::Result<()> {
             json!({ "architecture": report.architecture, "layers": report.layers, "bytes": report.bytes,
                     "alpha": report.alpha, "folded": report.folded })
         }
-        _ => bail!("write write_gguf model FOLDER FILE TYPE, or write_gguf adapter FOLDER ADAPTER FILE TYPE"),
+        ["tokens", folder, texts @ ..] => {
+            let tokenizer = Tokenizer::open(Path::new(folder))?;
+            let ids: Result<Vec<_>, _> = texts.iter().map(|text| tokenizer.encode_with_special(text)).collect();
+            json!(ids?)
+        }
+        _ => bail!("write model FOLDER FILE TYPE, adapter FOLDER ADAPTER FILE TYPE, or tokens FOLDER TEXT …"),
     };
     println!("{document}");
     Ok(())

@@ -76,7 +76,7 @@ pub(crate) fn metadata(
     let source = Source::of(&json)?;
     let is_spm = source.flag("byte_fallback");
     let algorithm = if is_spm { spm::algorithm(&source, notes)? } else { bpe::algorithm(&source, notes)? };
-    let (tokens, kinds) = tokens(&source, config, is_spm)?;
+    let (tokens, kinds) = tokens(&source, config, is_spm, notes)?;
     if let Some(greedy) = source.added.iter().find(|token| token.greedy) {
         notes.push(format!(
             "the tokenizer takes blanks beside tokens such as {:?}, or finds them between words only; llama.cpp does neither",
@@ -106,7 +106,12 @@ pub(crate) fn metadata(
 }
 
 /// Texts and kinds by id; ids that the tokenizer has not are marked unused.
-fn tokens(source: &Source<'_>, config: &DecoderConfig, is_spm: bool) -> Result<(Vec<String>, Vec<Kind>)> {
+fn tokens(
+    source: &Source<'_>,
+    config: &DecoderConfig,
+    is_spm: bool,
+    notes: &mut Vec<String>,
+) -> Result<(Vec<String>, Vec<Kind>)> {
     let size = config.vocab_size as usize;
     let mut tokens: Vec<Option<(String, Kind)>> = vec![None; size];
     let within = |text: &str, id: u64| match usize::try_from(id).ok().filter(|id| *id < size) {
@@ -129,6 +134,10 @@ fn tokens(source: &Source<'_>, config: &DecoderConfig, is_spm: bool) -> Result<(
         }
     }
     for added in &source.added {
+        if added.id >= size as u64 {
+            notes.push(format!("the tokenizer knows {:?}, and the model has no row for it; it is left out", added.text));
+            continue;
+        }
         let kind = match added.special {
             _ if Some(added.text) == unknown => Kind::Unknown,
             true => Kind::Control,

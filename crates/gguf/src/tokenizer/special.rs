@@ -36,6 +36,7 @@ pub(super) fn keys(
         ("unknown_token_id", tokenizer.unk()),
         ("padding_token_id", tokenizer.pad()),
     ];
+    let named = named.map(|(key, id)| (key, id.filter(|id| *id < config.vocab_size)));
     keys.extend(named.into_iter().filter_map(|(key, id)| Some((key, Value::U32(id?)))));
     keys.push(("add_bos_token", around("before", tokenizer.prefix(), bos)?.into()));
     keys.push(("add_eos_token", around("behind", tokenizer.suffix(), eos)?.into()));
