@@ -35,8 +35,8 @@ ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = Path(os.environ.get("TAILOR_BIN_DIR", ROOT / "target" / "debug")) / "examples"
 TINY = ROOT / "bases" / "tiny-llama"
 # Largest difference of a log-probability.
-F32_LIMIT = 1e-4
-GELU_LIMIT = 1e-2
+F32_LIMIT = 5e-5
+GELU_LIMIT = 5e-3
 # An adapter that moves the log-probabilities by less than this proves nothing.
 MOVES = 0.1
 LENGTH = 24

@@ -117,8 +117,8 @@ impl DecoderConfig {
     /// # Errors
     /// No JSON object, or no ids.
     pub fn ends_of(text: &[u8], file: &str, vocab_size: u32) -> Result<Vec<u32>> {
-        let object: Map<String, Value> =
-            serde_json::from_slice(text).map_err(|error| Error::config_of(file, &format!("not a JSON object: {error}")))?;
+        let object: Map<String, Value> = serde_json::from_slice(text)
+            .map_err(|error| Error::config_of(file, &format!("not a JSON object: {error}")))?;
         Fields(&object).token_ids("eos_token_id", vocab_size)
     }
 
@@ -211,3 +211,5 @@ fn head_dim(architecture: Architecture, fields: Fields<'_>, hidden: u32, heads: 
     Ok(head_dim)
 }
 
+#[cfg(test)]
+pub(crate) mod tests;

@@ -26,8 +26,7 @@ pub(crate) fn general(kind: &str, architecture: Architecture, name: &str, float:
 
 pub(crate) fn hyperparameters(config: &DecoderConfig) -> Metadata {
     let mut metadata = Vec::new();
-    let mut add =
-        |key: &str, value: Value| metadata.push((format!("{}.{key}", config.architecture.name()), value));
+    let mut add = |key: &str, value: Value| metadata.push((format!("{}.{key}", config.architecture.name()), value));
     add("vocab_size", config.vocab_size.into());
     add("context_length", config.context.into());
     add("embedding_length", config.hidden.into());

@@ -23,4 +23,4 @@ mod writer;
 pub use adapter::{AdapterOptions, AdapterReport, write_adapter};
 pub use error::{Error, Result};
 pub use format::{Array, Value};
-pub use model::{ModelOptions, ModelReport, Progress, write_model};
+pub use model::{ModelOptions, ModelReport, Progress, check_config, check_texts, write_model};

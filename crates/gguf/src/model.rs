@@ -62,6 +62,24 @@ enum From {
     Values(Vec<f32>),
 }
 
+/// Whether a model with this config.json can be written at all, before anything larger is fetched or made.
+///
+/// # Errors
+/// As [`write_model`], by the config alone.
+pub fn check_config(config: &[u8]) -> Result<()> {
+    DecoderConfig::parse(config).map(|_| ())
+}
+
+/// As [`check_config`], for the tokenizer too. The folder's weights may be in any form.
+///
+/// # Errors
+/// As [`write_model`], by everything but the weights.
+pub fn check_texts(folder: &Path) -> Result<()> {
+    let config = DecoderConfig::parse(&read(folder, CONFIG_FILE)?)?;
+    let ends = ends(folder, &config)?;
+    tokenizer::metadata(folder, &Tokenizer::open(folder)?, &config, &ends, &mut Vec::new()).map(|_| ())
+}
+
 /// Writes the plain Hugging Face folder `folder` to the new file `target`. It is there whole or not at all.
 ///
 /// # Errors
@@ -137,7 +155,8 @@ fn plan(config: &DecoderConfig, checkpoint: &Checkpoint, float: Float) -> Result
 
 /// Embedding first, then the blocks by number, so that the file is read from front to back.
 fn order(name: &str) -> (u8, u32, String) {
-    let block = name.strip_prefix("blk.").and_then(|rest| rest.split('.').next()).and_then(|number| number.parse().ok());
+    let block =
+        name.strip_prefix("blk.").and_then(|rest| rest.split('.').next()).and_then(|number| number.parse().ok());
     let class = match block {
         Some(_) => 1,
         None if name.starts_with("output") => 2,
@@ -194,6 +213,8 @@ fn check_keys(metadata: &Metadata) -> Result<()> {
     let mut seen = std::collections::HashSet::new();
     match metadata.iter().find(|(key, _)| !seen.insert(key.as_str())) {
         None => Ok(()),
-        Some((key, _)) => Err(Error::not_mapped(key, "this key of the metadata is there already", "give it another name")),
+        Some((key, _)) => {
+            Err(Error::not_mapped(key, "this key of the metadata is there already", "give it another name"))
+        }
     }
 }

@@ -16,7 +16,9 @@ pub(crate) enum Turn {
     AsIs,
     /// llama.cpp's llama rotates neighbouring rows of a head, transformers row i and row i + head_dim/2: the rows of each
     /// of the `heads` change places.
-    Pairs { heads: u32 },
+    Pairs {
+        heads: u32,
+    },
     /// Gemma's norms multiply by 1 + w; llama.cpp's by what the file has.
     PlusOne,
 }
@@ -156,3 +158,5 @@ impl DecoderConfig {
     }
 }
 
+#[cfg(test)]
+mod tests;

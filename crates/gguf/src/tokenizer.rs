@@ -135,7 +135,8 @@ fn tokens(
     }
     for added in &source.added {
         if added.id >= size as u64 {
-            notes.push(format!("the tokenizer knows {:?}, and the model has no row for it; it is left out", added.text));
+            notes
+                .push(format!("the tokenizer knows {:?}, and the model has no row for it; it is left out", added.text));
             continue;
         }
         let kind = match added.special {
@@ -252,7 +253,9 @@ fn steps<'a>(value: Option<&'a Json>, field: &str) -> Vec<&'a Json> {
     match value {
         None => Vec::new(),
         Some(value) => match value.get(field).and_then(Json::as_array) {
-            Some(list) if kind_of(value) == "Sequence" => list.iter().flat_map(|step| steps(Some(step), field)).collect(),
+            Some(list) if kind_of(value) == "Sequence" => {
+                list.iter().flat_map(|step| steps(Some(step), field)).collect()
+            }
             _ => vec![value],
         },
     }
@@ -266,3 +269,5 @@ fn not_mapped(field: &str, problem: String) -> Error {
     Error::not_mapped(format!("{FILE}, {field}"), problem, SERVE_FOLDER)
 }
 
+#[cfg(test)]
+mod tests;

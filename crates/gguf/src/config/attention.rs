@@ -63,11 +63,7 @@ pub(super) fn softcaps(architecture: Architecture, fields: Fields<'_>) -> Result
 }
 
 /// The positions of layers that see everything, and θ of those with a window (Gemma 3).
-pub(super) fn rotary(
-    architecture: Architecture,
-    fields: Fields<'_>,
-    context: u32,
-) -> Result<(Rotary, Option<f64>)> {
+pub(super) fn rotary(architecture: Architecture, fields: Fields<'_>, context: u32) -> Result<(Rotary, Option<f64>)> {
     // transformers 5 has `rope_parameters`, for Gemma 3 by kind of layer; before there were `rope_theta` and `rope_scaling`.
     let parameters = fields.nested("rope_parameters")?;
     if architecture != Architecture::Gemma3 {
@@ -105,7 +101,8 @@ fn one_rotary(
         None => fields.nested("rope_scaling")?,
     };
     let Some(scaling) = scaling else { return Ok(Rotary { theta, scaling: None }) };
-    let partial = |fields: Fields<'_>| fields.get("partial_rotary_factor").is_some_and(|part| part.as_f64() != Some(1.0));
+    let partial =
+        |fields: Fields<'_>| fields.get("partial_rotary_factor").is_some_and(|part| part.as_f64() != Some(1.0));
     if partial(scaling) || partial(fields) {
         return Err(Error::not_mapped("config.json, partial_rotary_factor", "only 1 is mapped", SERVE_FOLDER));
     }

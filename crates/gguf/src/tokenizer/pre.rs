@@ -15,7 +15,8 @@ struct Cut {
 
 /// GPT-4's expression as Llama 3 and as Qwen 2 have it: numbers in threes, or by digits.
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// Mistral's.
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const CUTS: [Cut; 4] = [
@@ -50,7 +51,9 @@ pub(super) fn name(source: &Source<'_>, notes: &mut Vec<String>) -> Result<&'sta
         _ => return Err(refused()),
     };
     if name == "tekken" {
-        notes.push("llama.cpp cuts words between small and capital letters by ASCII alone, the tokenizer by Unicode".into());
+        notes.push(
+            "llama.cpp cuts words between small and capital letters by ASCII alone, the tokenizer by Unicode".into(),
+        );
     }
     Ok(name)
 }

@@ -59,7 +59,8 @@ fn around(place: &str, found: &[u32], token: Option<u32>) -> Result<bool> {
         [] => Ok(false),
         [one] if Some(*one) == token => Ok(true),
         more => {
-            let problem = format!("tokens {more:?} stand {place} every text; llama.cpp puts its begin or end token there");
+            let problem =
+                format!("tokens {more:?} stand {place} every text; llama.cpp puts its begin or end token there");
             Err(not_mapped("post_processor", problem))
         }
     }

@@ -58,7 +58,8 @@ fn scores(source: &Source<'_>, vocabulary: &HashSet<&str>) -> Result<HashMap<Str
             vocabulary.contains(left) && vocabulary.contains(right) && !pairs.contains(&(left, right))
         };
         if let Some((left, right)) = halves.into_iter().find(missing) {
-            let problem = format!("{left:?} and {right:?} are never merged, and llama.cpp would make {piece:?} of them");
+            let problem =
+                format!("{left:?} and {right:?} are never merged, and llama.cpp would make {piece:?} of them");
             return Err(not_mapped("model.merges", problem));
         }
     }
