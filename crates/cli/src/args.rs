@@ -348,7 +348,8 @@ pub enum Adapter {
     /// again, takes from the update is said at the end, with the tensor that lost most.
     ///
     /// --format gguf writes one file for llama.cpp: Llama, Mistral, Qwen2, Qwen3 and Gemma 1 to 3. It has the tokenizer and the
-    /// chat template in it. For fewer bits give that file to llama.cpp's llama-quantize.
+    /// chat template in it. For fewer bits give that file to llama.cpp's llama-quantize. The merged folder lies beside the file
+    /// while it is written, so that twice the room is needed.
     #[command(after_help = "Examples:\n  \
         tailor adapter merge grammar@production ./grammar-merged              16 bit, loads with transformers\n  \
         tailor adapter merge grammar@production ./grammar-nf4 --quant nf4     4 bits again, loads with bitsandbytes\n  \

@@ -132,7 +132,7 @@ impl DecoderConfig {
         let layers = fields.size("num_hidden_layers", None, 512)?; // LLAMA_MAX_LAYERS
         let heads = fields.size("num_attention_heads", None, 1024)?;
         let kv_heads = fields.size("num_key_value_heads", Some(heads), heads)?;
-        if heads % kv_heads != 0 {
+        if !heads.is_multiple_of(kv_heads) {
             return Err(Error::config("num_key_value_heads", format!("{kv_heads} does not divide {heads} heads")));
         }
         let head_dim = head_dim(architecture, fields, hidden, heads)?;
@@ -172,8 +172,17 @@ impl DecoderConfig {
             notes: Vec::new(),
         };
         windows(&mut config, model_type, fields)?;
+        config.notes.extend(embedding_note(architecture, hidden));
         Ok(config)
     }
+}
+
+/// transformers rounds Gemma's √D to the type that it computes in.
+fn embedding_note(architecture: Architecture, hidden: u32) -> Option<String> {
+    let (exact, rounded) = (f64::from(hidden).sqrt(), half::bf16::from_f64(f64::from(hidden).sqrt()));
+    (architecture.is_gemma() && rounded.to_f64() != exact).then(|| {
+        format!("llama.cpp multiplies embeddings by {exact:.4}, and where the model runs in bf16 it is by {rounded}")
+    })
 }
 
 fn check_activation(architecture: Architecture, fields: Fields<'_>) -> Result<()> {
@@ -197,7 +206,7 @@ fn head_dim(architecture: Architecture, fields: Fields<'_>, hidden: u32, heads: 
     let default = match architecture {
         Architecture::Qwen3 => Some(128),
         _ if architecture.is_gemma() => Some(256),
-        _ if hidden % heads == 0 => Some(hidden / heads),
+        _ if hidden.is_multiple_of(heads) => Some(hidden / heads),
         _ => None,
     };
     let head_dim = fields.size("head_dim", default, 1024)?;

@@ -90,7 +90,7 @@ impl DecoderConfig {
         }
         let in_block = name.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.'));
         if let Some((layer, rest)) = in_block
-            && layer.parse::<u32>().is_ok_and(|number| number < self.layers)
+            && layer.parse::<u32>().is_ok_and(|number| number < self.layers && number.to_string() == layer)
             && let Some((theirs, turn)) = self.in_block(rest, norm_turn)
         {
             return whole(&format!("blk.{layer}.{theirs}"), turn);

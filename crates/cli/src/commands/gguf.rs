@@ -42,11 +42,9 @@ pub async fn export(endpoints: &Endpoints, command: &Export, output: &Output) ->
 
 fn say(version: &pb::AdapterVersion, base: &pb::Base, file: &Path, report: &AdapterReport) {
     let (name, file) = (format!("{}@{}", version.adapter, version.version), file.display());
-    println!(
-        "exported {name} to {file}: A and B of {} layers, {} (llama-cli -m BASE.gguf --lora {file})",
-        report.layers,
-        bytes(report.bytes)
-    );
+    let layers = if report.layers == 1 { "1 layer".to_owned() } else { format!("{} layers", report.layers) };
+    let size = bytes(report.bytes);
+    println!("exported {name} to {file}: A and B of {layers}, {size} (llama-cli -m BASE.gguf --lora {file})");
     if report.folded > 0 {
         let alpha = report.alpha;
         println!(

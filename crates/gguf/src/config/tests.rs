@@ -77,6 +77,13 @@ fn gemmas_windows_stay_and_the_unusual_ones_are_listed() {
 }
 
 #[test]
+fn gemmas_factor_of_embeddings_is_told_where_bf16_rounds_it() {
+    let notes = |hidden: u32| parse(&with("gemma", json!({ "hidden_size": hidden }))).unwrap().notes;
+    assert_eq!(notes(2304), Vec::<String>::new());
+    assert!(notes(3072)[0].contains("55.4256") && notes(3072)[0].contains("55.5"), "{:?}", notes(3072));
+}
+
+#[test]
 fn positions_are_read_from_old_and_new_configs() {
     let old = json!({ "rope_theta": 5e5, "rope_scaling": { "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
         "high_freq_factor": 4.0, "original_max_position_embeddings": 256 } });

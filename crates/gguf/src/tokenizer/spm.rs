@@ -13,6 +13,8 @@ use crate::Result;
 
 /// What stands for a blank in pieces.
 pub(super) const BLANK: &str = "\u{2581}";
+/// SentencePiece makes pieces of 16 characters. Each is tried at all its places, so that a long one would take long.
+const MAX_PIECE_BYTES: usize = 1024;
 
 pub(super) fn algorithm(source: &Source<'_>, notes: &mut Vec<String>) -> Result<Algorithm> {
     if source.flag("ignore_merges") {
@@ -53,6 +55,12 @@ fn scores(source: &Source<'_>, vocabulary: &HashSet<&str>) -> Result<HashMap<Str
     }
     let added: HashSet<&str> = source.added.iter().map(|token| token.text).collect();
     for piece in vocabulary.iter().filter(|piece| !added.contains(**piece) && byte_of(piece).is_none()) {
+        if piece.len() > MAX_PIECE_BYTES {
+            return Err(not_mapped(
+                "model.vocab",
+                format!("a piece of {} bytes; the limit is {MAX_PIECE_BYTES}", piece.len()),
+            ));
+        }
         let halves = piece.char_indices().skip(1).map(|(at, _)| piece.split_at(at));
         let missing = |(left, right): &(&str, &str)| {
             vocabulary.contains(left) && vocabulary.contains(right) && !pairs.contains(&(left, right))
