@@ -112,7 +112,7 @@ fn the_domain_does_no_input_or_output() {
 #[test]
 fn the_numerical_crates_know_no_grpc_and_no_runtime_of_services() {
     let workspace = Workspace::read();
-    for name in ["text", "quant", "peft", "merge", "torch", "models", "train", "engine"] {
+    for name in ["text", "quant", "peft", "merge", "gguf", "torch", "models", "train", "engine"] {
         let reached = workspace.reach(&format!("tailor-{name}"));
         for banned in ["tonic", "tailor-pb", "tailor-serverkit", "tailor-queue", "object_store"] {
             assert!(!workspace.0[&format!("tailor-{name}")].built_with.contains(banned), "{name} depends on {banned}");

@@ -1,15 +1,16 @@
 //! `tailor up`, and every command against it as a script calls it.
 
 use std::net::TcpListener;
+use std::path::Path;
 
 use serde_json::Value;
 use tailor_testkit::TempDir;
 
 use crate::support::process::command;
-use crate::support::{Cli, Family, Process, Training, Up, rows};
+use crate::support::{Cli, Family, Process, Training, Up, repository, rows};
 
 /// Every command with the words that its help must teach.
-const HELP: [(&[&str], &[&str]); 31] = [
+const HELP: [(&[&str], &[&str]); 32] = [
     (&[], &["A first walk", "tailor demo", "tailor up", "TAILOR_TRAINER_URL", "--json"]),
     (&["up"], &["--port", "0 finds free ones"]),
     (&["demo"], &["--base", "tiny-t5", "tiny-llama"]),
@@ -44,8 +45,9 @@ const HELP: [(&[&str], &[&str]); 31] = [
     (&["adapter", "set-alias"], &["--expect", "VERSION"]),
     (&["adapter", "rollback"], &["--why"]),
     (&["adapter", "history"], &["ALIAS"]),
-    (&["adapter", "export"], &["PEFT", "DIR"]),
-    (&["adapter", "merge"], &["Example", "transformers", "--dtype", "--quant", "--shard-size", "whole or not at all"]),
+    (&["adapter", "export"], &["PEFT", "DIR", "Examples", "--format", "gguf", "--lora", "DoRA"]),
+    (&["adapter", "merge"], &["Examples", "transformers", "--dtype", "--quant", "--shard-size", "whole or not at all"]),
+    (&["adapter", "merge"], &["--format", "gguf", "llama.cpp", "Qwen3", "llama-quantize"]),
     (&["adapter", "import"], &["PEFT", "--base", "--template"]),
     (&["adapter", "spectrum"], &["singular values", "effective rank", "--output", "Example"]),
     (&["adapter", "compress"], &["--rank", "--energy", "--as", "--rows", "NAME.candidate", "DoRA"]),
@@ -93,6 +95,7 @@ async fn every_command_does_its_work_and_says_so_in_json() {
     adapters(&up, &cli, &job);
     ranks(&up, &cli);
     merged(&up, &cli);
+    for_llama_cpp(&up, &cli);
     text(&cli);
     let removed = cli.json(&["dataset", "rm", "rows"]);
     assert_eq!(removed["versions_deleted"], 2);
@@ -221,6 +224,55 @@ fn merged(up: &Up, cli: &Cli) {
         assert!(said.contains(part), "{part:?} is missing in: {said}");
     }
     cli.refused(&["adapter", "merge", "polish@1", &coded]).says("ERROR", &["coded", "is not empty"]);
+}
+
+/// GGUF files; llama.cpp reads such ones in tests/parity/check_gguf.py.
+fn for_llama_cpp(up: &Up, cli: &Cli) {
+    let path = |name: &str| up.folder.join(name).display().to_string();
+    let (peft, whole, alone, new) = (path("turned"), path("whole.gguf"), path("alone.gguf"), path("new.gguf"));
+    let base = repository().join("bases/tiny-llama").display().to_string();
+    cli.json(&["base", "add", &base, "--name", "tiny-llama"]);
+    little_adapter(Path::new(&peft));
+    cli.json(&["adapter", "import", &peft, "--name", "turned", "--base", "tiny-llama"]);
+
+    let merged = cli.json(&["adapter", "merge", "turned", &whole, "--format", "gguf", "--dtype", "f16"]);
+    assert_eq!((&merged["gguf"]["architecture"], &merged["files"]), (&"llama".into(), &1.into()));
+    assert!(merged["difference"]["update_survives"].as_f64() > Some(0.9), "{merged}");
+    let exported = cli.json(&["adapter", "export", "turned@1", &alone, "--format", "gguf"]);
+    assert_eq!((&exported["gguf"]["layers"], &exported["gguf"]["alpha"]), (&1.into(), &4.0.into()));
+    for (report, file) in [(&merged, &whole), (&exported, &alone)] {
+        let bytes = std::fs::read(file).expect("the file");
+        assert!(bytes.starts_with(b"GGUF") && report["gguf"]["size_bytes"] == bytes.len(), "{report}");
+    }
+    let said = cli.text(&["adapter", "export", "turned", &path("said.gguf"), "--format", "gguf", "--dtype", "bf16"]);
+    assert!(said.contains("--lora") && said.contains("trained on tiny-llama in nf4"), "{said}");
+
+    let refused = |command: &str, adapter: &str, file: &str, how: &[&str]| {
+        cli.refused(&[&["adapter", command, adapter, file, "--format", "gguf"], how].concat())
+    };
+    refused("merge", "turned", &whole, &[]).says("ERROR", &["whole.gguf", "new file"]);
+    refused("merge", "turned", &new, &["--quant", "nf4"]).says("ERROR", &["--quant nf4", "llama-quantize"]);
+    for command in ["merge", "export"] {
+        refused(command, "polish@1", &new, &[]).says("ERROR", &["\"t5\"", "transformers"]);
+    }
+    cli.refused(&["adapter", "export", "turned", &new, "--dtype", "f16"]).says("ERROR", &["--dtype", "--format gguf"]);
+}
+
+/// A PEFT folder for one layer of tiny-llama, of rank 2.
+fn little_adapter(folder: &Path) {
+    std::fs::create_dir(folder).expect("a folder");
+    let config = r#"{"peft_type":"LORA","task_type":"CAUSAL_LM","r":2,"lora_alpha":4,"target_modules":["q_proj"],
+"layers_to_transform":[0]}"#;
+    std::fs::write(folder.join("adapter_config.json"), config).expect("write");
+    let name = "base_model.model.model.layers.0.self_attn.q_proj.lora";
+    let header = format!(
+        r#"{{"{name}_A.weight":{{"dtype":"F32","shape":[2,128],"data_offsets":[0,1024]}},"{name}_B.weight":{{"dtype":"F32",
+"shape":[128,2],"data_offsets":[1024,2048]}}}}"#
+    );
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header.as_bytes());
+    bytes.extend((0..512).flat_map(|at| ((at % 7) as f32 * 0.01 - 0.03).to_le_bytes()));
+    std::fs::write(folder.join("adapter_model.safetensors"), bytes).expect("write");
 }
 
 fn ranks(up: &Up, cli: &Cli) {

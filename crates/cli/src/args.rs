@@ -354,19 +354,26 @@ pub enum Adapter {
     },
     /// Every move of an alias, newest first
     History { name: String, alias: String },
-    /// Write a PEFT folder
-    Export {
-        /// name, name@version or name@alias
-        reference: String,
-        dir: PathBuf,
-    },
-    /// Write base and adapter as one Hugging Face folder, for programs that take no adapters
+    /// Write a PEFT folder, or a GGUF file for llama.cpp to put onto its base
+    ///
+    /// A GGUF file holds A and B of the linear layers, with one alpha. Where layers differ in rank or scale, what alpha cannot
+    /// say is multiplied into B. DoRA, biases and modules_to_save are refused: merge those.
+    #[command(after_help = "Examples:\n  \
+        tailor adapter export grammar@production ./grammar-peft                 loads with peft\n  \
+        tailor adapter export grammar@production grammar.gguf --format gguf     llama-cli -m base.gguf --lora grammar.gguf")]
+    Export(Export),
+    /// Write base and adapter as one Hugging Face folder or GGUF file, for programs that take no adapters
     ///
     /// The adapter goes into the dequantised weights that it was trained against. What the rounding to --dtype, or to 4 bits
     /// again, takes from the update is said at the end, with the tensor that lost most.
-    #[command(after_help = "Example:\n  \
+    ///
+    /// --format gguf writes one file for llama.cpp: Llama, Mistral, Qwen2, Qwen3 and Gemma 1 to 3. It has the tokenizer and the
+    /// chat template in it. For fewer bits give that file to llama.cpp's llama-quantize. The merged folder lies beside the file
+    /// while it is written, so that twice the room is needed.
+    #[command(after_help = "Examples:\n  \
         tailor adapter merge grammar@production ./grammar-merged              16 bit, loads with transformers\n  \
-        tailor adapter merge grammar@production ./grammar-nf4 --quant nf4     4 bits again, loads with bitsandbytes")]
+        tailor adapter merge grammar@production ./grammar-nf4 --quant nf4     4 bits again, loads with bitsandbytes\n  \
+        tailor adapter merge grammar@production grammar.gguf --format gguf    llama-cli -m grammar.gguf")]
     Merge(Merge),
     /// Publish a PEFT folder as the next version
     Import {
@@ -432,18 +439,33 @@ pub struct Compress {
 }
 
 #[derive(Debug, Args)]
+pub struct Export {
+    /// name, name@version or name@alias
+    pub reference: String,
+    /// A new or empty folder, or a new file with --format gguf.
+    pub dir: PathBuf,
+    #[arg(long, default_value = "peft", value_parser = ["peft", "gguf"])]
+    pub format: String,
+    /// Type of A and B in a GGUF file; a folder has them as they were trained. [default: f32]
+    #[arg(long, value_parser = ["bf16", "f16", "f32"])]
+    pub dtype: Option<String>,
+}
+
+#[derive(Debug, Args)]
 pub struct Merge {
     /// name, name@version or name@alias
     pub reference: String,
-    /// A new or empty folder; it is there whole or not at all.
+    /// A new or empty folder, or a new file with --format gguf; it is there whole or not at all.
     pub dir: PathBuf,
+    #[arg(long, default_value = "folder", value_parser = ["folder", "gguf"])]
+    pub format: String,
     /// Type of the weights; f32 loses nothing.
     #[arg(long, default_value = "bf16", value_parser = ["bf16", "f16", "f32"])]
     pub dtype: String,
-    /// Put the linear weights in 4 bits again, from --dtype.
+    /// Put the linear weights in 4 bits again, from --dtype; in a folder only.
     #[arg(long, value_parser = ["nf4", "nf4-single", "fp4"])]
     pub quant: Option<String>,
-    /// Largest tensor file, e.g. 500MB or 5GB. A 4-bit folder has one file.
+    /// Largest tensor file of a folder, e.g. 500MB or 5GB. A 4-bit folder and GGUF have one file.
     #[arg(long, default_value = "5GB")]
     pub shard_size: ByteSize,
 }

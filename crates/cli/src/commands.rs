@@ -6,6 +6,7 @@ pub mod blobs;
 pub mod dataset;
 pub mod demo;
 pub mod generate;
+pub mod gguf;
 pub mod job;
 pub mod lowrank;
 pub mod merge;

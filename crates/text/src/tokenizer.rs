@@ -183,6 +183,14 @@ impl Tokenizer {
         TextStream::new(self.clone(), skip_special)
     }
 
+    /// `tokenizer.json` with what `tokenizer_config.json` adds to it.
+    ///
+    /// # Errors
+    /// The tokenizer cannot be written.
+    pub fn to_json(&self) -> Result<String> {
+        guarded("cannot be written", || self.inner.to_string(false))
+    }
+
     /// The token as the vocabulary spells it, e.g. `▁Hello`.
     pub fn token(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)
@@ -216,6 +224,11 @@ impl Tokenizer {
     /// What stands before every text, e.g. the begin token.
     pub fn prefix(&self) -> &[u32] {
         &self.special.prefix
+    }
+
+    /// What stands after every text, e.g. the end token.
+    pub fn suffix(&self) -> &[u32] {
+        &self.special.suffix
     }
 
     pub fn chat_template(&self) -> Option<&ChatTemplate> {

@@ -101,7 +101,7 @@ pub fn compose(arguments: &[String]) -> Result<()> {
 
 /// The virtualenv with the peers that we compare with.
 pub fn parity_venv() -> Result<Venv> {
-    let note = "torch, transformers, peft and bitsandbytes (some 3 GB to download, once)";
+    let note = "torch, transformers, peft, bitsandbytes (some 3 GB to download) and llama.cpp (to compile), once";
     Venv::ensure("venv-parity", "tests/parity/requirements.txt", note)
 }
 

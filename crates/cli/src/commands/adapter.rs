@@ -7,8 +7,8 @@ use anyhow::Context as _;
 use serde_json::{Value, json};
 use tailor_pb::registry as pb;
 
-use crate::args::Adapter;
-use crate::commands::{blobs, job, lowrank, merge};
+use crate::args::{Adapter, Export};
+use crate::commands::{blobs, gguf, job, lowrank, merge};
 use crate::connect::Endpoints;
 use crate::output::{Output, bytes, time};
 use crate::table;
@@ -38,7 +38,8 @@ pub async fn run(endpoints: &Endpoints, command: &Adapter, output: &Output) -> a
             moved(&endpoints.registry()?.rollback(request).await?.into_inner(), output)
         }
         Adapter::History { name, alias } => history(endpoints, name, alias, output).await,
-        Adapter::Export { reference, dir } => export(endpoints, reference, dir, output).await,
+        Adapter::Export(command) if command.format == "gguf" => gguf::export(endpoints, command, output).await,
+        Adapter::Export(command) => export(endpoints, command, output).await,
         Adapter::Merge(command) => merge::run(endpoints, command, output).await,
         Adapter::Import { dir, name, base, template } => import(endpoints, dir, name, base, template, output).await,
         Adapter::Spectrum { reference, plot } => lowrank::spectrum(endpoints, reference, plot.as_deref(), output).await,
@@ -172,8 +173,13 @@ async fn history(endpoints: &Endpoints, name: &str, alias: &str, output: &Output
     })
 }
 
-async fn export(endpoints: &Endpoints, reference: &str, dir: &Path, output: &Output) -> anyhow::Result<()> {
-    let version = resolve(endpoints, reference).await?;
+async fn export(endpoints: &Endpoints, command: &Export, output: &Output) -> anyhow::Result<()> {
+    let dir = command.dir.as_path();
+    anyhow::ensure!(
+        command.dtype.is_none(),
+        "--dtype is for --format gguf; a PEFT folder has A and B as they were trained"
+    );
+    let version = resolve(endpoints, &command.reference).await?;
     let mut client = endpoints.registry()?;
     let config = blobs::download(&mut client, &version.config_digest).await?;
     let weights = blobs::download(&mut client, &version.weights_digest).await?;
@@ -227,7 +233,7 @@ async fn import(
     output.show(&describe(&version), || println!("published {}@{}", version.adapter, version.version))
 }
 
-fn describe(version: &pb::AdapterVersion) -> Value {
+pub fn describe(version: &pb::AdapterVersion) -> Value {
     json!({
         "adapter": version.adapter,
         "version": version.version,

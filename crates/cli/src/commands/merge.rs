@@ -1,4 +1,4 @@
-//! `tailor adapter merge`: base and adapter as one folder, made here from what the registry has.
+//! `tailor adapter merge`: base and adapter as one folder or GGUF file, made here from what the registry has.
 
 use std::path::{Path, PathBuf};
 
@@ -13,7 +13,7 @@ use tailor_quant::Float;
 use tailor_serverkit::client::Client;
 
 use crate::args::Merge;
-use crate::commands::{adapter, blobs};
+use crate::commands::{adapter, blobs, gguf};
 use crate::connect::Endpoints;
 use crate::output::{Output, bytes};
 
@@ -22,13 +22,13 @@ const SURVIVES: f64 = 0.95;
 
 pub async fn run(endpoints: &Endpoints, merge: &Merge, output: &Output) -> anyhow::Result<()> {
     // Refused before gigabytes are fetched.
-    let occupied = merge.dir.read_dir().map_or(merge.dir.exists(), |mut entries| entries.next().is_some());
-    anyhow::ensure!(!occupied, "{} exists and is not empty; give a new folder", merge.dir.display());
+    check_target(merge)?;
     let mut client = endpoints.registry()?;
     let version = adapter::resolve(endpoints, &merge.reference).await?;
-    let base = client.get_base(pb::GetBaseRequest { name: version.base.clone() }).await?.into_inner();
-    let (was, is) = (&version.base_fingerprint, &base.fingerprint);
-    anyhow::ensure!(was == is, "base {} is {is}, and the adapter was made for {was}", base.name);
+    let base = base_of(&mut client, &version).await?;
+    if is_gguf(merge) {
+        gguf::config(&mut client, &base).await?;
+    }
     let requantize = merge.quant.as_deref().map(tailor_pb::convert::quant_code).transpose()?;
     let options = MergeOptions {
         compute: if base.dtype == "f32" { Float::F32 } else { Float::Bf16 },
@@ -44,12 +44,59 @@ pub async fn run(endpoints: &Endpoints, merge: &Merge, output: &Output) -> anyho
     std::fs::create_dir_all(&cache).with_context(|| format!("cannot make {}", cache.display()))?;
     let fetched = tempfile::tempdir_in(&cache).with_context(|| format!("cannot write in {}", cache.display()))?;
     fetch(&mut client, &base, fetched.path(), output).await?;
-    let (folder, target) = (fetched.path().to_owned(), merge.dir.clone());
-    let report = put_together(folder, adapter, target, options, output).await?;
-    output.show(&document(merge, &version, &report), || say(merge, &version, &report))
+    let folder = fetched.path().to_owned();
+    if !is_gguf(merge) {
+        let report = put_together(folder, adapter, merge.dir.clone(), options, output).await?;
+        return output.show(&document(merge, &version, &report), || say(merge, &version, &report));
+    }
+    tailor_gguf::check_texts(&folder)?;
+    let parent = merge.dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    std::fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
+    let beside = tempfile::tempdir_in(parent).with_context(|| format!("cannot write in {}", parent.display()))?;
+    let merged = beside.path().join("merged");
+    let report = put_together(folder, adapter, merged.clone(), options, output).await?;
+    let file = gguf::model(merged, merge.dir.clone(), &version, float(&merge.dtype), output).await?;
+    let report = MergeReport { bytes: file.bytes, files: 1, tensors: file.tensors, ..report };
+    let mut document = document(merge, &version, &report);
+    document["gguf"] = gguf::document(&file);
+    output.show(&document, || {
+        say(merge, &version, &report);
+        gguf::say_model(&version, &file);
+    })
 }
 
-fn float(name: &str) -> Float {
+fn is_gguf(merge: &Merge) -> bool {
+    merge.format == "gguf"
+}
+
+fn check_target(merge: &Merge) -> anyhow::Result<()> {
+    let target = merge.dir.display();
+    if !is_gguf(merge) {
+        let occupied = merge.dir.read_dir().map_or(merge.dir.exists(), |mut entries| entries.next().is_some());
+        anyhow::ensure!(!occupied, "{target} exists and is not empty; give a new folder");
+        return Ok(());
+    }
+    anyhow::ensure!(!merge.dir.exists(), "{target} exists; give a new file");
+    if let Some(quant) = &merge.quant {
+        anyhow::bail!(
+            "--quant {quant} is bitsandbytes' code, and GGUF has others; give the file to llama.cpp's llama-quantize"
+        );
+    }
+    Ok(())
+}
+
+/// The base of a version, if it is still the one that the version was made for.
+pub async fn base_of(
+    client: &mut AdapterRegistryClient<Client>,
+    version: &pb::AdapterVersion,
+) -> anyhow::Result<pb::Base> {
+    let base = client.get_base(pb::GetBaseRequest { name: version.base.clone() }).await?.into_inner();
+    let (was, is) = (&version.base_fingerprint, &base.fingerprint);
+    anyhow::ensure!(was == is, "base {} is {is}, and the adapter was made for {was}", base.name);
+    Ok(base)
+}
+
+pub fn float(name: &str) -> Float {
     match name {
         "f32" => Float::F32,
         "f16" => Float::F16,
@@ -100,7 +147,7 @@ async fn put_together(
     Ok(report?)
 }
 
-fn bar(output: &Output, template: &str) -> ProgressBar {
+pub fn bar(output: &Output, template: &str) -> ProgressBar {
     if output.json {
         return ProgressBar::hidden();
     }
@@ -131,6 +178,7 @@ fn document(merge: &Merge, version: &pb::AdapterVersion, report: &MergeReport) -
         "version": version.version,
         "base": version.base,
         "dir": merge.dir,
+        "format": merge.format,
         "dtype": merge.dtype,
         "quant": merge.quant,
         "parameters": report.parameters,
@@ -148,8 +196,9 @@ fn document(merge: &Merge, version: &pb::AdapterVersion, report: &MergeReport) -
 fn say(merge: &Merge, version: &pb::AdapterVersion, report: &MergeReport) {
     let kind = merge.quant.as_deref().unwrap_or(&merge.dtype);
     let files = if report.files == 1 { "1 file".to_owned() } else { format!("{} files", report.files) };
+    let reader = if is_gguf(merge) { "llama.cpp" } else { "transformers" };
     println!(
-        "merged {}@{} into base {}: {} parameters in {kind}, {} in {files}, at {} (loads with transformers)",
+        "merged {}@{} into base {}: {} parameters in {kind}, {} in {files}, at {} (loads with {reader})",
         version.adapter,
         version.version,
         version.base,

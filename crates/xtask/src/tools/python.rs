@@ -12,6 +12,11 @@ use crate::{process, workspace};
 
 /// Written last: what the virtualenv holds, and for which Python.
 const MARKER: &str = "tailor-requirements.txt";
+/// What llama-cpp-python is compiled with, which comes as source alone: the library and nothing else, for any processor of
+/// the last ten years (a cache may outlive the machine), little optimised, since the models that it runs are tiny. Its build
+/// brings its own cmake and ninja; a C++ compiler must be there. 7.5 minutes of one core.
+const LLAMA_CPP: &str = "-DLLAVA_BUILD=OFF -DGGML_NATIVE=OFF -DGGML_OPENMP=OFF -DGGML_LLAMAFILE=OFF -DGGML_CPU_REPACK=OFF \
+                         -DLLAMA_OPENSSL=OFF -DCMAKE_CXX_FLAGS_RELEASE=-O1 -DCMAKE_C_FLAGS_RELEASE=-O2";
 
 pub struct Venv {
     folder: PathBuf,
@@ -58,13 +63,16 @@ impl Venv {
         if process::succeeds(Command::new(self.python()).args(["-m", "pip", "--version"]))
             || process::succeeds(Command::new(interpreter()).args(["-m", "venv"]).arg(&self.folder))
         {
-            return process::run(Command::new(self.python()).args(["-m", "pip"]).args(quiet).arg(requirements));
+            let mut pip = Command::new(self.python());
+            pip.args(["-m", "pip"]).args(quiet).arg(requirements).env("CMAKE_ARGS", LLAMA_CPP);
+            return process::run(&mut pip);
         }
         // Debian's python3 cannot put pip into a virtualenv without the package python3-venv; the pip outside can serve it.
         let bare = ["-m", "venv", "--clear", "--without-pip"];
         process::run(Command::new(interpreter()).args(bare).arg(&self.folder))?;
         let mut pip = Command::new(interpreter());
         pip.args(["-m", "pip", "--python"]).arg(self.python()).args(quiet).arg(requirements);
+        pip.env("CMAKE_ARGS", LLAMA_CPP);
         process::run(&mut pip)
             .context("pip is needed, 22.3 or newer (Debian: apt-get install python3-pip python3-venv)")
     }
