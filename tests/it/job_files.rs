@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::process::repository;
 use crate::support::{Cli, Family, Up, rows};
@@ -41,7 +41,7 @@ async fn every_job_file_trains_and_publishes() {
         assert!(answer["tokens"][1]["logprob"].as_f64().is_some_and(|logprob| logprob < 0.0), "{adapter}: {answer}");
         seen.insert(adapter);
     }
-    assert!(seen.len() >= 11, "{seen:?}");
+    assert!(seen.len() >= 14, "{seen:?}");
     assert_eq!(up.stop(), Some(0));
 }
 
@@ -49,10 +49,25 @@ fn prepare(up: &Up, cli: &Cli) {
     let file = up.folder.join("rows.csv");
     std::fs::write(&file, rows::csv(60)).expect("write rows");
     cli.json(&["dataset", "push", &file.display().to_string(), "--name", "rows", "--template", "Polish: {input}"]);
+    let pair = |n: usize| json!({"prompt": format!("say {n}"), "chosen": format!("It is {n}."), "rejected": format!("no {n}")});
+    let chat = |n: usize| {
+        let say = |role: &str, content: String| json!({"role": role, "content": content});
+        json!({"messages": [say("user", format!("first {n}")), say("assistant", format!("Reply {n}.")),
+            say("user", format!("then {n}")), say("assistant", format!("Last {n}!"))]})
+    };
+    for (name, text) in [("pairs", lines_of(pair)), ("chats", lines_of(chat))] {
+        let file = up.folder.join(&format!("{name}.jsonl"));
+        std::fs::write(&file, text).expect("write rows");
+        cli.json(&["dataset", "push", &file.display().to_string(), "--name", name]);
+    }
     for family in Family::ALL {
         let folder = family.write(up.folder.path()).display().to_string();
         cli.json(&["base", "add", &folder, "--name", family.base(), "--dtype", "f32"]);
     }
+}
+
+fn lines_of(row: impl Fn(usize) -> Value) -> String {
+    (0..40).map(|n| format!("{}\n", row(n))).collect()
 }
 
 /// What the file asked for stands in the job, and where it changes the run, in its story.
@@ -70,6 +85,10 @@ fn shows(adapter: &str, job: &Value, notes: &[&str]) {
             let steps = job["metrics"]["train_steps"].as_f64().expect("steps");
             assert!(job["metrics"]["kept_step"].as_f64() < Some(steps), "{}", job["metrics"]);
             assert!(job["metrics"]["tuning_loss"].is_number() && job["last_tuning"]["token_accuracy"].is_number());
+        }
+        "preference" => {
+            let (accuracy, loss) = (&job["metrics"]["tuning_token_accuracy"], &job["metrics"]["tuning_loss"]);
+            assert!(accuracy.as_f64() > Some(0.5) && loss.as_f64() < Some(2f64.ln()), "{}", job["metrics"]);
         }
         "budget" => note("is acceptable"),
         _ => {}
