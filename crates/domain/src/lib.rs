@@ -16,4 +16,4 @@ pub use dataset::{DatasetKind, DatasetManifest, DropReason, Report};
 pub use error::{ErrorCode, Invalid};
 pub use ids::{AdapterName, AliasName, BaseName, DatasetName, Digest, JobId, Version};
 pub use job::{JobEvent, JobState, LogEntry, LogKind, StepMetrics, TuningMetrics};
-pub use spec::{EvaluateSpec, JobSpec, LoraSpec, PreferenceSpec, PromptTuningSpec, Recipe, StopSpec, TrainSpec};
+pub use spec::{EvaluateSpec, JobSpec, LoraSpec, PreferenceSpec, Recipe, StopSpec, TrainSpec};

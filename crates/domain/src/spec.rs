@@ -6,7 +6,6 @@
 mod evaluate;
 mod lora;
 mod preference;
-mod prompt;
 mod stop;
 mod train;
 
@@ -21,7 +20,6 @@ use crate::ids::{AdapterName, BaseName, DatasetName, Version};
 pub use evaluate::EvaluateSpec;
 pub use lora::{LoraInit, LoraSpec};
 pub use preference::PreferenceSpec;
-pub use prompt::PromptTuningSpec;
 pub use stop::StopSpec;
 pub use train::{Checkpointing, Grouping, LossOn, Objective, Optimizer, Precision, Schedule, TrainSpec, UnfreezeStage};
 
@@ -31,9 +29,6 @@ pub use train::{Checkpointing, Grouping, LossOn, Objective, Optimizer, Precision
 #[serde(deny_unknown_fields, default)]
 pub struct Recipe {
     pub lora: LoraSpec,
-    /// Soft prompts instead of LoRA; with this section `lora` must be left out.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub prompt_tuning: Option<PromptTuningSpec>,
     pub train: TrainSpec,
     pub evaluate: EvaluateSpec,
     pub stop: StopSpec,
@@ -64,25 +59,6 @@ impl Recipe {
         self.evaluate.validate()?;
         self.stop.validate()?;
         self.preference.validate()?;
-        if let Some(prompt) = &self.prompt_tuning {
-            prompt.validate()?;
-            if self.lora != LoraSpec::default() {
-                return Err(Invalid::new(
-                    "prompt_tuning",
-                    "stands beside lora; a job trains one of them, leave one out",
-                ));
-            }
-            if !self.train.unfreeze.is_empty() {
-                return Err(Invalid::new("train.unfreeze", "is a schedule of LoRA's layers; prompt tuning has none"));
-            }
-            if self.train.objective == Objective::Dpo {
-                return Err(Invalid::new("train.objective", "dpo needs LoRA; prompt_tuning learns from sft"));
-            }
-            if self.train.grouping == Grouping::Packed {
-                let problem = "packed would put one soft prompt before several rows; prompt_tuning takes length";
-                return Err(Invalid::new("train.grouping", problem));
-            }
-        }
         self.stop.validate_with(&self.evaluate)
     }
 }

@@ -69,9 +69,6 @@ pub fn resume<'a>(
     observer: &mut dyn Observer,
 ) -> Result<Trained, Error> {
     recipe.validate()?;
-    if recipe.prompt_tuning.is_some() {
-        return Err(Invalid::new("prompt_tuning", "is not supported by this version; use lora").into());
-    }
     let examples = examples.into();
     check_objective(recipe.train.objective, examples)?;
     let rows = Rows::usable(base, &recipe.train, &recipe.evaluate, examples)?;

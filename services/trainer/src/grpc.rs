@@ -131,7 +131,6 @@ fn wire_job(job: &JobRecord) -> pb::Job {
         dataset_version: job.spec.dataset_version.0,
         adapter: job.spec.adapter.to_string(),
         lora: Some((&recipe.lora).into()),
-        prompt_tuning: recipe.prompt_tuning.as_ref().map(Into::into),
         training: Some((&recipe.train).into()),
         evaluation: Some((&recipe.evaluate).into()),
         stopping: Some((&recipe.stop).into()),

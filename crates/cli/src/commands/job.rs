@@ -292,7 +292,6 @@ pub fn describe(job: &pb::Job) -> Value {
     // The settings stand there as a job file has them.
     let mut settings = pb::CreateJobRequest {
         lora: job.lora.clone(),
-        prompt_tuning: job.prompt_tuning.clone(),
         training: job.training.clone(),
         evaluation: job.evaluation,
         stopping: job.stopping,

@@ -19,7 +19,6 @@ fn a_bad_value_is_refused_by_field_value_and_limit() {
 fn an_unknown_key_is_refused_by_name_in_every_section() {
     for (section, key) in [
         ("lora", "rnak"),
-        ("prompt_tuning", "tokens"),
         ("train", "learning_rat"),
         ("evaluate", "patience"),
         ("stop", "target"),
@@ -41,8 +40,6 @@ fn what_excludes_each_other_is_refused_with_both_names() {
         (r#"{"lora": {"dora": true, "bias": true}}"#, "lora.dora: does not go with lora.bias"),
         (r#"{"lora": {"init": "pissa", "bias": true}}"#, "lora.init: pissa does not go with lora.bias"),
         (r#"{"lora": {"rank_pattern": {"q_proj": 0}}}"#, "lora.rank_pattern[q_proj]: 0 is outside"),
-        (r#"{"lora": {"rank": 8}, "prompt_tuning": {}}"#, "prompt_tuning: stands beside lora"),
-        (r#"{"prompt_tuning": {}, "train": {"objective": "dpo"}}"#, "train.objective: dpo needs LoRA"),
         (r#"{"train": {"objective": "dpo", "grouping": "packed"}}"#, "train.grouping: packed holds single rows"),
         (r#"{"stop": {"max_cost": 3}}"#, "stop.max_cost: needs stop.price_per_hour"),
         (r#"{"stop": {"patience": 3}, "evaluate": {"tuning_fraction": 0}}"#, "stop.patience: needs rows"),

@@ -1,9 +1,7 @@
 //! A job's settings: unset fields of the wire take the domain's defaults, and go out filled in.
 
 use tailor_domain::Invalid;
-use tailor_domain::spec::{
-    EvaluateSpec, LoraSpec, PreferenceSpec, PromptTuningSpec, Recipe, StopSpec, TrainSpec, UnfreezeStage,
-};
+use tailor_domain::spec::{EvaluateSpec, LoraSpec, PreferenceSpec, Recipe, StopSpec, TrainSpec, UnfreezeStage};
 
 use super::quant_code;
 use crate::training as pb;
@@ -55,19 +53,6 @@ impl From<&LoraSpec> for pb::Lora {
             init: lora.init.to_string(),
             plus_ratio: Some(lora.plus_ratio),
         }
-    }
-}
-
-impl From<pb::PromptTuning> for PromptTuningSpec {
-    fn from(prompt: pb::PromptTuning) -> Self {
-        let default = Self::default();
-        Self { virtual_tokens: prompt.virtual_tokens.unwrap_or(default.virtual_tokens), init_text: prompt.init_text }
-    }
-}
-
-impl From<&PromptTuningSpec> for pb::PromptTuning {
-    fn from(prompt: &PromptTuningSpec) -> Self {
-        Self { virtual_tokens: Some(prompt.virtual_tokens), init_text: prompt.init_text.clone() }
     }
 }
 
@@ -221,7 +206,6 @@ impl From<&PreferenceSpec> for pb::Preference {
 pub fn take_recipe(request: &mut pb::CreateJobRequest) -> Result<Recipe, Invalid> {
     Ok(Recipe {
         lora: request.lora.take().unwrap_or_default().try_into()?,
-        prompt_tuning: request.prompt_tuning.take().map(Into::into),
         train: request.training.take().unwrap_or_default().try_into()?,
         evaluate: request.evaluation.take().unwrap_or_default().into(),
         stop: request.stopping.take().unwrap_or_default().into(),
@@ -234,7 +218,6 @@ impl From<&Recipe> for pb::CreateJobRequest {
     fn from(recipe: &Recipe) -> Self {
         Self {
             lora: Some((&recipe.lora).into()),
-            prompt_tuning: recipe.prompt_tuning.as_ref().map(Into::into),
             training: Some((&recipe.train).into()),
             evaluation: Some((&recipe.evaluate).into()),
             stopping: Some((&recipe.stop).into()),
@@ -261,7 +244,6 @@ mod tests {
             "lora": {"rank": 3, "alpha": 7.5, "dropout": 0.25, "target_modules": ["q"], "target_regex": "x.*",
                 "exclude_modules": ["o"], "layers": [1, 4], "rank_pattern": {"q": 2}, "alpha_pattern": {"q": 9},
                 "rslora": true, "dora": true, "bias": true, "init": "pissa", "plus_ratio": 16},
-            "prompt_tuning": {"virtual_tokens": 5, "init_text": "translate"},
             "train": {"objective": "dpo", "loss_on": "assistant", "learning_rate": 0.5, "schedule": "linear",
                 "warmup_ratio": 0.5, "final_ratio": 0.5, "optimizer": "adamw8bit", "weight_decay": 0.5,
                 "max_grad_norm": 0.5, "epochs": 0.5, "max_steps": 5, "max_train_tokens": 6, "batch_rows": 7,
