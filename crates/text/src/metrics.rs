@@ -8,9 +8,17 @@
 //!   Words and single punctuation marks are the tokens.
 //! - `chrf`: chrF2 (Popović 2015) over the corpus with sacrebleu's defaults (n = 1 to 6, β = 2, no blanks), from 0 to 1.
 //! - `unchanged`: share of predictions equal to the input: a model that copies shows here.
+//!
+//! Each figure but `rows` has a 95 % confidence interval beside it, `…_low` and `…_high`: how far it would move if other
+//! rows of the same kind had been held out ([`interval`]).
+
+mod comparison;
+mod interval;
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
+
+pub use comparison::Comparison;
 
 const GLEU_ORDERS: usize = 4;
 const CHRF_ORDERS: usize = 6;
@@ -61,9 +69,78 @@ pub fn chrf(prediction: &str, reference: &str) -> f64 {
     stats.score()
 }
 
-/// Sums over rows.
+/// The figures, in the order in which they are summed and drawn.
+const FIGURES: usize = 6;
+const NAMES: [&str; FIGURES] =
+    ["exact_match", "unchanged", "edit_distance", "edit_distance_normalized", "gleu", "chrf"];
+/// Those that are a share of rows, each of which is counted or not.
+const SHARES: [&str; 2] = ["exact_match", "unchanged"];
+
+/// Scores rows one by one.
 #[derive(Debug, Clone, Default)]
 pub struct Scorer {
+    rows: Vec<Sums>,
+}
+
+impl Scorer {
+    pub fn add(&mut self, prediction: &str, reference: &str, source: &str) {
+        let (prediction, reference, source) = (prediction.trim(), reference.trim(), source.trim());
+        let distance = edit_distance(prediction, reference);
+        let longer = prediction.chars().count().max(reference.chars().count());
+        let mut chrf = ChrfStats::default();
+        chrf.add(prediction, reference);
+        self.rows.push(Sums {
+            rows: 1,
+            exact: u64::from(prediction == reference),
+            unchanged: u64::from(prediction == source),
+            edits: distance as u64,
+            edits_normalized: if longer == 0 { 0.0 } else { distance as f64 / longer as f64 },
+            gleu: gleu(prediction, reference),
+            chrf,
+        });
+    }
+
+    /// The figures by name with their intervals; only `rows` when there were none.
+    pub fn finish(&self) -> BTreeMap<String, f64> {
+        let mut scores = BTreeMap::from([("rows".to_owned(), self.rows.len() as f64)]);
+        if !self.rows.is_empty() {
+            let drawn = interval::resample(&[&self.rows]);
+            scores.extend(self.named("", &drawn.iter().map(|systems| systems[0]).collect::<Vec<_>>()));
+        }
+        scores
+    }
+
+    fn total(&self) -> Sums {
+        let mut total = Sums::default();
+        self.rows.iter().for_each(|row| total.add(row));
+        total
+    }
+
+    /// The figures of at least one row, and the intervals that resampled figures give.
+    fn named(&self, prefix: &str, resampled: &[[f64; FIGURES]]) -> BTreeMap<String, f64> {
+        let total = self.total();
+        let mut named = BTreeMap::new();
+        for ((at, name), value) in NAMES.into_iter().enumerate().zip(total.figures()) {
+            let (low, high) = if SHARES.contains(&name) {
+                interval::wilson(value, total.rows)
+            } else {
+                interval::percentiles(resampled.iter().map(|figures| figures[at]).collect())
+            };
+            insert(&mut named, &format!("{prefix}{name}"), value, (low, high));
+        }
+        named
+    }
+}
+
+fn insert(named: &mut BTreeMap<String, f64>, name: &str, value: f64, (low, high): (f64, f64)) {
+    named.insert(name.to_owned(), value);
+    named.insert(format!("{name}_low"), low);
+    named.insert(format!("{name}_high"), high);
+}
+
+/// What one row or many add up to. Every figure follows from sums over rows, so a resample is a sum as well.
+#[derive(Debug, Clone, Default)]
+struct Sums {
     rows: u64,
     exact: u64,
     unchanged: u64,
@@ -73,38 +150,28 @@ pub struct Scorer {
     chrf: ChrfStats,
 }
 
-impl Scorer {
-    pub fn add(&mut self, prediction: &str, reference: &str, source: &str) {
-        let (prediction, reference, source) = (prediction.trim(), reference.trim(), source.trim());
-        let distance = edit_distance(prediction, reference);
-        let longer = prediction.chars().count().max(reference.chars().count());
-        self.rows += 1;
-        self.exact += u64::from(prediction == reference);
-        self.unchanged += u64::from(prediction == source);
-        self.edits += distance as u64;
-        self.edits_normalized += if longer == 0 { 0.0 } else { distance as f64 / longer as f64 };
-        self.gleu += gleu(prediction, reference);
-        self.chrf.add(prediction, reference);
+impl Sums {
+    fn add(&mut self, other: &Self) {
+        self.rows += other.rows;
+        self.exact += other.exact;
+        self.unchanged += other.unchanged;
+        self.edits += other.edits;
+        self.edits_normalized += other.edits_normalized;
+        self.gleu += other.gleu;
+        self.chrf.0.iter_mut().zip(&other.chrf.0).for_each(|(sum, counts)| sum.add(counts));
     }
 
-    /// The figures by name; only `rows` when there were none.
-    pub fn finish(&self) -> BTreeMap<String, f64> {
-        let mut scores = BTreeMap::from([("rows".to_owned(), self.rows as f64)]);
-        if self.rows == 0 {
-            return scores;
-        }
+    /// In the order of [`NAMES`]; of at least one row.
+    fn figures(&self) -> [f64; FIGURES] {
         let rows = self.rows as f64;
-        for (name, value) in [
-            ("exact_match", self.exact as f64 / rows),
-            ("unchanged", self.unchanged as f64 / rows),
-            ("edit_distance", self.edits as f64 / rows),
-            ("edit_distance_normalized", self.edits_normalized / rows),
-            ("gleu", self.gleu / rows),
-            ("chrf", self.chrf.score()),
-        ] {
-            scores.insert(name.to_owned(), value);
-        }
-        scores
+        [
+            self.exact as f64 / rows,
+            self.unchanged as f64 / rows,
+            self.edits as f64 / rows,
+            self.edits_normalized / rows,
+            self.gleu / rows,
+            self.chrf.score(),
+        ]
     }
 }
 
@@ -250,11 +317,27 @@ mod tests {
         scorer.add("I am here.", " I am here. ", "I is here.");
         scorer.add("I is there.", "I am there.", "I is there.");
         let scores = scorer.finish();
+        assert_eq!(scores.len(), 1 + 3 * FIGURES);
         assert_eq!(scores["rows"], 2.0);
         assert_eq!(scores["exact_match"], 0.5);
         assert_eq!(scores["unchanged"], 0.5);
         assert_eq!(scores["edit_distance"], 1.0);
         assert!(near(scores["edit_distance_normalized"], 1.0 / 11.0));
         assert_eq!(Scorer::default().finish().len(), 1, "no rows, no averages");
+    }
+    #[test]
+    fn every_figure_lies_within_its_interval() {
+        let mut scorer = Scorer::default();
+        for row in 0..50 {
+            let prediction = if row % 3 == 0 { "She goes home." } else { "She go home." };
+            scorer.add(prediction, "She goes home.", "She go home.");
+        }
+        let scores = scorer.finish();
+        for name in NAMES {
+            let [value, low, high] = ["", "_low", "_high"].map(|end| scores[&format!("{name}{end}")]);
+            assert!(low < value && value < high, "{name}: {low} {value} {high}");
+            assert!(high - low < 1.0, "{name}: {low} {high}");
+        }
+        assert_eq!(scores, scorer.finish(), "the same rows give the same intervals");
     }
 }
