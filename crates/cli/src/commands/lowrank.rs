@@ -6,7 +6,6 @@ mod plot;
 
 use std::path::Path;
 
-use anyhow::Context as _;
 use serde_json::{Value, json};
 use tailor_pb::registry as pb;
 use tailor_peft::{Adapter, LayerComparison, LayerSpectrum, Limits};
@@ -16,6 +15,7 @@ use crate::commands::adapter::resolve;
 use crate::commands::blobs;
 use crate::connect::Endpoints;
 use crate::output::Output;
+use crate::picture::Format;
 use crate::table;
 
 /// What DoRA does to the figures.
@@ -27,15 +27,15 @@ pub async fn spectrum(
     file: Option<&Path>,
     output: &Output,
 ) -> anyhow::Result<()> {
+    let format = file.map(Format::of).transpose()?;
     let (version, adapter) = fetch(endpoints, reference).await?;
     let mut spectrum = adapter.spectrum()?;
     spectrum.layers.sort_by(|left, right| in_order(&left.path).cmp(in_order(&right.path)));
     let note = if adapter.config().use_dora { DORA } else { "" };
-    if let Some(file) = file {
+    if let Some((file, format)) = file.zip(format) {
         let (name, layers) = (name_of(&version), spectrum.layers.len());
         let about = format!("{name} on {}: {layers} layers, rank {} at most", version.base, spectrum.max_rank());
-        let drawing = plot::energy_over_rank(&spectrum, &about);
-        std::fs::write(file, drawing).with_context(|| format!("cannot write {}", file.display()))?;
+        format.write(&plot::energy_over_rank(&spectrum, &about), file)?;
     }
     let document = json!({
         "adapter": version.adapter,
