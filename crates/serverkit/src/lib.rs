@@ -8,6 +8,7 @@ pub mod client;
 pub mod clock;
 pub mod health;
 pub mod hint;
+pub mod meter;
 pub mod page;
 pub mod server;
 pub mod settings;
@@ -20,6 +21,7 @@ pub mod trace;
 
 pub use client::{Client, connect};
 pub use clock::Clock;
+pub use meter::JobMeter;
 pub use page::Page;
 pub use server::{Serving, serve};
 pub use settings::Settings;

@@ -56,11 +56,13 @@ pub enum LogFormat {
     Json,
 }
 
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Telemetry {
-    /// An OTLP/gRPC receiver, e.g. `http://127.0.0.1:4317`. Absent: no traces leave the process.
+    /// An OTLP/gRPC receiver, e.g. `http://127.0.0.1:4317`. Absent: no traces and no metrics leave the process.
     pub otlp_endpoint: Option<String>,
+    /// How often metrics are sent there.
+    pub metrics_ms: u64,
 }
 
 #[derive(Clone, Default, Deserialize)]
@@ -204,6 +206,12 @@ impl Default for Store {
     }
 }
 
+impl Default for Telemetry {
+    fn default() -> Self {
+        Self { otlp_endpoint: None, metrics_ms: 10_000 }
+    }
+}
+
 impl Default for Services {
     fn default() -> Self {
         Self {
@@ -274,6 +282,7 @@ impl Settings {
             0 => Err(Error::Invalid { key, problem: "0 is not allowed; give a positive number".into() }),
             _ => Ok(()),
         };
+        positive("telemetry.metrics_ms", self.telemetry.metrics_ms)?;
         positive("dataset.max_upload_bytes", self.dataset.max_upload_bytes)?;
         positive("dataset.max_line_bytes", self.dataset.max_line_bytes as u64)?;
         positive("registry.max_blob_bytes", self.registry.max_blob_bytes)?;

@@ -1,9 +1,12 @@
-//! Structured logs to stderr; traces over OTLP where an endpoint is set, and only there.
+//! Structured logs to stderr; traces and metrics over OTLP where an endpoint is set, and only there.
 
 use std::io::IsTerminal as _;
+use std::time::Duration;
 
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_otlp::WithExportConfig as _;
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider};
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
@@ -23,20 +26,22 @@ pub enum Error {
 
 /// Sends what is still buffered when dropped.
 pub struct Guard {
-    provider: Option<SdkTracerProvider>,
+    providers: Option<(SdkTracerProvider, SdkMeterProvider)>,
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        if let Some(provider) = &self.provider
-            && let Err(error) = provider.shutdown()
-        {
+        let Some((traces, metrics)) = &self.providers else { return };
+        if let Err(error) = traces.shutdown() {
             eprintln!("telemetry: the last spans were not sent: {error}");
+        }
+        if let Err(error) = metrics.shutdown() {
+            eprintln!("telemetry: the last metrics were not sent: {error}");
         }
     }
 }
 
-/// Sets up logs and traces for the whole process.
+/// Sets up logs, traces and metrics for the whole process.
 ///
 /// # Errors
 /// A filter or an endpoint that cannot be used; the message names the key.
@@ -50,17 +55,20 @@ pub fn init(service: &'static str, settings: &Settings) -> Result<Guard, Error> 
             .with_writer(std::io::stderr)
             .boxed(),
     };
-    let provider = match &settings.telemetry.otlp_endpoint {
+    let providers = match &settings.telemetry.otlp_endpoint {
         None => None,
-        Some(endpoint) => Some(tracer(service, endpoint)?),
+        Some(endpoint) => Some((tracer(service, endpoint)?, meter(service, endpoint, settings.telemetry.metrics_ms)?)),
     };
     opentelemetry::global::set_text_map_propagator(opentelemetry_sdk::propagation::TraceContextPropagator::new());
-    let traces = provider.as_ref().map(|provider| {
+    let traces = providers.as_ref().map(|(provider, _)| {
         let ours = tracing_subscriber::filter::filter_fn(|metadata| metadata.target().starts_with("tailor"));
         tracing_opentelemetry::layer().with_tracer(provider.tracer("tailor")).with_filter(ours)
     });
     tracing_subscriber::registry().with(traces).with(logs.with_filter(filter)).try_init().map_err(|_| Error::Twice)?;
-    Ok(Guard { provider })
+    if let Some((_, metrics)) = &providers {
+        opentelemetry::global::set_meter_provider(metrics.clone());
+    }
+    Ok(Guard { providers })
 }
 
 fn tracer(service: &'static str, endpoint: &str) -> Result<SdkTracerProvider, Error> {
@@ -69,6 +77,19 @@ fn tracer(service: &'static str, endpoint: &str) -> Result<SdkTracerProvider, Er
         .with_endpoint(endpoint)
         .build()
         .map_err(|error| Error::Otlp { endpoint: endpoint.into(), problem: error.to_string() })?;
-    let resource = opentelemetry_sdk::Resource::builder().with_service_name(service).build();
-    Ok(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build())
+    Ok(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource(service)).build())
+}
+
+fn meter(service: &'static str, endpoint: &str, every_ms: u64) -> Result<SdkMeterProvider, Error> {
+    let exporter = opentelemetry_otlp::MetricExporter::builder()
+        .with_tonic()
+        .with_endpoint(endpoint)
+        .build()
+        .map_err(|error| Error::Otlp { endpoint: endpoint.into(), problem: error.to_string() })?;
+    let reader = PeriodicReader::builder(exporter).with_interval(Duration::from_millis(every_ms)).build();
+    Ok(SdkMeterProvider::builder().with_reader(reader).with_resource(resource(service)).build())
+}
+
+fn resource(service: &'static str) -> Resource {
+    Resource::builder().with_service_name(service).build()
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tailor_domain::{JobId, LogKind, StepMetrics, TuningMetrics};
 use tailor_queue::JobQueue;
+use tailor_serverkit::JobMeter;
 use tailor_train::Checkpoint;
 use tokio::sync::mpsc;
 
@@ -35,6 +36,7 @@ pub struct Progress<'a> {
     pub job: &'a JobId,
     pub fence: u64,
     pub checkpoints: Checkpoints,
+    pub meter: JobMeter,
 }
 
 /// What has not been written yet.
@@ -56,8 +58,14 @@ impl Progress<'_> {
         loop {
             tokio::select! {
                 tick = ticks.recv() => match tick {
-                    Some(Tick::Step(step)) => hold(&mut held.steps, step),
-                    Some(Tick::Tuning(measured)) => held.told.push_back((LogKind::Tuning { measured }, String::new())),
+Some(Tick::Step(step)) => {
+                        self.meter.step(&step);
+                        hold(&mut held.steps, step);
+                    }
+                    Some(Tick::Tuning(measured)) => {
+                        self.meter.tuning(&measured);
+                        held.told.push_back((LogKind::Tuning { measured }, String::new()));
+                    }
                     Some(Tick::Note(note)) => held.told.push_back((LogKind::Note, note)),
                     Some(Tick::Checkpoint(checkpoint)) => held.checkpoint = Some(checkpoint),
                     Some(Tick::Evaluated { done, total }) => held.evaluated = Some((done, total)),
