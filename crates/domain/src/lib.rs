@@ -8,6 +8,7 @@ pub mod dataset;
 pub mod error;
 pub mod ids;
 pub mod job;
+pub mod prediction;
 pub mod spec;
 
 pub use adapter::{AdapterManifest, AdapterRef, AliasMove, Selector};
@@ -16,4 +17,6 @@ pub use dataset::{DatasetKind, DatasetManifest, DropReason, Report};
 pub use error::{ErrorCode, Invalid};
 pub use ids::{AdapterName, AliasName, BaseName, DatasetName, Digest, JobId, Version};
 pub use job::{JobEvent, JobState, LogEntry, LogKind, StepMetrics, TuningMetrics};
+pub use prediction::Predicted;
+pub use spec::{EvaluateSpec, JobSpec, LoraSpec, PreferenceSpec, PromptTuningSpec, Recipe, StopSpec, TrainSpec};
 pub use spec::{EvaluateSpec, JobSpec, LoraSpec, PreferenceSpec, Recipe, StopSpec, TrainSpec};

@@ -2,15 +2,17 @@
 
 use std::str::FromStr;
 
-use futures::TryStreamExt as _;
-use tailor_domain::{BaseName, DatasetName, Digest, Invalid, Version};
+use futures::stream::{self, BoxStream};
+use futures::{StreamExt as _, TryStreamExt as _};
+use tailor_domain::{BaseName, DatasetName, Digest, Invalid, JobId, Version};
+use tailor_pb::common;
 use tailor_pb::dataset::dataset_service_server::DatasetService;
 use tailor_pb::dataset::upload_dataset_request::Part;
 use tailor_pb::dataset::{
     Dataset, DeleteDatasetRequest, DeleteDatasetResponse, GetDatasetRequest, GetReportRequest, ListDatasetsRequest,
     ListDatasetsResponse, PrepareShardsRequest, PrepareShardsResponse, PreviewRequest, PreviewResponse, PreviewRow,
-    PreviewToken, Report, ScorePredictionsRequest, ScorePredictionsResponse, ScoredRow, UploadDatasetRequest,
-    UploadDatasetResponse, UploadHeader,
+    PreviewToken, Report, RevealPredictionsRequest, ScorePredictionsRequest, ScorePredictionsResponse, ScoredRow,
+    SubmitPredictionsRequest, SubmitPredictionsResponse, UploadDatasetRequest, UploadDatasetResponse, UploadHeader,
 };
 use tailor_serverkit::{Page, status};
 use tailor_text::{CleanOptions, Cleaner, ColumnMap, Format, Holdout};
@@ -19,6 +21,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::preview::{Look, Seen, SeenToken};
 use crate::score::{Prediction, Sample};
 use crate::shards::{Prepared, Wanted};
+use crate::submission::{self, Author, Filter, Revealed};
 use crate::upload::Header;
 use crate::{Datasets, Error, Result};
 
@@ -132,6 +135,46 @@ impl DatasetService for Api {
         };
         answer(outcome.await)
     }
+
+    async fn submit_predictions(
+        &self,
+        request: Request<SubmitPredictionsRequest>,
+    ) -> Answer<SubmitPredictionsResponse> {
+        let outcome = async {
+            let SubmitPredictionsRequest { name, version, job_id, fence, predictions_digest } = request.into_inner();
+            let (name, predictions) = (DatasetName::try_new(name)?, Digest::try_new(predictions_digest)?);
+            let author = author(job_id, fence)?;
+            let metrics = self.datasets.submit(&author, &name, newest_or(version), &predictions).await?;
+            Ok(SubmitPredictionsResponse { metrics: metrics.into_iter().collect() })
+        };
+        answer(outcome.await)
+    }
+
+    type RevealPredictionsStream = BoxStream<'static, Result<common::PredictedRow, Status>>;
+
+    async fn reveal_predictions(
+        &self,
+        request: Request<RevealPredictionsRequest>,
+    ) -> Answer<Self::RevealPredictionsStream> {
+        let outcome = async {
+            let RevealPredictionsRequest { job_id, fence, filter: wanted } = request.into_inner();
+            let rows = self.datasets.reveal(&author(job_id, fence)?, filter(wanted.unwrap_or_default())).await?;
+            Ok(stream::iter(rows.into_iter().map(|row| Ok(wire_revealed(row)))).boxed())
+        };
+        answer(outcome.await)
+    }
+}
+
+fn author(job: String, fence: u64) -> Result<Author> {
+    if fence == 0 {
+        return Err(Invalid::new("fence", "0 is no attempt; they are numbered from 1").into());
+    }
+    Ok(Author { job: JobId::try_new(job)?, fence })
+}
+
+fn filter(wire: common::PredictionFilter) -> Filter {
+    let limit = if wire.limit == 0 { usize::MAX } else { wire.limit as usize };
+    Filter { wrong: wire.wrong, changed: wire.changed, limit }
 }
 
 fn broken_off(cause: Status) -> Error {
@@ -238,4 +281,19 @@ fn wire_shards(Prepared { dataset, shards }: Prepared) -> PrepareShardsResponse 
 
 fn wire_sample(sample: Sample) -> ScoredRow {
     ScoredRow { row: sample.row, input: sample.input, target: sample.target, prediction: sample.prediction }
+}
+
+fn wire_revealed(revealed: Revealed) -> common::PredictedRow {
+    let wire = |answer: submission::Answer| common::Answer {
+        text: answer.text,
+        exact: answer.exact,
+        edit_distance: answer.edit_distance,
+    };
+    common::PredictedRow {
+        row: revealed.row,
+        input: revealed.input,
+        target: revealed.target,
+        base: Some(wire(revealed.base)),
+        adapter: Some(wire(revealed.adapter)),
+    }
 }

@@ -3,9 +3,9 @@
 //! Data travels one way, and each step leaves an immutable object in the store:
 //!
 //! ```text
-//! upload ──▶ ingest ──▶ versions                    shards ──▶ trainer            score ◀── trainer's predictions
-//! (spool)    (check,    (manifest: the dataset      (ids and loss mask; for       (compares with the targets,
-//!             clean,     exists from here on)        validation prompts only)      which never leave this service)
+//! upload ──▶ ingest ──▶ versions                    shards ──▶ trainer            submission ◀── trainer's predictions
+//! (spool)    (check,    (manifest: the dataset      (ids and loss mask; for       (kept for good, compared with the
+//!             clean,     exists from here on)        validation prompts only)      targets, and then shown beside them)
 //!             split)
 //! ```
 //!
@@ -20,6 +20,7 @@ mod preview;
 mod rows;
 mod score;
 mod shards;
+mod submission;
 mod tokenise;
 mod upload;
 mod versions;

@@ -26,9 +26,12 @@ pub struct Sample {
     pub prediction: String,
 }
 
+/// Figures by name, with their intervals.
+pub type Figures = BTreeMap<String, f64>;
+
 #[derive(Debug, Clone, PartialEq)]
 pub struct Scores {
-    pub metrics: BTreeMap<String, f64>,
+    pub metrics: Figures,
     pub samples: Vec<Sample>,
 }
 
@@ -72,18 +75,23 @@ fn by_row(predictions: Vec<Prediction>, rows: u64) -> Result<HashMap<u32, String
     let mut by_row = HashMap::with_capacity(predictions.len());
     for (at, Prediction { row, text }) in predictions.into_iter().enumerate() {
         let field = format!("predictions[{at}].row");
-        if u64::from(row) >= rows {
-            let problem = match rows {
-                0 => format!("{row} is not in the validation split, which is empty"),
-                _ => format!("{row} is not in the validation split; its rows are 0 to {}", rows - 1),
-            };
-            return Err(Invalid::new(field, problem));
-        }
+        expect_rows(row, rows).map_err(|problem| Invalid::new(&field, problem))?;
         if by_row.insert(row, text).is_some() {
             return Err(Invalid::new(field, format!("{row} is predicted twice")));
         }
     }
     Ok(by_row)
+}
+
+/// Says what is wrong with a row's index.
+pub(crate) fn expect_rows(row: u32, rows: u64) -> Result<(), String> {
+    match rows {
+        0 => Err(format!("{row} is not in the validation split, which is empty")),
+        _ if u64::from(row) >= rows => {
+            Err(format!("{row} is not in the validation split; its rows are 0 to {}", rows - 1))
+        }
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use tailor_blobs::Store;
 use tailor_domain::spec::{Objective, Precision};
-use tailor_domain::{BaseManifest, Digest, JobEvent, JobId, JobSpec, LogKind, StepMetrics, TuningMetrics, Version};
+use tailor_domain::{
+    BaseManifest, Digest, JobEvent, JobId, JobSpec, LogKind, Predicted, StepMetrics, TuningMetrics, Version,
+};
 use tailor_models::{Base, Compute, LoadOptions};
 use tailor_pb::dataset::dataset_service_client::DatasetServiceClient;
 use tailor_pb::registry::adapter_registry_client::AdapterRegistryClient;
@@ -14,7 +16,7 @@ use tailor_pb::{dataset, registry};
 use tailor_peft::Adapter;
 use tailor_queue::JobQueue;
 use tailor_serverkit::client::Client;
-use tailor_serverkit::{Settings, connect, server};
+use tailor_serverkit::{JobMeter, Settings, connect, server};
 use tailor_text::{Example, Preference, Tokenizer};
 use tailor_train::{Checkpoint, Examples, Observer, Outcome, Summary};
 use tokio::sync::{mpsc, oneshot};
@@ -24,6 +26,7 @@ use crate::device;
 use crate::error::{Error, Result};
 use crate::journal::Journal;
 use crate::keeper::{Halt, HaltFlag};
+use crate::predictions::Predictions;
 use crate::progress::{Progress, Tick};
 use crate::shards::{HeldOut, read_examples, read_preferences, read_prompts};
 
@@ -32,8 +35,6 @@ const TICKS: usize = 1024;
 /// First and longest pause between two tries of a call that can succeed later.
 const PAUSE: Duration = Duration::from_millis(500);
 const MAX_PAUSE: Duration = Duration::from_secs(10);
-/// Rows whose predictions stand in the log for people to read.
-const SAMPLES: u32 = 5;
 
 /// The services that a job needs.
 #[derive(Clone)]
@@ -189,6 +190,10 @@ impl Attempt<'_> {
         Checkpoints::of(self.store, self.job)
     }
 
+    fn predictions(&self) -> Predictions {
+        Predictions::of(self.store, self.job)
+    }
+
     async fn blob(&self, digest: &str) -> Result<Vec<u8>> {
         let digest = Digest::try_new(digest)?;
         self.patiently(|| async { Ok(self.store.get_blob(&digest).await?.to_vec()) }).await
@@ -204,6 +209,7 @@ impl Attempt<'_> {
             job: self.job,
             fence: self.fence,
             checkpoints: self.checkpoints(),
+            meter: JobMeter::of(self.job, self.spec),
         };
         let checkpoint_every = self.checkpoint_every;
         let (spec, halt) = (self.spec.clone(), self.halt.clone());
@@ -274,7 +280,7 @@ impl Attempt<'_> {
         trained
     }
 
-    /// Sends the predictions where the targets are and brings back the figures.
+    /// Keeps the predictions, hands them in where the targets are and brings back the figures.
     #[tracing::instrument(name = "job.score", skip_all)]
     async fn score(&self, folder: &Path, trained: &Trained) -> Result<BTreeMap<String, f64>> {
         let mut metrics = BTreeMap::from([
@@ -291,32 +297,28 @@ impl Attempt<'_> {
             return Ok(metrics);
         }
         let tokenizer = Tokenizer::open(folder)?;
-        for (prefix, answers) in [("", &trained.answers), ("base_", &trained.base_answers)] {
-            let mut predictions = Vec::with_capacity(answers.len());
-            for (row, ids) in trained.rows.iter().zip(answers) {
-                predictions.push(dataset::Prediction { row: *row, text: tokenizer.decode(ids, true)? });
-            }
-            let request = dataset::ScorePredictionsRequest {
-                name: self.spec.dataset.to_string(),
-                version: self.spec.dataset_version.0,
-                predictions,
-                samples: SAMPLES,
-            };
-            let scored = self
-                .patiently(|| async {
-                    let answer = self.clients.dataset().score_predictions(request.clone()).await;
-                    answer.map_err(Error::service("dataset"))
-                })
-                .await?
-                .into_inner();
-            metrics.extend(
-                scored
-                    .metrics
-                    .into_iter()
-                    .filter(|(name, _)| prefix.is_empty() || name != "rows")
-                    .map(|(name, value)| (format!("{prefix}{name}"), value)),
-            );
+        let mut predicted = Vec::with_capacity(trained.rows.len());
+        for ((row, base), adapter) in trained.rows.iter().zip(&trained.base_answers).zip(&trained.answers) {
+            let (base, adapter) = (tokenizer.decode(base, true)?, tokenizer.decode(adapter, true)?);
+            predicted.push(Predicted { row: *row, base, adapter });
         }
+        let kept = self.patiently(|| async { self.predictions().keep(self.fence, &predicted).await }).await?;
+        let request = dataset::SubmitPredictionsRequest {
+            name: self.spec.dataset.to_string(),
+            version: self.spec.dataset_version.0,
+            job_id: self.job.to_string(),
+            fence: self.fence,
+            predictions_digest: kept.to_string(),
+        };
+        let scored = self
+            .patiently(|| async {
+                let answer = self.clients.dataset().submit_predictions(request.clone()).await;
+                answer.map_err(Error::service("dataset"))
+            })
+            .await?
+            .into_inner();
+        metrics.extend(scored.metrics);
+        JobMeter::of(self.job, self.spec).held_out(&metrics);
         let entry = LogKind::Metrics { metrics: metrics.clone() };
         self.patiently(|| self.journal.append(self.job, self.fence, entry.clone(), "")).await?;
         self.notify().await;

@@ -16,6 +16,10 @@ pub enum Error {
     KeyReused { key: String, job: JobId },
     #[error("job {job} is {state} and cannot be cancelled any more")]
     Finished { job: JobId, state: &'static str },
+    #[error("job {job} is {state}; its predictions are shown once it has succeeded")]
+    NotSucceeded { job: JobId, state: &'static str },
+    #[error("job {0} predicted no rows; create one on a dataset with held-out rows (evaluate.max_validation_rows)")]
+    NoPredictions(JobId),
     #[error(transparent)]
     Store(#[from] tailor_blobs::Error),
     #[error(transparent)]
@@ -47,9 +51,9 @@ impl Error {
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::Invalid(error) => error.code(),
-            Self::NoSuchJob(_) => ErrorCode::NotFound,
+            Self::NoSuchJob(_) | Self::NoPredictions(_) => ErrorCode::NotFound,
             Self::KeyReused { .. } => ErrorCode::AlreadyExists,
-            Self::Finished { .. } => ErrorCode::FailedPrecondition,
+            Self::Finished { .. } | Self::NotSucceeded { .. } => ErrorCode::FailedPrecondition,
             Self::Store(error) => error.code(),
             Self::Queue(error) => error.code(),
             Self::Service { status, .. } => code_of(status),

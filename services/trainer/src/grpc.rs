@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use tailor_domain::{JobState, LogEntry, LogKind, Version};
+use tailor_pb::common;
 use tailor_pb::convert::take_recipe;
 use tailor_pb::training as pb;
 use tailor_pb::training::training_service_server::TrainingService;
@@ -10,7 +11,7 @@ use tailor_serverkit::status;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 use crate::error::Result;
 use crate::jobs::{JobRecord, Jobs, NewJob};
@@ -76,7 +77,7 @@ impl TrainingService for Api {
                     let gone = Status::unavailable("the service is stopping; watch again from the next sequence number");
                     let _ = events.send(Err(gone)).await;
                 }
-                outcome = follow(&jobs, &id, request.from_sequence, &events) => {
+                outcome = follow(&jobs, &id, &request, &events) => {
                     if let Err(error) = outcome {
                         let _ = events.send(Err(status(&error))).await;
                     }
@@ -86,25 +87,42 @@ impl TrainingService for Api {
         });
         Ok(Response::new(ReceiverStream::new(stream)))
     }
+
+    type ListPredictionsStream = Streaming<common::PredictedRow>;
+
+    async fn list_predictions(
+        &self,
+        request: Request<pb::ListPredictionsRequest>,
+    ) -> Result<Response<Self::ListPredictionsStream>, Status> {
+        let request = request.into_inner();
+        let id = request.job_id.parse().map_err(|error| status(&error))?;
+        let rows = self.jobs.predictions(&id, request.filter).await.map_err(|error| status(&error))?;
+        Ok(Response::new(rows))
+    }
 }
 
-/// Sends the log from `from` on until the job's end or the watcher's. Reads from the first entry, since the state that an
+/// Sends the log until its end, now or for good, or the watcher's. Reads from the first entry, since the state that an
 /// event leaves depends on all before it.
 async fn follow(
     jobs: &Jobs,
     id: &tailor_domain::JobId,
-    from: u64,
+    request: &pb::WatchJobRequest,
     events: &mpsc::Sender<Result<pb::JobEvent, Status>>,
 ) -> Result<()> {
     let mut view = View::default();
     loop {
-        for entry in jobs.follow(id, view.seq + 1, POLL).await? {
+        let next = view.seq + 1;
+        let entries = match request.no_follow {
+            true => jobs.journal().log(id, next).await?,
+            false => jobs.follow(id, next, POLL).await?,
+        };
+        for entry in entries {
             view.apply(&entry);
-            if entry.seq >= from && events.send(Ok(wire_event(&entry, view.state))).await.is_err() {
+            if entry.seq >= request.from_sequence && events.send(Ok(wire_event(&entry, view.state))).await.is_err() {
                 return Ok(());
             }
         }
-        if view.state.is_final() {
+        if view.state.is_final() || request.no_follow {
             return Ok(());
         }
     }

@@ -4,18 +4,20 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tailor_blobs::Creation;
+use tailor_blobs::{Creation, Store};
 use tailor_domain::{
     AdapterName, BaseName, DatasetKind, DatasetName, Invalid, JobEvent, JobId, JobSpec, JobState, LogEntry, LogKind,
 };
 use tailor_domain::{QuantCode, Recipe, Version};
-use tailor_pb::{dataset, registry};
+use tailor_pb::{common, dataset, registry};
 use tailor_queue::JobQueue;
 use tokio::sync::Mutex;
+use tonic::Streaming;
 
 use crate::attempt::Clients;
 use crate::error::{Error, Result};
 use crate::journal::{Journal, KeyRecord, now_ms};
+use crate::predictions::Predictions;
 use crate::view::View;
 
 /// Views kept in memory; past this all are forgotten and read again when asked for.
@@ -26,6 +28,7 @@ const MAX_KEY_BYTES: usize = 256;
 #[derive(Clone)]
 pub struct Jobs {
     journal: Journal,
+    store: Store,
     queue: Arc<dyn JobQueue>,
     clients: Clients,
     views: Arc<Mutex<HashMap<JobId, View>>>,
@@ -52,8 +55,8 @@ pub struct JobRecord {
 }
 
 impl Jobs {
-    pub fn new(journal: Journal, queue: Arc<dyn JobQueue>, clients: Clients) -> Self {
-        Self { journal, queue, clients, views: Arc::default() }
+    pub fn new(journal: Journal, store: Store, queue: Arc<dyn JobQueue>, clients: Clients) -> Self {
+        Self { journal, store, queue, clients, views: Arc::default() }
     }
 
     pub fn journal(&self) -> &Journal {
@@ -207,6 +210,27 @@ impl Jobs {
             tokio::time::sleep(patience).await;
         }
         self.journal.log(job, from).await
+    }
+
+    /// What the attempt that published has answered, with the targets, as the dataset service sends it.
+    pub async fn predictions(
+        &self,
+        job: &JobId,
+        filter: Option<common::PredictionFilter>,
+    ) -> Result<Streaming<common::PredictedRow>> {
+        self.journal.spec(job).await?;
+        let state = self.view(job).await?.state;
+        // A job that may go on must not be able to see what it is judged by.
+        let outcome = match self.journal.outcome(job).await? {
+            Some(outcome) if state == JobState::Succeeded => outcome,
+            Some(_) | None => return Err(Error::NotSucceeded { job: job.clone(), state: state.as_str() }),
+        };
+        if Predictions::of(&self.store, job).find(outcome.fence).await?.is_none() {
+            return Err(Error::NoPredictions(job.clone()));
+        }
+        let request = dataset::RevealPredictionsRequest { job_id: job.to_string(), fence: outcome.fence, filter };
+        let answer = self.clients.dataset().reveal_predictions(request).await.map_err(Error::service("dataset"))?;
+        Ok(answer.into_inner())
     }
 
     pub async fn notify(&self, job: &JobId) {

@@ -16,6 +16,7 @@ mod grpc;
 mod jobs;
 mod journal;
 mod keeper;
+mod predictions;
 mod progress;
 mod reconcile;
 mod shards;
@@ -50,7 +51,7 @@ pub async fn start(
 ) -> Result<Serving> {
     let journal = Journal::new(store.clone());
     let clients = attempt::Clients::connect(settings)?;
-    let jobs = Jobs::new(journal.clone(), queue.clone(), clients.clone());
+    let jobs = Jobs::new(journal.clone(), store.clone(), queue.clone(), clients.clone());
     let mut routes = Routes::default();
     if settings.trainer.api {
         let api = grpc::Api::new(jobs.clone(), stop.clone());

@@ -6,6 +6,7 @@ mod preview;
 mod score;
 mod shards;
 mod shipped;
+mod submission;
 mod support;
 mod uploads;
 mod versions;

@@ -1,0 +1,13 @@
+//! Predictions as they are kept: one JSON object a line, in a blob that an attempt hands in.
+
+use serde::{Deserialize, Serialize};
+
+/// What was answered to a held-out row, without and with the adapter.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Predicted {
+    /// Index in the validation split.
+    pub row: u32,
+    pub base: String,
+    pub adapter: String,
+}
