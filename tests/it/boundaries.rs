@@ -100,6 +100,20 @@ fn only_one_crate_fetches_from_a_hub() {
 }
 
 #[test]
+fn only_one_crate_paints() {
+    for library in ["tiny-skia", "ttf-parser", "dejavu"] {
+        only(&Workspace::read().users(library), &["tailor-plot"], library);
+    }
+}
+
+#[test]
+fn only_one_crate_and_the_tests_know_opentelemetry() {
+    for library in ["opentelemetry", "opentelemetry_sdk", "opentelemetry-otlp"] {
+        only(&Workspace::read().users(library), &["tailor-serverkit"], library);
+    }
+}
+
+#[test]
 fn the_domain_does_no_input_or_output() {
     let workspace = Workspace::read();
     let built_with: Vec<&str> = workspace.0["tailor-domain"].built_with.iter().map(String::as_str).collect();
@@ -112,7 +126,8 @@ fn the_domain_does_no_input_or_output() {
 #[test]
 fn the_numerical_crates_know_no_grpc_and_no_runtime_of_services() {
     let workspace = Workspace::read();
-    for name in ["text", "quant", "peft", "merge", "gguf", "torch", "models", "train", "engine"] {
+    for name in ["text", "quant", "peft", "merge", "gguf", "plot", "tensorboard", "torch", "models", "train", "engine"]
+    {
         let reached = workspace.reach(&format!("tailor-{name}"));
         for banned in ["tonic", "tailor-pb", "tailor-serverkit", "tailor-queue", "object_store"] {
             assert!(!workspace.0[&format!("tailor-{name}")].built_with.contains(banned), "{name} depends on {banned}");

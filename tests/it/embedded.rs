@@ -10,7 +10,7 @@ use crate::support::process::command;
 use crate::support::{Cli, Family, Process, Training, Up, repository, rows};
 
 /// Every command with the words that its help must teach.
-const HELP: [(&[&str], &[&str]); 32] = [
+const HELP: [(&[&str], &[&str]); 35] = [
     (&[], &["A first walk", "tailor demo", "tailor up", "TAILOR_TRAINER_URL", "--json"]),
     (&["up"], &["--port", "0 finds free ones"]),
     (&["demo"], &["--base", "tiny-t5", "tiny-llama"]),
@@ -37,9 +37,12 @@ const HELP: [(&[&str], &[&str]); 32] = [
     (&["base"], &["add", "list"]),
     (&["base", "add"], &["--name", "nf4", "--dtype", "safetensors"]),
     (&["train"], &["--base", "--dataset", "--adapter", "--learning-rate", "--idempotency-key", "--detach"]),
-    (&["job"], &["list", "show", "watch", "cancel"]),
+    (&["job"], &["list", "show", "watch", "cancel", "predictions", "plot", "tensorboard"]),
     (&["job", "watch"], &["--from"]),
     (&["job", "cancel"], &["ID"]),
+    (&["job", "predictions"], &["--wrong", "--changed", "--limit", "hidden from training", "Example"]),
+    (&["job", "plot"], &["FILE.svg or FILE.png", "Example"]),
+    (&["job", "tensorboard"], &["--no-follow", "DIR", "tensorboard --logdir"]),
     (&["adapter"], &["list", "show", "versions", "set-alias", "rollback", "history", "export", "import"]),
     (&["adapter", "show"], &["name@version", "name@alias"]),
     (&["adapter", "set-alias"], &["--expect", "VERSION"]),

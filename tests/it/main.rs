@@ -7,6 +7,7 @@ mod cluster;
 mod crash_loop;
 mod demo;
 mod embedded;
+mod evaluation;
 mod golden;
 mod job_files;
 mod kinds;

@@ -1,4 +1,5 @@
-//! One trace follows a job from the command line through the queue to the trainer, the dataset service and the registry.
+//! One trace follows a job from the command line through the queue to the trainer, the dataset service and the registry;
+//! metrics say how it goes.
 
 use crate::support::spans::{Receiver, Span};
 use crate::support::{Cluster, Family, Up, eventually, rows};
@@ -73,7 +74,40 @@ async fn nothing_leaves_a_process_while_no_receiver_is_named() {
     cli.text(&["dataset", "push", &file.display().to_string(), "--name", "rows"]);
     let mut up = up;
     assert_eq!(up.stop(), Some(0), "everything that was buffered would have been sent by now");
-    assert_eq!(receiver.spans().len(), 0);
+    assert_eq!((receiver.spans().len(), receiver.measured().len()), (0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receiver_is_told_how_training_goes_and_what_came_of_it() {
+    let receiver = Receiver::start().await;
+    let endpoint = receiver.endpoint();
+    let settings = [("TAILOR__TELEMETRY__OTLP_ENDPOINT", endpoint.as_str()), ("TAILOR__TELEMETRY__METRICS_MS", "300")];
+    let mut up = Up::with(&settings).await;
+    up.add_base_and_rows(Family::T5).await;
+    let job = up.cli().json(&TRAIN);
+    assert_eq!(up.stop(), Some(0), "what was not sent yet is sent now");
+    let measured = receiver.measured();
+    let newest = |name: &str| {
+        let found = measured.iter().rev().find(|found| found.name == name);
+        found.unwrap_or_else(|| panic!("no {name} in {measured:?}"))
+    };
+    let steps = newest("tailor.train.steps");
+    assert_eq!((steps.value, steps.unit.as_str(), steps.process.as_str()), (3.0, "{step}", "tailor"));
+    let attributes = ["tailor.job", "tailor.base", "tailor.adapter", "tailor.dataset"];
+    let found = attributes.map(|name| steps.attributes[name].as_str());
+    assert_eq!(found, [job["id"].as_str().expect("id"), "little-t5", "traced", "rows@1"]);
+    let last = &job["last_step"];
+    for name in ["loss", "grad_norm", "learning_rate", "tokens_per_second"] {
+        assert_eq!(Some(newest(&format!("tailor.train.{name}")).value), last[name].as_f64(), "{name}");
+    }
+    assert!(newest("tailor.train.tokens").value >= last["tokens"].as_f64().expect("tokens"));
+    if let Some(loss) = job["last_tuning"]["loss"].as_f64() {
+        assert_eq!(newest("tailor.tuning.loss").value, loss);
+    }
+    for (name, value) in job["metrics"].as_object().expect("figures") {
+        let held_out = measured.iter().rev().find(|found| found.attributes.get("tailor.metric") == Some(name));
+        assert_eq!(held_out.map(|found| found.value), value.as_f64(), "{name}");
+    }
 }
 
 /// Waits until every span of the path has arrived, in one trace; `named` says what a process calls itself here.

@@ -321,6 +321,40 @@ pub enum Job {
     },
     /// Stop a job between two steps
     Cancel { id: String },
+    /// What base and adapter answered to the held-out rows, beside the answers that were hidden from training
+    ///
+    /// What an answer has too much is marked [-so-], what it lacks {+so+}; colours where there is a terminal.
+    #[command(after_help = "Example:\n  tailor job predictions 01k… --wrong --limit 20")]
+    Predictions {
+        id: String,
+        /// Only rows that the adapter answers wrongly.
+        #[arg(long)]
+        wrong: bool,
+        /// Only rows that base and adapter answer differently.
+        #[arg(long)]
+        changed: bool,
+        /// At most this many rows; 0 means all.
+        #[arg(long, default_value_t = 0)]
+        limit: u32,
+    },
+    /// Draw losses, learning rate and gradient norm, for a report
+    #[command(after_help = "Example:\n  tailor job plot 01k… -o loss.svg")]
+    Plot {
+        id: String,
+        /// FILE.svg or FILE.png
+        #[arg(short = 'o', long = "output", value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// Write a TensorBoard event file, following the job to its end
+    #[command(after_help = "Example:\n  tailor job tensorboard 01k… runs & tensorboard --logdir runs")]
+    Tensorboard {
+        id: String,
+        /// The run is written to DIR/ID.
+        dir: PathBuf,
+        /// Write what has happened until now, and end.
+        #[arg(long)]
+        no_follow: bool,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -395,7 +429,7 @@ pub enum Adapter {
     Spectrum {
         /// name, name@version or name@alias
         reference: String,
-        /// Draw the energy kept over the rank into this SVG file.
+        /// Draw the energy kept over the rank into this SVG or PNG file.
         #[arg(short = 'o', long = "output", value_name = "FILE")]
         plot: Option<PathBuf>,
     },

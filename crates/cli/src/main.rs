@@ -6,6 +6,7 @@ mod connect;
 mod embedded;
 mod fault;
 mod output;
+mod picture;
 mod table;
 
 use std::process::ExitCode;

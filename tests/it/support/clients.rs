@@ -98,7 +98,7 @@ impl Addresses {
         let mut next = 1;
         let watching = async {
             loop {
-                let request = training::WatchJobRequest { id: id.to_owned(), from_sequence: next };
+                let request = training::WatchJobRequest { id: id.to_owned(), from_sequence: next, no_follow: false };
                 if let Ok(stream) = self.trainer().watch_job(request).await {
                     let mut stream = stream.into_inner();
                     while let Ok(Some(event)) = stream.message().await {

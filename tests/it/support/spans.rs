@@ -1,11 +1,20 @@
 //! A real OTLP/gRPC receiver that keeps what it is sent.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
+use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_server::{
+    MetricsService, MetricsServiceServer,
+};
+use opentelemetry_proto::tonic::collector::metrics::v1::{ExportMetricsServiceRequest, ExportMetricsServiceResponse};
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{TraceService, TraceServiceServer};
 use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};
+use opentelemetry_proto::tonic::common::v1::KeyValue;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
+use opentelemetry_proto::tonic::metrics::v1::NumberDataPoint;
+use opentelemetry_proto::tonic::metrics::v1::metric::Data;
+use opentelemetry_proto::tonic::metrics::v1::number_data_point::Value as Number;
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status};
@@ -21,20 +30,35 @@ pub struct Span {
     pub parent: String,
 }
 
+/// A value of a counter or gauge.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Measured {
+    pub process: String,
+    pub name: String,
+    pub unit: String,
+    /// Attributes whose values are words.
+    pub attributes: BTreeMap<String, String>,
+    pub value: f64,
+}
+
 #[derive(Clone)]
 pub struct Receiver {
     address: SocketAddr,
     spans: Arc<Mutex<Vec<Span>>>,
+    measured: Arc<Mutex<Vec<Measured>>>,
 }
 
 impl Receiver {
     pub async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("free port");
-        let receiver = Self { address: listener.local_addr().expect("address"), spans: Arc::default() };
-        let service = TraceServiceServer::new(receiver.clone());
+        let receiver =
+            Self { address: listener.local_addr().expect("address"), spans: Arc::default(), measured: Arc::default() };
+        let (traces, metrics) =
+            (TraceServiceServer::new(receiver.clone()), MetricsServiceServer::new(receiver.clone()));
         tokio::spawn(
             tonic::transport::Server::builder()
-                .add_service(service)
+                .add_service(traces)
+                .add_service(metrics)
                 .serve_with_incoming(TcpListenerStream::new(listener)),
         );
         receiver
@@ -42,6 +66,11 @@ impl Receiver {
 
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// Every value that came, the newest last.
+    pub fn measured(&self) -> Vec<Measured> {
+        self.measured.lock().expect("values").clone()
     }
 
     pub fn spans(&self) -> Vec<Span> {
@@ -57,11 +86,7 @@ impl TraceService for Receiver {
     ) -> Result<Response<ExportTraceServiceResponse>, Status> {
         for resource in request.into_inner().resource_spans {
             let attributes = resource.resource.map(|resource| resource.attributes).unwrap_or_default();
-            let named = attributes.into_iter().find(|attribute| attribute.key == "service.name");
-            let process = match named.and_then(|attribute| attribute.value).and_then(|value| value.value) {
-                Some(Value::StringValue(name)) => name,
-                _ => String::new(),
-            };
+            let process = words(attributes).remove("service.name").unwrap_or_default();
             let spans = resource.scope_spans.into_iter().flat_map(|scope| scope.spans).map(|span| Span {
                 process: process.clone(),
                 name: span.name,
@@ -73,4 +98,50 @@ impl TraceService for Receiver {
         }
         Ok(Response::new(ExportTraceServiceResponse::default()))
     }
+}
+
+#[tonic::async_trait]
+impl MetricsService for Receiver {
+    async fn export(
+        &self,
+        request: Request<ExportMetricsServiceRequest>,
+    ) -> Result<Response<ExportMetricsServiceResponse>, Status> {
+        for resource in request.into_inner().resource_metrics {
+            let attributes = resource.resource.map(|resource| resource.attributes).unwrap_or_default();
+            let process = words(attributes).remove("service.name").unwrap_or_default();
+            for metric in resource.scope_metrics.into_iter().flat_map(|scope| scope.metrics) {
+                let points = match metric.data {
+                    Some(Data::Gauge(gauge)) => gauge.data_points,
+                    Some(Data::Sum(sum)) => sum.data_points,
+                    _ => Vec::new(),
+                };
+                let (process, name, unit) = (&process, &metric.name, &metric.unit);
+                let measured = points.into_iter().map(|point| Measured {
+                    process: process.clone(),
+                    name: name.clone(),
+                    unit: unit.clone(),
+                    value: number(&point),
+                    attributes: words(point.attributes),
+                });
+                self.measured.lock().expect("values").extend(measured);
+            }
+        }
+        Ok(Response::new(ExportMetricsServiceResponse::default()))
+    }
+}
+
+fn number(point: &NumberDataPoint) -> f64 {
+    match point.value {
+        Some(Number::AsDouble(value)) => value,
+        Some(Number::AsInt(value)) => value as f64,
+        None => f64::NAN,
+    }
+}
+
+fn words(attributes: Vec<KeyValue>) -> BTreeMap<String, String> {
+    let word = |attribute: KeyValue| match attribute.value.and_then(|value| value.value) {
+        Some(Value::StringValue(word)) => Some((attribute.key, word)),
+        _ => None,
+    };
+    attributes.into_iter().filter_map(word).collect()
 }

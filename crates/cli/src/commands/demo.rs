@@ -94,7 +94,8 @@ async fn walk(endpoints: &Endpoints, args: &Demo, assets: &Path, output: &Output
     output.say(format!("took {:.0} s, evaluation included", started.elapsed().as_secs_f64()));
 
     heading(output, "5  Held-out rows, whose answers the trainer never saw");
-    scores(&finished, output);
+    output.say(job::evaluation::table(&finished.metrics));
+    output.say(format!("every answer: tailor job predictions {}", finished.id));
 
     heading(output, "6  Into production");
     let request = registry::SetAliasRequest {
@@ -145,20 +146,6 @@ fn request(args: &Demo) -> training::CreateJobRequest {
         adapter: adapter_name(args.base).into(),
         ..(&recipe).into()
     }
-}
-
-fn scores(job: &training::Job, output: &Output) {
-    let figure = |name: &str| job.metrics.get(name).copied().unwrap_or(f64::NAN);
-    output.say(format!("{:<24}{:>10}{:>10}", "", "base", "adapter"));
-    for (title, name, scale) in [
-        ("exact match, %", "exact_match", 100.0),
-        ("GLEU", "gleu", 1.0),
-        ("edit distance, chars", "edit_distance", 1.0),
-    ] {
-        let base = figure(&format!("base_{name}")) * scale;
-        output.say(format!("{title:<24}{base:>10.2}{:>10.2}", figure(name) * scale));
-    }
-    output.say(format!("on {} rows", figure("rows")));
 }
 
 async fn before_after(endpoints: &Endpoints, base: DemoBase, output: &Output) -> anyhow::Result<()> {

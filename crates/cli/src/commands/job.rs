@@ -1,10 +1,17 @@
 //! `tailor job list|show|watch|cancel`, and the live view that `tailor train` shares.
 
+pub mod evaluation;
+mod history;
+mod plot;
+mod predictions;
+mod tensorboard;
+
 use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
+use tailor_pb::common::PredictionFilter;
 use tailor_pb::convert::take_recipe;
 use tailor_pb::training as pb;
 
@@ -19,18 +26,21 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub async fn run(endpoints: &Endpoints, command: &Job, output: &Output) -> anyhow::Result<()> {
     match command {
         Job::List => list(endpoints, output).await,
-        Job::Show { id } => {
-            let job = endpoints.trainer()?.get_job(pb::GetJobRequest { id: id.clone() }).await?.into_inner();
-            show(&job, output)
-        }
+        Job::Show { id } => show(&get(endpoints, id).await?, output),
         Job::Watch { id, from } => {
             let job = watch(endpoints, id, *from, output).await?;
-            conclude(&job, output)
+            report(&job, output)
         }
         Job::Cancel { id } => {
             let job = endpoints.trainer()?.cancel_job(pb::CancelJobRequest { id: id.clone() }).await?.into_inner();
             output.show(&describe(&job), || println!("cancelled {}", job.id))
         }
+        Job::Predictions { id, wrong, changed, limit } => {
+            let filter = PredictionFilter { wrong: *wrong, changed: *changed, limit: *limit };
+            predictions::list(endpoints, id, filter, output).await
+        }
+        Job::Plot { id, file } => plot::draw(endpoints, id, file, output).await,
+        Job::Tensorboard { id, dir, no_follow } => tensorboard::write(endpoints, id, dir, *no_follow, output).await,
     }
 }
 
@@ -89,11 +99,19 @@ fn show(job: &pb::Job, output: &Output) -> anyhow::Result<()> {
             ("step", format!("{} of {}", step.step, step.total_steps)),
             ("loss", format!("{:.4}", step.loss)),
             ("grad norm", format!("{:.4}", step.grad_norm)),
-            ("metrics", metrics_line(&job.metrics)),
+            ("tuning", job.last_tuning.as_ref().map(tuning_line).unwrap_or_default()),
+            ("metrics", metrics_line(&evaluation::apart(&job.metrics))),
             ("created", time(job.created_at_ms)),
             ("updated", time(job.updated_at_ms)),
         ]);
+        evaluation::print(&job.metrics);
     })
+}
+
+fn tuning_line(tuning: &pb::Tuning) -> String {
+    let best = if tuning.best { ", the best so far" } else { "" };
+    let (loss, accuracy) = (tuning.loss, tuning.token_accuracy * 100.0);
+    format!("after step {}: loss {loss:.4}, token accuracy {accuracy:.1} %{best}", tuning.step)
 }
 
 pub fn metrics_line(metrics: &std::collections::HashMap<String, f64>) -> String {
@@ -102,12 +120,19 @@ pub fn metrics_line(metrics: &std::collections::HashMap<String, f64>) -> String 
     pairs.iter().map(|(name, value)| format!("{name} {value:.4}")).collect::<Vec<_>>().join(", ")
 }
 
-/// Says how a watched job ended; an error when it did not succeed.
+/// Says how a watched job ended, with the figures; an error when it did not succeed.
+pub fn report(job: &pb::Job, output: &Output) -> anyhow::Result<()> {
+    conclude(job, output)?;
+    if !output.json {
+        evaluation::print(&job.metrics);
+    }
+    Ok(())
+}
+
+/// Says in a line how a job ended; an error when it did not succeed.
 pub fn conclude(job: &pb::Job, output: &Output) -> anyhow::Result<()> {
     if job.state == "SUCCEEDED" {
-        return output.show(&describe(job), || {
-            println!("published {}@{}: {}", job.adapter, job.adapter_version, metrics_line(&job.metrics));
-        });
+        return output.show(&describe(job), || println!("published {}@{}", job.adapter, job.adapter_version));
     }
     if output.json {
         println!("{}", describe(job));
@@ -120,36 +145,50 @@ pub fn conclude(job: &pb::Job, output: &Output) -> anyhow::Result<()> {
 
 /// Follows a job to its end with a progress bar; takes a broken stream up where it broke.
 pub async fn watch(endpoints: &Endpoints, id: &str, from: u64, output: &Output) -> anyhow::Result<pb::Job> {
-    let mut client = endpoints.trainer()?;
     let mut screen = Screen::new(output);
+    follow(endpoints, id, from, |event| {
+        screen.event(event);
+        Ok(())
+    })
+    .await?;
+    screen.finish();
+    get(endpoints, id).await
+}
+
+async fn get(endpoints: &Endpoints, id: &str) -> anyhow::Result<pb::Job> {
+    Ok(endpoints.trainer()?.get_job(pb::GetJobRequest { id: id.to_owned() }).await?.into_inner())
+}
+
+/// Gives every event of a job's log from `from` on to `take`, until the job's end.
+async fn follow(
+    endpoints: &Endpoints,
+    id: &str,
+    from: u64,
+    mut take: impl FnMut(&pb::JobEvent) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let mut client = endpoints.trainer()?;
     let mut next = from.max(1);
     let mut broken_since: Option<Instant> = None;
     loop {
-        let request = pb::WatchJobRequest { id: id.to_owned(), from_sequence: next };
+        let request = pb::WatchJobRequest { id: id.to_owned(), from_sequence: next, no_follow: false };
         let outcome = async {
             let mut stream = client.watch_job(request).await?.into_inner();
             while let Some(event) = stream.message().await? {
                 next = event.sequence + 1;
                 broken_since = None;
-                screen.event(&event);
+                take(&event)?;
             }
-            Ok::<_, tonic::Status>(())
+            anyhow::Ok(())
         }
         .await;
-        match outcome {
-            Ok(()) => break,
-            Err(status) if status.code() == tonic::Code::Unavailable => {
-                let since = *broken_since.get_or_insert_with(Instant::now);
-                if since.elapsed() > PATIENCE {
-                    return Err(status.into());
-                }
-                tokio::time::sleep(Duration::from_secs(1)).await;
-            }
-            Err(status) => return Err(status.into()),
+        let Err(error) = outcome else { return Ok(()) };
+        let is_away = error.downcast_ref::<tonic::Status>().is_some_and(|s| s.code() == tonic::Code::Unavailable);
+        let since = *broken_since.get_or_insert_with(Instant::now);
+        if !is_away || since.elapsed() > PATIENCE {
+            return Err(error);
         }
+        tokio::time::sleep(Duration::from_secs(1)).await;
     }
-    screen.finish();
-    Ok(client.get_job(pb::GetJobRequest { id: id.to_owned() }).await?.into_inner())
 }
 
 /// What a person sees while a job runs: one line a state, one moving bar.
@@ -185,12 +224,7 @@ impl Screen {
             self.step(step);
         }
         if let Some(tuning) = &event.tuning {
-            let best = if tuning.best { ", the best so far" } else { "" };
-            let (loss, accuracy) = (tuning.loss, tuning.token_accuracy * 100.0);
-            self.line(&format!(
-                "tuning      after step {}: loss {loss:.4}, token accuracy {accuracy:.1} %{best}",
-                tuning.step
-            ));
+            self.line(&format!("tuning      {}", tuning_line(tuning)));
         }
         if event.evaluation_rows > 0 {
             self.bar.set_length(event.evaluation_rows);

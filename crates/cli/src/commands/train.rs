@@ -25,7 +25,7 @@ pub async fn run(endpoints: &Endpoints, args: &Train, output: &Output) -> anyhow
     }
     output.say(format!("job {} (Ctrl-C stops watching, not the job)", created.id));
     let finished = job::watch(endpoints, &created.id, 1, output).await?;
-    job::conclude(&finished, output)
+    job::report(&finished, output)
 }
 
 fn request(args: &Train) -> anyhow::Result<pb::CreateJobRequest> {
