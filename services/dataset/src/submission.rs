@@ -94,7 +94,7 @@ impl Datasets {
             for (row, index) in rows::read(&name, &split)?.zip(0..) {
                 let row = row?;
                 if let Some(predicted) = by_row.get(&index) {
-                    comparison.add(&predicted.adapter, &predicted.base, &row.target, &row.input);
+                    comparison.add(&predicted.adapter, &predicted.base, row.content.answer(), row.content.question());
                 }
             }
             Ok(comparison.finish())
@@ -120,14 +120,16 @@ impl Datasets {
                 if revealed.len() >= filter.limit {
                     break;
                 }
-                let row = row?;
+                let content = row?.content;
                 let Some(predicted) = by_row.get(&index) else { continue };
-                let (base, adapter) = (answer(&predicted.base, &row.target), answer(&predicted.adapter, &row.target));
+                let target = content.answer();
+                let (base, adapter) = (answer(&predicted.base, target), answer(&predicted.adapter, target));
                 let is_changed = base.text.trim() != adapter.text.trim();
                 if (filter.wrong && adapter.exact) || (filter.changed && !is_changed) {
                     continue;
                 }
-                revealed.push(Revealed { row: index, input: row.input, target: row.target, base, adapter });
+                let (input, target) = (content.asked().into_owned(), target.to_owned());
+                revealed.push(Revealed { row: index, input, target, base, adapter });
             }
             Ok(revealed)
         })

@@ -72,10 +72,11 @@ impl Run {
 
 /// TensorBoard makes a section of what stands before the slash.
 fn tag(metric: &str) -> String {
+    const OF_TRAINING: [&str; 3] = ["train_", "tuning_", "kept_"];
     match metric.strip_prefix("base_") {
         Some(name) => format!("held_out_base/{name}"),
         None if metric.contains("_difference") => format!("held_out_difference/{metric}"),
-        None if metric.starts_with("train_") => format!("summary/{metric}"),
+        None if OF_TRAINING.iter().any(|prefix| metric.starts_with(prefix)) => format!("summary/{metric}"),
         None => format!("held_out/{metric}"),
     }
 }
