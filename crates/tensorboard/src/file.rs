@@ -52,7 +52,8 @@ impl EventFile {
     /// # Errors
     /// The disk does not take it.
     pub fn scalars(&mut self, at_ms: u64, step: u64, values: &[(&str, f64)]) -> Result<(), Error> {
-        let value = values.iter().map(|(tag, value)| Value { tag: (*tag).to_owned(), simple_value: *value as f32 });
+        let value =
+            values.iter().map(|(tag, value)| Value { tag: (*tag).to_owned(), simple_value: Some(*value as f32) });
         self.event(at_ms, step, What::Summary(Summary { value: value.collect() }))
     }
 
@@ -90,7 +91,7 @@ mod tests {
     fn a_file_begins_with_its_version_and_holds_one_record_an_event() {
         let folder = tempfile::tempdir().expect("folder");
         let mut events = EventFile::create(&folder.path().join("run"), "job", 12_500).expect("created");
-        events.scalars(13_000, 7, &[("train/loss", 0.5), ("train/grad_norm", 2.0)]).expect("written");
+        events.scalars(13_000, 7, &[("train/loss", 0.5), ("train/grad_norm", 0.0)]).expect("written");
         events.restart(14_000, 5).expect("written");
         assert!(events.path().ends_with("run/events.out.tfevents.0000000012.job"));
 
@@ -99,8 +100,9 @@ mod tests {
         assert_eq!(read.len(), 3);
         assert_eq!((read[0].wall_time, &read[0].what), (12.5, &Some(What::FileVersion(VERSION.into()))));
         let Some(What::Summary(summary)) = &read[1].what else { panic!("{:?}", read[1]) };
-        let values: Vec<_> = summary.value.iter().map(|value| (value.tag.as_str(), value.simple_value)).collect();
-        assert_eq!((read[1].step, values), (7, vec![("train/loss", 0.5), ("train/grad_norm", 2.0)]));
+        let values: Vec<_> =
+            summary.value.iter().map(|value| (value.tag.as_str(), value.simple_value.unwrap_or(f32::NAN))).collect();
+        assert_eq!((read[1].step, values), (7, vec![("train/loss", 0.5), ("train/grad_norm", 0.0)]));
         assert_eq!(read[2].what, Some(What::SessionLog(SessionLog { status: 1 })));
     }
 

@@ -8,8 +8,8 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::{process, workspace};
 
 /// The names of `crates/hostile`.
-const TARGETS: [&str; 6] =
-    ["safetensors", "index", "quant_state", "adapter_config", "tokenizer_config", "chat_template"];
+const TARGETS: [&str; 7] =
+    ["safetensors", "index", "quant_state", "adapter_config", "tokenizer_config", "chat_template", "sentencepiece"];
 /// Of memory, as libFuzzer counts it; and of seconds for one input.
 const LIMITS: [&str; 2] = ["-rss_limit_mb=2048", "-timeout=10"];
 /// No trick needs more, and the fuzzer is faster on short inputs.
