@@ -34,7 +34,7 @@ async fn every_job_file_trains_and_publishes() {
         let notes: Vec<&str> = lines.iter().filter_map(|line| line["message"].as_str()).collect();
         let settings = cli.json(&["job", "show", job["id"].as_str().expect("id")]);
         shows(&adapter, &settings, &notes);
-        let folder = up.folder.join(&format!("peft-{adapter}")).display().to_string();
+        let folder = up.folder.join(format!("peft-{adapter}")).display().to_string();
         cli.json(&["adapter", "export", &format!("{adapter}@1"), &folder]);
         let answer =
             cli.json(&["score", "--adapter", &format!("{adapter}@1"), "--prompt-ids", "40,41", "--token-ids", "42,43"]);
@@ -56,7 +56,7 @@ fn prepare(up: &Up, cli: &Cli) {
             say("user", format!("then {n}")), say("assistant", format!("Last {n}!"))]})
     };
     for (name, text) in [("pairs", lines_of(pair)), ("chats", lines_of(chat))] {
-        let file = up.folder.join(&format!("{name}.jsonl"));
+        let file = up.folder.join(format!("{name}.jsonl"));
         std::fs::write(&file, text).expect("write rows");
         cli.json(&["dataset", "push", &file.display().to_string(), "--name", name]);
     }

@@ -143,7 +143,7 @@ pub enum Dataset {
         tailor dataset push chats.jsonl --name chats --messages messages\n  \
         tailor dataset push pairs.csv --name taste --input prompt --chosen better --rejected worse"
     )]
-    Push(Push),
+    Push(Box<Push>),
     /// Every dataset's latest version
     List,
     /// One dataset

@@ -11,11 +11,14 @@ use crate::{Error, Result};
 
 /// Layers that follow each other.
 pub(crate) struct Chain<'a> {
-    layer: Box<dyn Fn(usize, &Tensor) -> Tensor + 'a>,
+    layer: Box<Layer<'a>>,
     kept: Vec<Kept>,
     /// What the last layer gave, as a leaf: whatever follows leaves its gradient here.
     pub last: Tensor,
 }
+
+/// The output of the layer with this number for an input.
+type Layer<'a> = dyn Fn(usize, &Tensor) -> Tensor + 'a;
 
 struct Kept {
     input: Tensor,

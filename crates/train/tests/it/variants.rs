@@ -118,7 +118,7 @@ fn frozen_layers_stay_as_they_are_until_their_stage_begins() {
         };
         (of_layer("layers.0."), of_layer("layers.1."), steps)
     };
-    assert_eq!(moved(4, 1.0).0, false, "its stage never begins");
+    assert!(!moved(4, 1.0).0, "its stage never begins");
     let (lower, upper, half_way) = moved(4, 0.5);
     assert!(lower && upper);
     let (_, _, all) = moved(4, 0.0);

@@ -21,7 +21,8 @@ fn conversations() -> Vec<u8> {
             ("assistant", &format!("Answer-{n}!")),
         ]
         .map(|(role, content)| serde_json::json!({"role": role, "content": content}));
-        serde_json::json!({"id": n, "topic": if n % 2 == 0 { "even" } else { "odd" }, "messages": turns}).to_string()
+        serde_json::json!({"id": n, "topic": if n.is_multiple_of(2) { "even" } else { "odd" }, "messages": turns})
+            .to_string()
     };
     let bad = ["{\"messages\": [{\"role\": \"user\", \"content\": \"unanswered\"}]}", "{\"text\": \"no messages\"}"];
     (0..ROWS).map(row).chain([row(0)]).chain(bad.map(str::to_owned)).collect::<Vec<_>>().join("\n").into_bytes()
