@@ -99,15 +99,17 @@ fn shows(adapter: &str, job: &Value, notes: &[&str]) {
 fn what_no_job_knows_is_refused_before_anything_is_sent() {
     let folder = tailor_testkit::TempDir::new();
     let cli = Cli::new(folder.path());
-    let refused = |text: &str, words: &[&str]| {
+    let refused_as = |code: &str, text: &str, words: &[&str]| {
         std::fs::write(folder.join("job.yaml"), text).expect("write");
-        cli.refused(&["train", "-f", "job.yaml"]).says("ERROR", words);
+        cli.refused(&["train", "-f", "job.yaml"]).says(code, words);
     };
+    let refused = |text: &str, words: &[&str]| refused_as("ERROR", text, words);
+    let invalid = |text: &str, words: &[&str]| refused_as("INVALID_ARGUMENT", text, words);
     let head = "base: b\ndataset: d\nadapter: a\n";
     refused(&format!("{head}lora:\n  rnak: 8\n"), &["job.yaml", "rnak", "rank"]);
     refused(&format!("{head}train: {{ optimizer: sgd }}\n"), &["job.yaml", "sgd", "adamw8bit"]);
-    refused(&format!("{head}lora: {{ rank: 0 }}\n"), &["job.yaml", "lora.rank", "1 to 1024"]);
-    refused(&format!("{head}stop: {{ max_cost: 3 }}\n"), &["stop.max_cost", "stop.price_per_hour"]);
+    invalid(&format!("{head}lora: {{ rank: 0 }}\n"), &["job.yaml", "lora.rank", "1 to 1024"]);
+    invalid(&format!("{head}stop: {{ max_cost: 3 }}\n"), &["stop.max_cost", "stop.price_per_hour"]);
     refused("base: b\ndataset: d\n", &["adapter"]);
     refused("base: [", &["job.yaml"]);
     cli.refused(&["train", "-f", "missing.yaml"]).says("ERROR", &["missing.yaml", "No such file"]);

@@ -14,6 +14,7 @@ import secrets
 import subprocess
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 import datasets
@@ -28,13 +29,16 @@ LOSS_LIMIT = 1e-5  # relative; only the order of sums differs
 GRADIENT_LIMIT = 1e-3  # of the largest number of the same matrix
 VOCABULARY = 128
 EOS = 1
-ROUNDS = 4
+KINDS = ["plain", "with the chosen answers' own loss", "smoothed"]
+ROUNDS = 6
 
 
 def main() -> int:
     seed = int(sys.argv[1]) if len(sys.argv) > 1 else secrets.randbelow(2**31)
     print(f"seed {seed}, trl {trl.__version__}", flush=True)
     transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning)
     datasets.disable_progress_bars()
     draw = random.Random(seed)
     failures = 0
@@ -63,19 +67,33 @@ def check(draw: random.Random, folder: Path, round_: int) -> int:
     )
     tuned = peft.get_peft_model(model, lora)
     tuned.save_pretrained(folder / "adapter")
-    settings = dict(beta=draw.choice([0.1, 0.7]), label_smoothing=draw.choice([0.0, 0.1]))
-    # Recent releases keep the SFT term as one of several losses with weights.
-    pairs = [pair(draw) for _ in range(draw.choice([3, 6]))]
+    settings = dict(beta=draw.choice([0.1, 0.7]), label_smoothing=0.0, sft_weight=0.0)
+    count = draw.choice([3, 6])
+    kind = KINDS[round_ % len(KINDS)]
+    theirs_too = dict(loss_type=["sigmoid"])
+    if kind == "with the chosen answers' own loss":
+        settings["sft_weight"] = draw.choice([0.3, 1.0])
+        theirs_too = dict(loss_type=["sigmoid", "sft"], loss_weights=[1.0, settings["sft_weight"]])
+    elif kind == "smoothed":
+        # TRL smooths no sigmoid loss; its AOT loss is the smoothed one where there is one pair and nothing to sort.
+        settings["label_smoothing"], count = draw.choice([0.05, 0.2]), 1
+        theirs_too = dict(loss_type=["aot"], label_smoothing=settings["label_smoothing"])
+    pairs = [pair(draw) for _ in range(count)]
     trainer = trl.DPOTrainer(
         model=tuned,
         args=trl.DPOConfig(
             output_dir=str(folder / "trl"), per_device_train_batch_size=len(pairs), report_to=[], use_cpu=True,
             gradient_checkpointing=False, disable_dropout=True, max_length=64, bf16=False, fp16=False,
-            dataloader_num_workers=0, remove_unused_columns=False, **settings,
+            dataloader_num_workers=0, remove_unused_columns=False,
+            beta=settings["beta"], **theirs_too,
         ),
         train_dataset=datasets.Dataset.from_list(pairs),
         processing_class=tokenizer(),
     )
+    # TRL takes the adapter as it was at the start for the reference, in a copy named "ref". Ours is the base: no copy.
+    for name, parameter in tuned.named_parameters():
+        if ".ref." in name and "lora_B" in name:
+            torch.nn.init.zeros_(parameter)
     batch = next(iter(trainer.get_train_dataloader()))
     tuned.zero_grad()
     loss = trainer.compute_loss(tuned, batch)
@@ -98,7 +116,7 @@ def check(draw: random.Random, folder: Path, round_: int) -> int:
         worst = max(worst, ((got - wanted).abs().max() / wanted.abs().max().clamp_min(1e-12)).item())
     bad = loss_error > LOSS_LIMIT or worst > GRADIENT_LIMIT
     print(
-        f"round {round_}: {len(pairs)} pairs, beta {settings['beta']}, smoothing {settings['label_smoothing']}: loss "
+        f"round {round_}, {kind}: {len(pairs)} pairs, beta {settings['beta']}: loss "
         f"{loss.item():.6f}, ours off by {loss_error:.1e}; worst of {len(theirs)} gradients {worst:.1e}"
         + ("  OVER" if bad else ""),
         flush=True,

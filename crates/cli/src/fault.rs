@@ -28,7 +28,9 @@ pub fn usage(error: &clap::Error) -> ExitCode {
 pub fn report(output: &Output, error: &anyhow::Error) -> ExitCode {
     let status = error.downcast_ref::<Status>();
     let hub = error.downcast_ref::<tailor_hub::Error>().map(|error| tailor_serverkit::status::grpc_code(error.code()));
-    let code = status.map(Status::code).or(hub);
+    // What the service would refuse was refused before it was asked.
+    let invalid = error.downcast_ref::<tailor_domain::Invalid>().map(|_| Code::InvalidArgument);
+    let code = status.map(Status::code).or(hub).or(invalid);
     let message = match status {
         Some(status) => said(status),
         None => format!("{error:#}"),
