@@ -224,7 +224,7 @@ async fn names_that_do_not_exist_and_settings_outside_their_limits_make_no_job()
     train("little-t5", "rows", &["--rank", "0"]).says("INVALID_ARGUMENT", &["lora.rank: 0 is outside 1 to 1024"]);
     train("little-t5", "rows", &["--lr", "7"]).says("INVALID_ARGUMENT", &["train.learning_rate: 7 is outside"]);
     train("little-t5", "rows", &["--batch", "4", "--micro-batch", "8"])
-        .says("INVALID_ARGUMENT", &["train.micro_batch_rows: 8 is outside 1 to 4"]);
+        .says("INVALID_ARGUMENT", &["train.micro_batch_rows: 8 is outside 0 to 4"]);
     assert_eq!(cli.json(&["job", "list"]), serde_json::json!([]), "no job was made");
 
     // What only the worker can find fails the job with the same kind of sentence.

@@ -36,7 +36,7 @@ MOVES = 1e-2
 STATED_LIMIT = 1e-6
 KINDS = {
     "plain": dict(),
-    "rsLoRA, patterns": dict(use_rslora=True, rank_pattern={r"\.0\..*": 3}, alpha_pattern={r"\.1\..*": 24}),
+    "rsLoRA, patterns": dict(use_rslora=True, rank_pattern={r"(layers|block)\.0\..*": 3}, alpha_pattern={r"(layers|block)\.1\..*": 24}),
     "DoRA": dict(use_dora=True),
     "head": dict(modules_to_save=["lm_head"]),
 }
