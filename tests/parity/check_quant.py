@@ -182,10 +182,10 @@ def same_values(ours, theirs) -> bool:
 
 
 def flushed(values):
-    """The kernel takes bf16 numbers below the least normal one for zero."""
+    """The kernel takes products below bf16's least normal number for zero before it rounds, also those that round to it."""
     if values.dtype != torch.bfloat16:
         return values
-    return torch.where(values.abs() < torch.finfo(torch.bfloat16).tiny, 0.0, values)
+    return torch.where(values.abs() <= torch.finfo(torch.bfloat16).tiny, 0.0, values)
 
 
 class Tally:
@@ -468,7 +468,7 @@ def write_report(seed: int, table: list[str], apart: list[int], rows: list[str],
         "A cell counts comparisons that were equal in every byte. Nested weights are compared twice: as they come, and",
         "around bitsandbytes' offset. *Dequantised* is against bitsandbytes' default back end, in the weight's own type and",
         "in bf16, bit for bit but for the sign of a zero; *by its kernel* is against its CPU kernel too, where rows are",
-        "whole blocks (elsewhere that kernel, in 0.50.2, takes the scale of another block) and but for bf16 numbers below the",
+        "whole blocks (elsewhere that kernel, in 0.50.2, takes the scale of another block) and but for bf16 numbers not above the",
         "least normal one, which it takes for zero.",
         "",
         f"The offset is the mean of the scales. Up to {SHARED_SCALES - 1:,} scales torch adds them in one order, which is ours:",
