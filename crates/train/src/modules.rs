@@ -45,9 +45,9 @@ impl Modules {
             }
         }
         let task = base.family().task_type();
-        // A regular expression takes the place of the names once the rest of the config is there.
-        let placeholder = if names.is_empty() { vec!["lm_head".to_owned()] } else { names };
-        let config = AdapterConfig::new(task, spec.rank, widen(spec.alpha), widen(spec.dropout), &placeholder)?
+        // In `fields` a regular expression is one, and no longer a name.
+        let names = if spec.target_regex.is_empty() { names } else { vec![spec.target_regex.clone()] };
+        let config = AdapterConfig::new(task, spec.rank, widen(spec.alpha), widen(spec.dropout), &names)?
             .with_base(base_name)
             .with_fields(fields(spec))
             .map_err(|error| Invalid::new("lora", error.to_string()))?;

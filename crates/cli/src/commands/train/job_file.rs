@@ -46,7 +46,11 @@ impl JobFile {
     }
 
     fn parse(text: &str) -> anyhow::Result<Self> {
-        serde_saphyr::from_str(text).map_err(|error| anyhow::anyhow!("{error}"))
+        // The reader begins with a word that we have said already.
+        serde_saphyr::from_str(text).map_err(|error| {
+            let said = error.to_string();
+            anyhow::anyhow!("{}", said.strip_prefix("error: ").unwrap_or(&said))
+        })
     }
 
     pub fn recipe(&self) -> Recipe {
