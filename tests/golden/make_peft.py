@@ -20,7 +20,7 @@ if os.environ.get("PYTHONHASHSEED") != "0":  # peft keeps names in sets and save
 import bitsandbytes as bnb
 import torch
 from bitsandbytes.backends.default.ops import _dequantize_4bit_compute
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from transformers import (AutoModelForCausalLM, AutoModelForSeq2SeqLM, LlamaConfig, LlamaForCausalLM, T5Config,
@@ -108,8 +108,23 @@ ON_GOLDEN = {
 }
 
 
+# An encoder-decoder's has twice the embeddings that are used, unless the config says otherwise.
+PROMPTS = {
+    "prompt-llama": ("llama-gqa-nf4", dict(task_type="CAUSAL_LM", num_virtual_tokens=5)),
+    "prompt-gemma3": ("gemma3", dict(task_type="CAUSAL_LM", num_virtual_tokens=3)),
+    "prompt-t5": ("t5-v11", dict(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=4)),
+    "prompt-mt5": ("mt5", dict(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=2, num_transformer_submodules=1)),
+}
+
+
+def config(options):
+    return (PromptTuningConfig if "num_virtual_tokens" in options else LoraConfig)(**options)
+
+
 def expected(model):
     modules = {}
+    if isinstance(model.peft_config["default"], PromptTuningConfig):
+        return modules
     for name, module in model.base_model.model.named_modules():
         if not isinstance(module, LoraLayer) or not module.lora_A:  # LoRA on an embedding is in other fields
             continue
@@ -157,12 +172,14 @@ def dense(model):
 def logits(model, base):
     data = load_file(MODELS / base / "golden.safetensors")
     extra = dict(decoder_input_ids=data["decoder_ids"]) if model.config.is_encoder_decoder else {}
-    return model.eval()(input_ids=data["ids"], attention_mask=data["mask"], use_cache=False, **extra).logits
+    said = model.eval()(input_ids=data["ids"], attention_mask=data["mask"], use_cache=False, **extra).logits
+    # Of a decoder's own input: the virtual tokens before it have logits too.
+    return said if extra else said[:, -data["ids"].shape[1]:]
 
 
 def make(number, name, make_base, options, base=None):
     torch.manual_seed(number)
-    model = trained(get_peft_model(make_base(), LoraConfig(**options)))
+    model = trained(get_peft_model(make_base(), config(options)))
     folder = HERE / name
     shutil.rmtree(folder, ignore_errors=True)
     if base is not None:
@@ -176,11 +193,12 @@ def make(number, name, make_base, options, base=None):
 
 
 def main():
-    chosen = sys.argv[1:] or [*CASES, *ON_GOLDEN]
+    on_bases = ON_GOLDEN | PROMPTS
+    chosen = sys.argv[1:] or [*CASES, *on_bases]
     for number, (name, (base, options)) in enumerate(CASES.items()):
         if name in chosen:
             make(number, name, base, options)
-    for number, (name, (base, options)) in enumerate(ON_GOLDEN.items()):
+    for number, (name, (base, options)) in enumerate(on_bases.items()):
         if name not in chosen:
             continue
         _, folder = make(100 + number, name, lambda: on_golden(base, options), options, base)

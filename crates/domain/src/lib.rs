@@ -18,4 +18,4 @@ pub use error::{ErrorCode, Invalid};
 pub use ids::{AdapterName, AliasName, BaseName, DatasetName, Digest, JobId, Version};
 pub use job::{JobEvent, JobState, LogEntry, LogKind, StepMetrics, TuningMetrics};
 pub use prediction::Predicted;
-pub use spec::{EvaluateSpec, JobSpec, LoraSpec, PreferenceSpec, Recipe, StopSpec, TrainSpec};
+pub use spec::{EvaluateSpec, JobSpec, LoraSpec, PreferenceSpec, PromptTuningSpec, Recipe, StopSpec, TrainSpec};

@@ -6,6 +6,7 @@
 mod evaluate;
 mod lora;
 mod preference;
+mod prompt_tuning;
 mod stop;
 mod train;
 
@@ -20,6 +21,7 @@ use crate::ids::{AdapterName, BaseName, DatasetName, Version};
 pub use evaluate::EvaluateSpec;
 pub use lora::{LoraInit, LoraSpec};
 pub use preference::PreferenceSpec;
+pub use prompt_tuning::{PromptInit, PromptTuningSpec};
 pub use stop::StopSpec;
 pub use train::{Checkpointing, Grouping, LossOn, Objective, Optimizer, Precision, Schedule, TrainSpec, UnfreezeStage};
 
@@ -29,6 +31,7 @@ pub use train::{Checkpointing, Grouping, LossOn, Objective, Optimizer, Precision
 #[serde(deny_unknown_fields, default)]
 pub struct Recipe {
     pub lora: LoraSpec,
+    pub prompt_tuning: PromptTuningSpec,
     pub train: TrainSpec,
     pub evaluate: EvaluateSpec,
     pub stop: StopSpec,
@@ -59,6 +62,7 @@ impl Recipe {
         self.evaluate.validate()?;
         self.stop.validate()?;
         self.preference.validate()?;
+        self.prompt_tuning.validate(self)?;
         self.stop.validate_with(&self.evaluate)
     }
 }

@@ -98,6 +98,10 @@ pub fn write_adapter(
 fn check_expressible(adapter: &Adapter) -> Result<()> {
     let refuse = |what: &str, problem: &str| Err(Error::not_mapped(what, problem, MERGE));
     let config = adapter.config();
+    if config.prompt.is_some() {
+        let problem = "a GGUF adapter holds A and B, and no virtual tokens";
+        return Err(Error::not_mapped("prompt_embeddings", problem, "serve it with base and adapter apart"));
+    }
     if config.use_dora {
         return refuse("use_dora", "a GGUF adapter holds A and B, and no magnitudes");
     }

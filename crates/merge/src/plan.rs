@@ -40,6 +40,10 @@ impl<'a> Plan<'a> {
         adapter.check_against(&shapes(&weights))?;
 
         let tensors = adapter.tensors();
+        if tensors.prompt.is_some() {
+            let problem = "virtual tokens stand before the input and are in no weight";
+            return Err(Error::not_expressible("prompt_embeddings", problem));
+        }
         let embedding = if family == Family::Decoder { "model.embed_tokens.weight" } else { SHARED };
         let touches_embedding = tensors.whole.keys().any(|path| stored_name(path) == embedding);
         let touches_head = tensors.pairs.contains_key(HEAD) || tensors.whole.contains_key(HEAD_WEIGHT);

@@ -12,6 +12,7 @@ use crate::chain::Chain;
 use crate::decoder::Decoder;
 use crate::linear::{Compute, LinearInfo, Weight};
 use crate::pass::Pass;
+use crate::prompt::Roomy;
 use crate::t5::T5;
 use crate::weights::{Builder, Parameter, Site, Source};
 use crate::{Config, Error, Result};
@@ -192,6 +193,37 @@ impl Base {
         &self.weights[slot]
     }
 
+    /// The embedding of the input's tokens [V, D].
+    pub(crate) fn embedding(&self) -> &Tensor {
+        match &self.model {
+            Model::Decoder(decoder) => decoder.embedding(),
+            Model::T5(t5) => t5.embedding(),
+        }
+    }
+
+    /// D: values of a token's embedding.
+    pub fn embedding_size(&self) -> usize {
+        self.embedding().size()[1] as usize
+    }
+
+    /// What the first layer gets of these tokens, scaled where the architecture does so.
+    ///
+    /// # Shapes
+    /// `tokens`: n below the vocabulary's size → [n, D] in f32
+    ///
+    /// # Errors
+    /// A token that the model does not have.
+    pub fn embed(&self, tokens: &[u32]) -> Result<Tensor> {
+        self.check_tokens(tokens)?;
+        let ids: Vec<i64> = tokens.iter().map(|&id| id as i64).collect();
+        let ids = Tensor::from_slice(&ids).to_device(self.device).unsqueeze(0); // [1, n]
+        let x = match &self.model {
+            Model::Decoder(decoder) => decoder.embed(&ids, None, &Pass::base()),
+            Model::T5(t5) => t5.embed(&ids, None, &Pass::base()),
+        };
+        Ok(x.squeeze_dim(0).to_kind(Kind::Float))
+    }
+
     /// The dense tensors; a tied head is the embedding and comes once.
     pub fn parameters(&self) -> &[Parameter] {
         &self.parameters
@@ -217,9 +249,14 @@ impl Base {
     /// The input is of the other family.
     pub fn hidden(&self, input: &Input<'_>, pass: &Pass<'_>) -> Result<Tensor> {
         match (&self.model, input) {
-            (Model::Decoder(decoder), Input::Decoder { ids, mask }) => Ok(decoder.hidden(ids, *mask, None, pass)),
+            (Model::Decoder(decoder), Input::Decoder { ids, mask }) => {
+                let Roomy { ids, mask, prompts, room } = pass.with_room(ids, *mask)?;
+                let hidden = decoder.hidden(&ids, mask.as_ref(), prompts.as_ref(), None, pass);
+                Ok(without_room(hidden, room))
+            }
             (Model::T5(t5), Input::EncoderDecoder { ids, mask, decoder_ids }) => {
-                Ok(t5.hidden(ids, *mask, decoder_ids, pass))
+                let Roomy { ids, mask, prompts, .. } = pass.with_room(ids, *mask)?;
+                Ok(t5.hidden(&ids, mask.as_ref(), decoder_ids, prompts.as_ref(), pass))
             }
             _ => Err(Error::Request(format!("input does not fit a model of type {}", self.config.model_type()))),
         }
@@ -232,14 +269,17 @@ impl Base {
     pub fn hidden_layered<'a>(&'a self, input: &Input<'_>, pass: &'a Pass<'a>) -> Result<Layered<'a>> {
         match (&self.model, input) {
             (Model::Decoder(decoder), Input::Decoder { ids, mask }) => {
-                let chain = decoder.chain(ids, *mask, pass)?;
-                Ok(Layered { hidden: decoder.finish(&chain.last, pass), chain, encoder: None })
+                let Roomy { ids, mask, prompts, room } = pass.with_room(ids, *mask)?;
+                let chain = decoder.chain(&ids, mask.as_ref(), prompts.as_ref(), pass)?;
+                let hidden = without_room(decoder.finish(&chain.last, pass), room);
+                Ok(Layered { hidden, chain, encoder: None })
             }
             (Model::T5(t5), Input::EncoderDecoder { ids, mask, decoder_ids }) => {
-                let encoder = t5.encoder_chain(ids, *mask, pass)?;
+                let Roomy { ids, mask, prompts, .. } = pass.with_room(ids, *mask)?;
+                let encoder = t5.encoder_chain(&ids, mask.as_ref(), prompts.as_ref(), pass)?;
                 let states = t5.finish_encoder(&encoder.last, pass);
                 let leaf = states.f_detach()?.f_set_requires_grad(true)?;
-                let chain = t5.decoder_chain(decoder_ids, &leaf, *mask, pass)?;
+                let chain = t5.decoder_chain(decoder_ids, &leaf, mask.as_ref(), pass)?;
                 Ok(Layered {
                     hidden: t5.finish_decoder(&chain.last, pass),
                     chain,
@@ -259,4 +299,9 @@ impl Base {
         };
         logits.to_kind(Kind::Float)
     }
+}
+
+/// The hidden states of the input itself: [B, P + T, D] → [B, T, D]
+fn without_room(hidden: Tensor, room: i64) -> Tensor {
+    if room == 0 { hidden } else { hidden.narrow(1, room, hidden.size()[1] - room) }
 }

@@ -13,6 +13,8 @@ use crate::{Error, Result};
 pub(crate) struct Chain<'a> {
     layer: Box<Layer<'a>>,
     kept: Vec<Kept>,
+    /// The first layer's input with its own history, where something before the layers is trained.
+    entry: Option<Tensor>,
     /// What the last layer gave, as a leaf: whatever follows leaves its gradient here.
     pub last: Tensor,
 }
@@ -26,12 +28,13 @@ struct Kept {
 }
 
 impl<'a> Chain<'a> {
-    /// Runs `layers` layers on `x` without any history.
+    /// Runs `layers` layers on `x`, keeping no history of them.
     ///
     /// # Errors
     /// libtorch failed.
-    pub fn forward(x: &Tensor, layers: usize, layer: impl Fn(usize, &Tensor) -> Tensor + 'a) -> Result<Self> {
+    pub fn forward(x: Tensor, layers: usize, layer: impl Fn(usize, &Tensor) -> Tensor + 'a) -> Result<Self> {
         let mut kept = Vec::with_capacity(layers);
+        let entry = x.requires_grad().then(|| x.shallow_clone());
         let mut x = x.f_detach()?;
         for i in 0..layers {
             let random = tailor_torch::rng_state()?;
@@ -39,10 +42,11 @@ impl<'a> Chain<'a> {
             kept.push(Kept { input: x, random });
             x = y;
         }
-        Ok(Self { layer: Box::new(layer), kept, last: x.f_detach()?.f_set_requires_grad(true)? })
+        Ok(Self { layer: Box::new(layer), kept, entry, last: x.f_detach()?.f_set_requires_grad(true)? })
     }
 
-    /// Goes back from the gradient at [`Self::last`], adding to the gradients of the layers' parameters.
+    /// Goes back from the gradient at [`Self::last`], adding to the gradients of the layers' parameters and of what made
+    /// the first one's input.
     ///
     /// # Errors
     /// Nothing has left a gradient there; libtorch failed.
@@ -56,6 +60,9 @@ impl<'a> Chain<'a> {
             let y = (self.layer)(self.kept.len(), &x);
             tailor_torch::backward(&[(&y, Some(&gradient))], false)?;
             gradient = gradient_of(&x)?;
+        }
+        if let Some(entry) = self.entry.take() {
+            tailor_torch::backward(&[(&entry, Some(&gradient))], false)?;
         }
         Ok(tailor_torch::set_rng_state(&random)?)
     }

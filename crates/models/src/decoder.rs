@@ -13,6 +13,7 @@ use crate::config::{AttentionKind, DecoderConfig, RopeScaling};
 use crate::linear::Linear;
 use crate::norm::{NormScale, RmsNorm};
 use crate::pass::Pass;
+use crate::prompt::Prompts;
 use crate::weights::{Builder, Dense};
 use crate::{Activation, Result};
 
@@ -97,6 +98,11 @@ impl Decoder {
         Ok(Self { embed_tokens, embedding_scale, layers, norm, lm_head, logit_softcap: config.logit_softcap, kinds })
     }
 
+    /// [V, D]
+    pub fn embedding(&self) -> &Tensor {
+        &self.embed_tokens.tensor
+    }
+
     pub fn layer_count(&self) -> usize {
         self.layers.len()
     }
@@ -109,6 +115,7 @@ impl Decoder {
         &self,
         ids: &Tensor,
         mask: Option<&Tensor>,
+        prompts: Option<&Prompts<'_>>,
         mut cache: Option<&mut Cache>,
         pass: &Pass<'_>,
     ) -> Tensor {
@@ -117,7 +124,7 @@ impl Decoder {
             None => mask.map(Tensor::shallow_clone),
         };
         let views = self.views(ids, keys.as_ref());
-        let mut x = self.embed(ids, pass);
+        let mut x = self.embed(ids, prompts, pass);
         for (i, layer) in self.layers.iter().enumerate() {
             let cache = cache.as_mut().and_then(|cache| cache.layers.get_mut(i));
             x = layer.forward(&x, &views[layer.kind], cache, pass);
@@ -129,9 +136,15 @@ impl Decoder {
     ///
     /// # Errors
     /// libtorch failed.
-    pub fn chain<'a>(&'a self, ids: &Tensor, mask: Option<&Tensor>, pass: &'a Pass<'a>) -> Result<Chain<'a>> {
+    pub fn chain<'a>(
+        &'a self,
+        ids: &Tensor,
+        mask: Option<&Tensor>,
+        prompts: Option<&Prompts<'_>>,
+        pass: &'a Pass<'a>,
+    ) -> Result<Chain<'a>> {
         let views = self.views(ids, mask);
-        Chain::forward(&self.embed(ids, pass), self.layers.len(), move |i, x| {
+        Chain::forward(self.embed(ids, prompts, pass), self.layers.len(), move |i, x| {
             let layer = &self.layers[i];
             layer.forward(x, &views[layer.kind], None, pass)
         })
@@ -143,13 +156,14 @@ impl Decoder {
     }
 
     /// [B, T] → [B, T, D]
-    fn embed(&self, ids: &Tensor, pass: &Pass<'_>) -> Tensor {
+    pub fn embed(&self, ids: &Tensor, prompts: Option<&Prompts<'_>>, pass: &Pass<'_>) -> Tensor {
         let x = pass.with(&self.embed_tokens, ids, |ids, own| Tensor::embedding(own, ids, -1, false, false));
         let x = pass.noisy(x);
-        match &self.embedding_scale {
+        let x = match &self.embedding_scale {
             Some(scale) => x * scale,
             None => x,
-        }
+        };
+        prompts.map_or_else(|| x.shallow_clone(), |prompts| prompts.put_into(&x))
     }
 
     fn views(&self, ids: &Tensor, keys: Option<&Tensor>) -> Vec<View> {

@@ -6,6 +6,7 @@ use crate::base::Model;
 use crate::cache::Cache;
 use crate::lora::LoraSet;
 use crate::pass::Pass;
+use crate::prompt::Prompts;
 use crate::{Base, Config, Error, Result};
 
 /// A batch that is being continued. Rows are in the order of the prompts, then as [`Decoding::keep`] and
@@ -88,19 +89,20 @@ impl Base {
     /// # Errors
     /// No prompt, an empty or too long one, a token the model does not have, routes for another number of rows.
     pub fn start(&self, prompts: &[Vec<u32>], pass: &Pass<'_>) -> Result<(Tensor, Decoding)> {
-        self.check_prompts(prompts)?;
+        self.check_prompts(prompts, pass)?;
         check_rows(pass, prompts.len())?;
         let batch = prompts.len() as i64;
         no_grad(|| match &self.model {
             Model::Decoder(decoder) => {
-                let (ids, mask) = self.pad(prompts, Side::Left);
+                let (ids, mask, virtual_tokens) = self.pad(prompts, Side::Left, pass);
                 let mut cache = Cache::new(decoder.layer_count(), None, batch, self.device());
-                let hidden = decoder.hidden(&ids, Some(&mask), Some(&mut cache), pass);
+                let hidden = decoder.hidden(&ids, Some(&mask), virtual_tokens.as_ref(), Some(&mut cache), pass);
                 Ok((self.head(&last(&hidden), pass), Decoding { cache }))
             }
             Model::T5(t5) => {
-                let (ids, mask) = self.pad(prompts, Side::Right);
-                let cross = t5.cross(&t5.encode(&ids, Some(&mask), pass), Some(&mask), pass);
+                let (ids, mask, virtual_tokens) = self.pad(prompts, Side::Right, pass);
+                let states = t5.encode(&ids, Some(&mask), virtual_tokens.as_ref(), pass);
+                let cross = t5.cross(&states, Some(&mask), pass);
                 let cache = Cache::new(t5.decoder_layers(), Some(cross), batch, self.device());
                 let mut decoding = Decoding { cache };
                 let Config::T5(config) = self.config() else { unreachable!("a T5 model has a T5 config") };
@@ -127,7 +129,7 @@ impl Base {
             let ids: Vec<i64> = tokens.iter().map(|&id| id as i64).collect();
             let ids = Tensor::from_slice(&ids).to_device(self.device()).unsqueeze(1); // [B, 1]
             let hidden = match &self.model {
-                Model::Decoder(decoder) => decoder.hidden(&ids, None, Some(&mut decoding.cache), pass),
+                Model::Decoder(decoder) => decoder.hidden(&ids, None, None, Some(&mut decoding.cache), pass),
                 Model::T5(t5) => t5.decode_next(&ids, &mut decoding.cache, pass),
             };
             Ok(self.head(&last(&hidden), pass))
@@ -176,28 +178,36 @@ impl Base {
         }
     }
 
-    /// `prompts` as ids and mask [B, T].
-    fn pad(&self, prompts: &[Vec<u32>], side: Side) -> (Tensor, Tensor) {
-        let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
-        let (mut ids, mut mask) = (Vec::new(), Vec::new());
-        for prompt in prompts {
-            let padding = vec![0i64; longest - prompt.len()];
-            let tokens: Vec<i64> = prompt.iter().map(|&id| id as i64).collect();
-            let ones = vec![1i64; prompt.len()];
+    /// `prompts` as ids and mask [B, T], with room for the pass's virtual tokens before each.
+    fn pad<'a>(&self, prompts: &[Vec<u32>], side: Side, pass: &Pass<'a>) -> (Tensor, Tensor, Option<Prompts<'a>>) {
+        let virtual_tokens = pass.prompts(prompts.len());
+        let room = |row: usize| {
+            let own = virtual_tokens.as_ref().and_then(|all| all.get(row).copied().flatten());
+            own.map_or(0, |own| own.size()[0] as usize)
+        };
+        let longest = prompts.iter().enumerate().map(|(row, prompt)| room(row) + prompt.len()).max().unwrap_or(0);
+        let (mut ids, mut mask, mut starts) = (Vec::new(), Vec::new(), Vec::new());
+        for (row, prompt) in prompts.iter().enumerate() {
+            let tokens: Vec<i64> = vec![0; room(row)].into_iter().chain(prompt.iter().map(|&id| id as i64)).collect();
+            let padding = vec![0i64; longest - tokens.len()];
+            let ones = vec![1i64; tokens.len()];
             let (left, right): (&[i64], &[i64]) = match side {
                 Side::Left => (&padding, &[]),
                 Side::Right => (&[], &padding),
             };
+            starts.push(left.len() as i64);
             ids.extend([left, &tokens, right].concat());
             mask.extend([left, &ones, right].concat());
         }
         let tensor = |values: &[i64]| {
             Tensor::from_slice(values).view([prompts.len() as i64, longest as i64]).to_device(self.device())
         };
-        (tensor(&ids), tensor(&mask))
+        let virtual_tokens = virtual_tokens.map(|all| Prompts::new(all, |row| starts[row]));
+        (tensor(&ids), tensor(&mask), virtual_tokens)
     }
 
-    fn check_prompts(&self, prompts: &[Vec<u32>]) -> Result<()> {
+    fn check_prompts(&self, prompts: &[Vec<u32>], pass: &Pass<'_>) -> Result<()> {
+        let virtual_tokens = pass.prompts(prompts.len()).unwrap_or_default();
         if prompts.is_empty() {
             return Err(Error::Request("no prompt; give at least one".into()));
         }
@@ -205,8 +215,10 @@ impl Base {
             if prompt.is_empty() {
                 return Err(Error::Request(format!("prompt {row} has no token; give at least one")));
             }
-            if let Some(limit) = self.config().max_positions().filter(|&limit| prompt.len() as i64 > limit) {
-                let problem = format!("prompt {row} has {} tokens; the model takes {limit}", prompt.len());
+            let before = virtual_tokens.get(row).copied().flatten().map_or(0, |own| own.size()[0]);
+            if let Some(limit) = self.config().max_positions().filter(|&limit| before + prompt.len() as i64 > limit) {
+                let of_adapter = if before > 0 { format!(" and {before} virtual ones") } else { String::new() };
+                let problem = format!("prompt {row} has {} tokens{of_adapter}; the model takes {limit}", prompt.len());
                 return Err(Error::Request(problem));
             }
             self.check_tokens(prompt)?;
@@ -214,7 +226,7 @@ impl Base {
         Ok(())
     }
 
-    fn check_tokens(&self, tokens: &[u32]) -> Result<()> {
+    pub(crate) fn check_tokens(&self, tokens: &[u32]) -> Result<()> {
         let vocab = self.config().vocab_size();
         match tokens.iter().find(|&&id| id as i64 >= vocab) {
             Some(id) => Err(Error::Request(format!("token {id} is not below the vocabulary's size {vocab}"))),

@@ -48,6 +48,7 @@ mod lora;
 mod norm;
 mod pass;
 mod peft;
+mod prompt;
 mod save;
 mod t5;
 mod weights;

@@ -2,7 +2,7 @@
 //!
 //! A set is not part of the base. A pass names the set it runs with, or one set for each row of the batch, so attaching,
 //! detaching and mixing need no change of the model. Beside A and B a set may hold what else PEFT trains with them:
-//! magnitudes (DoRA), biases, and whole tensors in the place of the base's.
+//! magnitudes (DoRA), biases, and whole tensors in the place of the base's; or, with prompt tuning, virtual tokens alone.
 
 use std::sync::Arc;
 
@@ -54,6 +54,7 @@ pub struct LoraSet {
     changes: Vec<Option<Change>>,
     sites: Arc<[Site]>,
     whole: Vec<Option<Tensor>>,
+    prompt: Option<Tensor>, // [P, D] f32
 }
 
 impl LoraSet {
@@ -61,7 +62,7 @@ impl LoraSet {
         let (linears, sites) = base.places();
         let changes = linears.iter().map(|_| None).collect();
         let whole = sites.iter().map(|_| None).collect();
-        Self { linears, changes, sites, whole }
+        Self { linears, changes, sites, whole, prompt: None }
     }
 
     /// A set to be trained: A uniform as PEFT's kaiming_uniform(a=√5), B zero, both f32 leaves. Draws from libtorch's
@@ -240,6 +241,33 @@ impl LoraSet {
         Ok(())
     }
 
+    /// Puts virtual tokens before every input (prompt tuning, arXiv 2104.08691 §2): `prompt` [P, D] in f32.
+    ///
+    /// # Errors
+    /// No token, or embeddings of another size than the base's.
+    pub fn set_prompt(&mut self, base: &Base, prompt: Tensor) -> Result<()> {
+        let width = base.embedding().size()[1];
+        match prompt.size().as_slice() {
+            [tokens, own] if *tokens > 0 && *own == width => {}
+            shape => {
+                let problem = format!("virtual tokens {shape:?} do not fit embeddings of {width} values");
+                return Err(Error::Adapter(problem));
+            }
+        }
+        self.prompt = Some(prompt);
+        Ok(())
+    }
+
+    /// The virtual tokens [P, D].
+    pub(crate) fn prompt(&self) -> Option<&Tensor> {
+        self.prompt.as_ref()
+    }
+
+    /// P: how many virtual tokens stand before an input.
+    pub fn virtual_tokens(&self) -> usize {
+        self.prompt.as_ref().map_or(0, |prompt| prompt.size()[0] as usize)
+    }
+
     fn slot(&self, path: &str) -> Result<usize> {
         self.linears.iter().position(|linear| linear.path == path).ok_or_else(|| {
             let example = self.linears.first().map_or("", |linear| linear.path.as_str());
@@ -276,21 +304,25 @@ impl LoraSet {
     }
 
     pub fn is_empty(&self) -> bool {
-        self.changes.iter().all(Option::is_none) && self.whole.iter().all(Option::is_none)
+        self.prompt.is_none() && self.changes.iter().all(Option::is_none) && self.whole.iter().all(Option::is_none)
     }
 
     /// Whether every layer and tensor is as in the base. False as soon as one number might differ.
     pub(crate) fn changes_nothing(&self) -> bool {
-        self.whole.iter().all(Option::is_none) && self.changes.iter().flatten().all(Change::is_none)
+        self.prompt.is_none()
+            && self.whole.iter().all(Option::is_none)
+            && self.changes.iter().flatten().all(Change::is_none)
     }
 
     /// Handles on the tensors, in a fixed order, under PEFT's names: `<path>.lora_A.weight`, `<path>.lora_B.weight`,
-    /// `<path>.lora_B.bias`, `<path>.lora_magnitude_vector`; what stands in the place of a parameter under that one's.
+    /// `<path>.lora_B.bias`, `<path>.lora_magnitude_vector`; what stands in the place of a parameter under that one's;
+    /// `prompt_embeddings`.
     pub fn parameters(&self) -> Vec<(String, Tensor)> {
         let of_linears = self.changed().flat_map(|(linear, change)| change.parameters(&linear.path));
         let whole = self.sites.iter().zip(&self.whole);
         let whole = whole.filter_map(|(site, whole)| Some((site.path.clone(), whole.as_ref()?.shallow_clone())));
-        of_linears.chain(whole).collect()
+        let prompt = self.prompt.as_ref().map(|prompt| ("prompt_embeddings".to_owned(), prompt.shallow_clone()));
+        of_linears.chain(whole).chain(prompt).collect()
     }
 
     pub fn parameter_count(&self) -> u64 {

@@ -128,6 +128,11 @@ impl<'a> Routes<'a> {
         y
     }
 
+    /// The set of this row.
+    pub(crate) fn set(&self, row: usize) -> Option<&'a LoraSet> {
+        self.groups.iter().find(|group| group.rows.contains(&(row as i64))).map(|group| group.set)
+    }
+
     /// As [`Pass::with`].
     fn with(&self, dense: &Dense, x: &Tensor, op: impl Fn(&Tensor, &Tensor) -> Tensor) -> Tensor {
         let own = self.groups.iter().filter_map(|group| Some((group, group.set.whole(dense.site)?)));

@@ -90,6 +90,9 @@ impl LoraSet {
         for (path, bias) in lora_biases {
             set.insert_lora_bias(path, tensor(bias, &[-1])?)?;
         }
+        if let Some((tokens, values)) = adapter.prompt() {
+            set.set_prompt(base, tensor(values, &[tokens as i64, -1])?)?;
+        }
         if set.changes_nothing() {
             let problem = "the adapter changes nothing: its magnitudes are the lengths of the base's own rows; it was \
                            saved before it was trained";

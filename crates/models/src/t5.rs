@@ -12,6 +12,7 @@ use crate::config::T5Config;
 use crate::linear::Linear;
 use crate::norm::{NormScale, RmsNorm};
 use crate::pass::Pass;
+use crate::prompt::Prompts;
 use crate::weights::{Builder, Dense};
 use crate::{Activation, Result};
 
@@ -75,27 +76,51 @@ impl T5 {
         Ok(Self { encoder, decoder, lm_head, output_scale })
     }
 
+    /// [V, D]
+    pub fn embedding(&self) -> &Tensor {
+        &self.encoder.embed_tokens.tensor
+    }
+
     pub fn decoder_layers(&self) -> usize {
         self.decoder.blocks.len()
     }
 
     /// # Shapes
     /// `ids` and `mask` [B, Se] → [B, Se, D]
-    pub fn encode(&self, ids: &Tensor, mask: Option<&Tensor>, pass: &Pass<'_>) -> Tensor {
+    pub fn encode(
+        &self,
+        ids: &Tensor,
+        mask: Option<&Tensor>,
+        prompts: Option<&Prompts<'_>>,
+        pass: &Pass<'_>,
+    ) -> Tensor {
         let mask = self.encoder_mask(ids, mask);
-        let mut x = self.encoder.embed(ids, pass);
+        let mut x = self.embed(ids, prompts, pass);
         for block in &self.encoder.blocks {
             x = block.forward(&x, &mask, None, None, pass);
         }
         self.encoder.final_layer_norm.forward(&x, pass)
     }
 
+    /// The encoder's first hidden states: [B, Se] → [B, Se, D]
+    pub fn embed(&self, ids: &Tensor, prompts: Option<&Prompts<'_>>, pass: &Pass<'_>) -> Tensor {
+        let x = self.encoder.embed(ids, pass);
+        prompts.map_or_else(|| x.shallow_clone(), |prompts| prompts.put_into(&x))
+    }
+
     /// Final hidden states of the decoder, ready for [`T5::head`].
     ///
     /// # Shapes
     /// `ids` and `mask` [B, Se], `decoder_ids` [B, T] → [B, T, D]
-    pub fn hidden(&self, ids: &Tensor, mask: Option<&Tensor>, decoder_ids: &Tensor, pass: &Pass<'_>) -> Tensor {
-        let states = self.encode(ids, mask, pass);
+    pub fn hidden(
+        &self,
+        ids: &Tensor,
+        mask: Option<&Tensor>,
+        decoder_ids: &Tensor,
+        prompts: Option<&Prompts<'_>>,
+        pass: &Pass<'_>,
+    ) -> Tensor {
+        let states = self.encode(ids, mask, prompts, pass);
         let block = self.decoder_block(decoder_ids, &states, mask, pass);
         let mut x = self.decoder.embed(decoder_ids, pass);
         for i in 0..self.decoder.blocks.len() {
@@ -108,10 +133,16 @@ impl T5 {
     ///
     /// # Errors
     /// libtorch failed.
-    pub fn encoder_chain<'a>(&'a self, ids: &Tensor, mask: Option<&Tensor>, pass: &'a Pass<'a>) -> Result<Chain<'a>> {
+    pub fn encoder_chain<'a>(
+        &'a self,
+        ids: &Tensor,
+        mask: Option<&Tensor>,
+        prompts: Option<&Prompts<'_>>,
+        pass: &'a Pass<'a>,
+    ) -> Result<Chain<'a>> {
         let mask = self.encoder_mask(ids, mask);
         let blocks = &self.encoder.blocks;
-        Chain::forward(&self.encoder.embed(ids, pass), blocks.len(), move |i, x| {
+        Chain::forward(self.embed(ids, prompts, pass), blocks.len(), move |i, x| {
             blocks[i].forward(x, &mask, None, None, pass)
         })
     }
@@ -133,7 +164,7 @@ impl T5 {
         pass: &'a Pass<'a>,
     ) -> Result<Chain<'a>> {
         let block = self.decoder_block(ids, states, states_mask, pass);
-        Chain::forward(&self.decoder.embed(ids, pass), self.decoder.blocks.len(), block)
+        Chain::forward(self.decoder.embed(ids, pass), self.decoder.blocks.len(), block)
     }
 
     /// The decoder's blocks one by one, each making its keys and values of the encoder's `states` itself.

@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use crate::config::{AdapterConfig, Bias};
 use crate::error::{Error, Result};
 use crate::folder::Limits;
-use crate::tensors::{LoraPair, Tensors, WholeTensor};
+use crate::tensors::{LoraPair, PromptEmbeddings, Tensors, WholeTensor};
 use crate::weights;
 
 const HEAD: &str = "lm_head";
 
-/// A LoRA adapter. Construction checks everything that does not need the base.
+/// A LoRA adapter, or a prompt. Construction checks everything that does not need the base.
 #[derive(Debug, Clone)]
 pub struct Adapter {
     config: AdapterConfig,
@@ -30,7 +30,8 @@ impl Adapter {
     /// No module; a tensor whose sizes, rank or values are wrong; one that the config does not speak of, or that it speaks
     /// of and that is missing; one that cannot be honoured.
     pub fn with_tensors(config: AdapterConfig, tensors: Tensors) -> Result<Self> {
-        if tensors.pairs.is_empty() && tensors.whole.is_empty() {
+        check_prompt(&config, &tensors)?;
+        if tensors.pairs.is_empty() && tensors.whole.is_empty() && tensors.prompt.is_none() {
             return Err(Error::NoEffect { problem: "it has no module".into() });
         }
         for (path, pair) in &tensors.pairs {
@@ -79,6 +80,13 @@ impl Adapter {
         &self.tensors
     }
 
+    /// The embeddings of the virtual tokens that stand before the input: (P, D), row-major. None for LoRA.
+    pub fn prompt(&self) -> Option<(usize, &[f32])> {
+        let virtual_tokens = self.config.prompt?.virtual_tokens as usize;
+        let prompt = self.tensors.prompt.as_ref()?;
+        Some((virtual_tokens, prompt.values.get(..virtual_tokens * prompt.token_dim)?))
+    }
+
     pub fn pairs(&self) -> &BTreeMap<String, LoraPair> {
         &self.tensors.pairs
     }
@@ -102,8 +110,10 @@ impl Adapter {
     }
 
     pub(crate) fn check_effect(&self) -> Result<()> {
-        let Tensors { pairs, magnitudes, lora_biases, whole, .. } = &self.tensors;
-        let effective = !magnitudes.is_empty()
+        let Tensors { pairs, magnitudes, lora_biases, whole, prompt, .. } = &self.tensors;
+        // Whatever its values, a virtual token is seen.
+        let effective = prompt.is_some()
+            || !magnitudes.is_empty()
             || whole.keys().any(|path| !is_heads_own(path, pairs))
             || pairs.iter().any(|(path, pair)| {
                 let bias = lora_biases.get(path).is_some_and(|bias| bias.iter().any(|value| *value != 0.0));
@@ -115,6 +125,29 @@ impl Adapter {
         let problem = "in every module lora_A, lora_B or the scale is zero; it was saved before it was trained".into();
         Err(Error::NoEffect { problem })
     }
+}
+
+/// The config and the file say the same of whether there are virtual tokens, how many and of what size.
+fn check_prompt(config: &AdapterConfig, tensors: &Tensors) -> Result<()> {
+    let refuse = |problem: String| Err(Error::tensor("prompt_embeddings", problem));
+    let (settings, prompt) = match (&config.prompt, &tensors.prompt) {
+        (None, None) => return Ok(()),
+        (Some(_), None) => return refuse("missing; the config is that of prompt tuning".into()),
+        (None, Some(_)) => return refuse("the config is LoRA's and has no virtual token".into()),
+        (Some(settings), Some(prompt)) => (settings, prompt),
+    };
+    if !tensors.pairs.is_empty() || !tensors.whole.is_empty() {
+        return refuse("other tensors stand beside it; a prompt is all that prompt tuning learns".into());
+    }
+    let PromptEmbeddings { rows, token_dim, values } = prompt;
+    if *rows != settings.rows() || settings.token_dim.is_some_and(|dim| dim as usize != *token_dim) {
+        let dim = settings.token_dim.map_or("any".to_owned(), |dim| dim.to_string());
+        return refuse(format!("shape {rows}x{token_dim} where the config says {}x{dim}", settings.rows()));
+    }
+    if rows.checked_mul(*token_dim) != Some(values.len()) {
+        return refuse(format!("{} values do not make the shape {rows}x{token_dim}", values.len()));
+    }
+    check_finite("prompt", "embeddings", values)
 }
 
 fn check_pair(config: &AdapterConfig, path: &str, pair: &LoraPair) -> Result<()> {

@@ -7,6 +7,8 @@ use crate::error::{Error, Result, clip};
 
 /// How many modules a message lists before it only counts.
 const LISTED: usize = 5;
+/// Where a base keeps the embeddings of its input.
+const EMBEDDINGS: [&str; 2] = ["model.embed_tokens.weight", "shared.weight"];
 
 /// The size of a base's linear layer: `x` has `in_features`, `W·x` has `out_features`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,7 +88,21 @@ impl Adapter {
         if !wrong.is_empty() {
             return Err(Error::DoesNotFit { problem: list(&wrong) });
         }
+        self.check_prompt_against(base)?;
         self.check_effect()
+    }
+
+    fn check_prompt_against(&self, base: &BaseShapes) -> Result<()> {
+        let Some(prompt) = &self.tensors().prompt else { return Ok(()) };
+        let embedding = EMBEDDINGS.iter().find_map(|name| base.tensors.get(*name));
+        let problem = match embedding.map(Vec::as_slice) {
+            Some([_, width]) if *width == prompt.token_dim => return Ok(()),
+            Some(shape) => {
+                format!("its virtual tokens have {} values, the base's embedding is {}", prompt.token_dim, sides(shape))
+            }
+            None => format!("the base has no embedding under any of {}", EMBEDDINGS.join(", ")),
+        };
+        Err(Error::DoesNotFit { problem })
     }
 }
 

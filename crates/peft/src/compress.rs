@@ -84,7 +84,7 @@ impl Adapter {
         }
         if layers.iter().zip(&ranks).all(|(layer, rank)| *rank >= layer.rank) {
             let problem = match self.max_rank() {
-                0 => "it has whole modules only".to_owned(),
+                0 => self.instead_of_pairs().to_owned(),
                 rank => format!("every layer would keep the rank it has, the largest {rank}; ask for less"),
             };
             return Err(Error::Compress { problem });
@@ -108,6 +108,7 @@ impl Adapter {
             lora_biases: biases.collect(),
             magnitudes: BTreeMap::new(),
             whole: self.tensors().whole.clone(),
+            prompt: None,
             narrow: BTreeMap::new(),
         };
         Self::with_tensors(config, tensors)

@@ -2,6 +2,7 @@
 //! Tailor cannot honour is refused by name.
 
 mod fields;
+mod prompt;
 mod refuse;
 
 use serde_json::{Map, Value};
@@ -9,6 +10,8 @@ use serde_json::{Map, Value};
 use self::fields::{finite, flag, layer_list, modules, number, pattern_entries, rank, text, text_list};
 use crate::error::{Error, Result};
 use crate::pattern::{self, LayerIndex, Patterns, SavedModules};
+
+pub use self::prompt::{MAX_VIRTUAL_TOKENS, PromptTuning};
 
 /// As for a training job: a rank above this is no low rank.
 pub(crate) const MAX_RANK: u64 = 1024;
@@ -34,7 +37,7 @@ pub enum Bias {
     All,
 }
 
-/// The LoRA settings of an adapter (arXiv 2106.09685, §4.1).
+/// The settings of an adapter: LoRA's (arXiv 2106.09685, §4.1), or a prompt's, where those of LoRA are empty.
 #[derive(Debug, Clone)]
 pub struct AdapterConfig {
     /// `CAUSAL_LM` or `SEQ_2_SEQ_LM`; some adapters have none.
@@ -58,6 +61,8 @@ pub struct AdapterConfig {
     /// Which of the base's biases the adapter brings its own of.
     pub bias: Bias,
     modules_to_save: SavedModules,
+    /// Set where the adapter is a prompt and nothing else.
+    pub prompt: Option<PromptTuning>,
     /// Every field of the file, as read or as PEFT would write it; the typed fields above were taken from here.
     raw: Map<String, Value>,
 }
@@ -78,6 +83,19 @@ impl AdapterConfig {
             "layers_to_transform": null, "lora_alpha": alpha, "lora_dropout": dropout, "modules_to_save": null,
             "peft_type": "LORA", "r": rank, "rank_pattern": {}, "revision": null, "target_modules": names,
             "task_type": task_type, "use_dora": false, "use_rslora": false,
+        }))
+    }
+
+    /// The config of a freshly trained prompt: `virtual_tokens` embeddings of `token_dim` values.
+    ///
+    /// # Errors
+    /// No virtual token, or too many.
+    pub fn prompt_tuning(task_type: &str, virtual_tokens: u32, token_dim: u32) -> Result<Self> {
+        Self::from_value(serde_json::json!({
+            "auto_mapping": null, "base_model_name_or_path": null, "inference_mode": true, "num_attention_heads": null,
+            "num_layers": null, "num_transformer_submodules": 1, "num_virtual_tokens": virtual_tokens,
+            "peft_type": prompt::TYPE, "prompt_tuning_init": "RANDOM", "prompt_tuning_init_text": null,
+            "revision": null, "task_type": task_type, "token_dim": token_dim, "tokenizer_name_or_path": null,
         }))
     }
 
@@ -131,6 +149,9 @@ impl AdapterConfig {
         let Value::Object(raw) = value else {
             return Err(Error::config("(whole file)", "must be a JSON object"));
         };
+        if raw.get("peft_type").is_some_and(|kind| kind == prompt::TYPE) {
+            return Self::of_prompt(raw);
+        }
         refuse::unsupported(&raw)?;
 
         let r = match raw.get("r") {
@@ -162,6 +183,31 @@ impl AdapterConfig {
             lora_bias: flag(&raw, "lora_bias")?,
             bias: fields::bias(&raw)?,
             modules_to_save: SavedModules::compile(text_list(&raw, "modules_to_save")?)?,
+            prompt: None,
+            raw,
+        })
+    }
+
+    /// No module is a target of it.
+    fn of_prompt(raw: Map<String, Value>) -> Result<Self> {
+        Ok(Self {
+            task_type: text(&raw, "task_type")?,
+            base_model_name_or_path: text(&raw, "base_model_name_or_path")?,
+            r: 0,
+            lora_alpha: 0.0,
+            lora_dropout: 0.0,
+            use_rslora: false,
+            target_modules: Modules::Names(Vec::new()),
+            exclude_modules: None,
+            rank_pattern: Patterns::compile("rank_pattern", Vec::new())?,
+            alpha_pattern: Patterns::compile("alpha_pattern", Vec::new())?,
+            layers_to_transform: None,
+            layer_index: LayerIndex::compile(&[])?,
+            use_dora: false,
+            lora_bias: false,
+            bias: Bias::None,
+            modules_to_save: SavedModules::compile(Vec::new())?,
+            prompt: Some(PromptTuning::read(&raw)?),
             raw,
         })
     }
@@ -224,6 +270,9 @@ impl AdapterConfig {
     pub fn portability_notes(&self) -> Vec<String> {
         const VLLM_RANKS: [u32; 8] = [8, 16, 32, 64, 128, 256, 320, 512];
         let mut notes = Vec::new();
+        if self.prompt.is_some() {
+            notes.push("vLLM serves LoRA and no prompt tuning".to_owned());
+        }
         let largest = self.rank_pattern.iter().map(|(_, rank)| rank).fold(self.r, u32::max);
         if VLLM_RANKS.iter().all(|rank| *rank < largest) {
             notes.push(format!("rank {largest} is above 512, the largest that vLLM serves"));

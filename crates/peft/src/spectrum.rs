@@ -43,11 +43,19 @@ pub(crate) struct Update {
 }
 
 impl Adapter {
+    /// What an adapter without any pair has.
+    pub(crate) fn instead_of_pairs(&self) -> &'static str {
+        match self.tensors().prompt {
+            Some(_) => "it has virtual tokens only (prompt tuning)",
+            None => "it has whole modules only",
+        }
+    }
+
     /// # Errors
     /// The adapter has no low-rank update, or a layer's values are beyond what f64 can decompose.
     pub fn spectrum(&self) -> Result<Spectrum> {
         if self.pairs().is_empty() {
-            let problem = "it has whole modules only; there is no low-rank update to look at".into();
+            let problem = format!("{}; there is no low-rank update to look at", self.instead_of_pairs());
             return Err(Error::NoEffect { problem });
         }
         let layer = |(path, pair): (&String, &LoraPair)| {

@@ -41,6 +41,17 @@ impl std::fmt::Debug for WholeTensor {
     }
 }
 
+/// What prompt tuning learns (arXiv 2104.08691 §2): embeddings that stand before those of the input.
+///
+/// # Shapes
+/// `values`: (rows, D), row-major. PEFT keeps two rows for each virtual token of an encoder-decoder; the first half counts.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PromptEmbeddings {
+    pub rows: usize,
+    pub token_dim: usize,
+    pub values: Vec<f32>,
+}
+
 /// Everything that `adapter_model.safetensors` can hold. Modules and parameters go by the base's paths, e.g.
 /// `model.layers.0.self_attn.q_proj` and `lm_head.weight`.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -52,6 +63,8 @@ pub struct Tensors {
     pub lora_biases: BTreeMap<String, Vec<f32>>,
     /// By parameter.
     pub whole: BTreeMap<String, WholeTensor>,
+    /// Virtual tokens; an adapter that has them has nothing else.
+    pub prompt: Option<PromptEmbeddings>,
     /// What was not in F32 in the file among A, B, magnitudes and biases of B, by the tensor's name there: so that it is
     /// written as it was read.
     pub narrow: BTreeMap<String, Dtype>,
@@ -62,7 +75,8 @@ impl Tensors {
     pub fn size_bytes(&self) -> u64 {
         let pairs = self.pairs.values().map(|pair| pair.a.len() + pair.b.len());
         let vectors = self.magnitudes.values().chain(self.lora_biases.values()).map(Vec::len);
+        let prompt = self.prompt.as_ref().map(|prompt| prompt.values.len());
         let whole = self.whole.values().map(|whole| whole.bytes.len() as u64);
-        pairs.chain(vectors).map(|values| 4 * values as u64).sum::<u64>() + whole.sum::<u64>()
+        pairs.chain(vectors).chain(prompt).map(|values| 4 * values as u64).sum::<u64>() + whole.sum::<u64>()
     }
 }

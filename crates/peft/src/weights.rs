@@ -9,7 +9,7 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView, View};
 use crate::adapter::is_heads_own;
 use crate::config::MAX_RANK;
 use crate::error::{Error, Result};
-use crate::tensors::{LoraPair, Tensors, WholeTensor};
+use crate::tensors::{LoraPair, PromptEmbeddings, Tensors, WholeTensor};
 
 /// The JSON header of an adapter; the format itself would allow 100 MB.
 const MAX_HEADER_BYTES: u64 = 1 << 20;
@@ -23,6 +23,8 @@ const B_BIAS_SUFFIX: &str = ".lora_B.bias";
 const MAGNITUDE_SUFFIX: &str = ".lora_magnitude_vector";
 /// The base's own bias, and the head's own weight, under a module that has LoRA.
 const BASE_BIAS_SUFFIX: &str = ".base_layer.bias";
+/// The only tensor of a prompt-tuning adapter.
+const PROMPT: &str = "prompt_embeddings";
 const BASE_HEAD: &str = "lm_head.base_layer.weight";
 
 /// What a tensor's name says of it, with the path of its module, or of the parameter it stands for.
@@ -33,6 +35,7 @@ enum Role<'a> {
     Magnitude(&'a str),
     BaseBias(&'a str),
     Whole(&'a str),
+    Prompt,
 }
 
 /// A matrix as it stands in the file.
@@ -67,6 +70,10 @@ pub(crate) fn read(bytes: &[u8]) -> Result<Tensors> {
             Role::Magnitude(path) => drop(tensors.magnitudes.insert(path.to_owned(), read_vector(name, &view)?)),
             Role::BaseBias(path) => put_whole(&mut tensors, format!("{path}.bias"), name, &view)?,
             Role::Whole(path) => put_whole(&mut tensors, path.to_owned(), name, &view)?,
+            Role::Prompt => {
+                let Matrix { rows, columns, values } = read_matrix(name, &view)?;
+                tensors.prompt = Some(PromptEmbeddings { rows, token_dim: columns, values });
+            }
         }
     }
     tensors.pairs =
@@ -121,6 +128,9 @@ fn is_pickle(bytes: &[u8]) -> bool {
 
 impl<'a> Role<'a> {
     fn of(name: &'a str) -> Result<Self> {
+        if name == PROMPT {
+            return Ok(Role::Prompt);
+        }
         if name.contains("lora_embedding_") {
             return Err(Error::tensor(name, "LoRA on an embedding is not supported; target linear layers only"));
         }
@@ -299,6 +309,10 @@ fn outgoing(tensors: &Tensors) -> Vec<(String, Out<'_>)> {
         for (path, values) in vectors {
             wide(path, suffix, vec![values.len()], values);
         }
+    }
+    if let Some(PromptEmbeddings { rows, token_dim, values }) = &tensors.prompt {
+        let dtype = tensors.narrow.get(PROMPT).copied().unwrap_or(Dtype::F32);
+        all.push((PROMPT.to_owned(), Out { dtype, shape: vec![*rows, *token_dim], values: Values::Wide(values) }));
     }
     for (path, whole) in &tensors.whole {
         let values = Values::AsStored(&whole.bytes);

@@ -1,4 +1,4 @@
-//! The first values of an adapter: A from kaiming_uniform(a = √5), B zero, so that training starts at the base.
+//! The first values of an adapter. LoRA's: A from kaiming_uniform(a = √5), B zero, so that training starts at the base.
 //!
 //! With a = √5 the bound √6/√((1 + a²)·fan_in) is 1/√fan_in, as PEFT's A has it. Our own generator draws the numbers,
 //! so the same seed gives the same adapter whatever torch does.
@@ -22,8 +22,17 @@ impl Init {
 
     /// Values of A `[R, in]`.
     pub fn lora_a(&mut self, rank: usize, in_features: usize) -> Vec<f32> {
-        let bound = 1.0 / (in_features as f32).sqrt();
-        (0..rank * in_features).map(|_| self.random.random_range(-bound..=bound)).collect()
+        self.uniform(rank * in_features, 1.0 / (in_features as f32).sqrt())
+    }
+
+    /// `count` values between -`bound` and `bound`.
+    pub fn uniform(&mut self, count: usize, bound: f32) -> Vec<f32> {
+        (0..count).map(|_| self.random.random_range(-bound..=bound)).collect()
+    }
+
+    /// `count` tokens of a vocabulary, with replacement.
+    pub fn tokens(&mut self, count: usize, vocab: u32) -> Vec<u32> {
+        (0..count).map(|_| self.random.random_range(0..vocab.max(1))).collect()
     }
 
     /// Values of B `[out, R]`.

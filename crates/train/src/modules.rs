@@ -259,7 +259,7 @@ fn missing(path: &str) -> tailor_models::Error {
     tailor_models::Error::Adapter(format!("{path}: the base has no such layer"))
 }
 
-fn values(tensor: &Tensor) -> tailor_models::Result<Vec<f32>> {
+pub(crate) fn values(tensor: &Tensor) -> tailor_models::Result<Vec<f32>> {
     Ok(Vec::try_from(&tensor.f_detach()?.f_to_device(Device::Cpu)?.f_reshape([-1])?)?)
 }
 

@@ -16,7 +16,8 @@ use crate::checkpoint::{Checkpoint, State, Values};
 use crate::error::Error;
 use crate::examples::Examples;
 use crate::loss::Measured;
-use crate::modules::{Modules, Taken, layer_number};
+use crate::method::Method;
+use crate::modules::{Taken, layer_number};
 use crate::objective::{Objective, Whole};
 use crate::optimizer::AdamW;
 use crate::rows::Rows;
@@ -72,8 +73,8 @@ pub fn resume<'a>(
     let examples = examples.into();
     check_objective(recipe.train.objective, examples)?;
     let rows = Rows::usable(base, &recipe.train, &recipe.evaluate, examples)?;
-    let modules = Modules::choose(base, &recipe.lora, base_name)?;
-    let identity = identity(recipe, &rows, &modules);
+    let method = Method::choose(base, recipe, base_name)?;
+    let identity = identity(recipe, &rows, &method);
     if let Some(from) = from.filter(|from| from.state.run != identity) {
         let problem = "is of another run: the settings, the rows or the base are not those it was taken with";
         return Err(Error::Checkpoint(format!("of step {} {problem}", from.step())));
@@ -81,20 +82,19 @@ pub fn resume<'a>(
     let batches = Batches::new(rows.lengths(), recipe.train.batch_rows as usize, recipe.train.seed);
     let tokens: usize = rows.lengths().iter().sum();
     let schedule = Schedule::new(&recipe.train, batches.per_epoch(), tokens as u64);
-    check_unfreezing(recipe, &modules, &schedule)?;
-    let mut run = guarded(|| Run::new(base, recipe, &rows, &modules, schedule, &identity))
+    method.check_unfreezing(recipe, |path| frozen_steps(&recipe.train, &schedule, path))?;
+    let mut run = guarded(|| Run::new(base, recipe, &rows, &method, schedule, &identity))
         .map_err(Error::at("before the first step"))?;
     let outcome = run.run(batches, from, observer)?;
     let kept = run.kept(outcome).map_err(Error::at("after the last step"))?;
-    let adapter = modules.adapter(run.optimizer.cut(&kept), &run.taken)?;
+    let adapter = method.adapter(run.optimizer.cut(&kept), &run.taken)?;
     Ok(Trained { adapter, summary: run.summary(outcome) })
 }
 
 /// What makes two runs the same: everything that decides their bits, but the number of threads.
-fn identity(recipe: &Recipe, rows: &Rows<'_>, modules: &Modules) -> String {
+fn identity(recipe: &Recipe, rows: &Rows<'_>, method: &Method) -> String {
     let mut hasher = Sha256::new();
-    let shapes: Vec<_> = modules.shapes.iter().map(|(path, at)| (path, at.in_features, at.out_features)).collect();
-    hasher.update(format!("{recipe:?}\n{shapes:?}\n{:?}\n", rows.tuning()));
+    hasher.update(format!("{recipe:?}\n{:?}\n{:?}\n", method.shapes(), rows.tuning()));
     for at in 0..rows.lengths().len() {
         for row in rows.sequence(at) {
             hasher.update(format!("{row}"));
@@ -112,23 +112,6 @@ fn check_objective(objective: spec::Objective, examples: Examples<'_>) -> Result
         (spec::Objective::Sft, Examples::Pairs(_)) => "sft learns from single rows; these are preference pairs",
     };
     Err(Invalid::new("train.objective", problem))
-}
-
-/// Some layer must learn from the first step on, and each one named must be there.
-fn check_unfreezing(recipe: &Recipe, modules: &Modules, schedule: &Schedule) -> Result<(), Invalid> {
-    for (at, stage) in recipe.train.unfreeze.iter().enumerate() {
-        for layer in &stage.layers {
-            if !modules.shapes.keys().any(|path| layer_number(path) == Some(*layer)) {
-                let problem = format!("layer {layer} has no module that is trained");
-                return Err(Invalid::new(format!("train.unfreeze[{at}].layers"), problem));
-            }
-        }
-    }
-    if modules.shapes.keys().all(|path| frozen_steps(&recipe.train, schedule, path) > 0) {
-        let problem = "no layer learns from the beginning; leave one out, or let its stage begin at 0";
-        return Err(Invalid::new("train.unfreeze", problem));
-    }
-    Ok(())
 }
 
 fn frozen_steps(spec: &TrainSpec, schedule: &Schedule, path: &str) -> u64 {
@@ -167,16 +150,16 @@ impl<'a> Run<'a> {
         base: &'a Base,
         recipe: &'a Recipe,
         rows: &'a Rows<'a>,
-        modules: &Modules,
+        method: &Method,
         schedule: Schedule,
         identity: &str,
     ) -> tailor_models::Result<Self> {
         let spec = &recipe.train;
         // Dropout and noise draw from torch's generator.
         tch::manual_seed(spec.seed as i64);
-        let (initial, taken) = modules.initial(base, spec.seed, |path| frozen_steps(spec, &schedule, path))?;
+        let (initial, taken) = method.initial(base, spec.seed, |path| frozen_steps(spec, &schedule, path))?;
         let optimizer = AdamW::new(&initial, spec.optimizer, spec.weight_decay, base.device())?;
-        let adapter = modules.attach(base, &optimizer, &taken)?;
+        let adapter = method.attach(base, &optimizer, &taken)?;
         let micro_batch = if spec.micro_batch_rows == 0 { spec.batch_rows } else { spec.micro_batch_rows };
         Ok(Self {
             base,

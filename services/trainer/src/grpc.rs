@@ -153,6 +153,7 @@ fn wire_job(job: &JobRecord) -> pb::Job {
         evaluation: Some((&recipe.evaluate).into()),
         stopping: Some((&recipe.stop).into()),
         preference: Some((&recipe.preference).into()),
+        prompt_tuning: Some((&recipe.prompt_tuning).into()),
         state: job.view.state.to_string(),
         created_at_ms: job.spec.created_at_ms,
         updated_at_ms: job.view.updated_at_ms.max(job.spec.created_at_ms),

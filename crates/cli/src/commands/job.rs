@@ -330,6 +330,7 @@ pub fn describe(job: &pb::Job) -> Value {
         evaluation: job.evaluation,
         stopping: job.stopping,
         preference: job.preference,
+        prompt_tuning: job.prompt_tuning.clone(),
         ..Default::default()
     };
     let recipe = take_recipe(&mut settings).ok().and_then(|recipe| serde_json::to_value(recipe).ok());

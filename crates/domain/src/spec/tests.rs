@@ -23,6 +23,7 @@ fn an_unknown_key_is_refused_by_name_in_every_section() {
         ("evaluate", "patience"),
         ("stop", "target"),
         ("preference", "betta"),
+        ("prompt_tuning", "tokens"),
     ] {
         let text = format!(r#"{{"{section}": {{"{key}": 8}}}}"#);
         let error = serde_json::from_str::<Recipe>(&text).expect_err("unknown key");
@@ -36,6 +37,14 @@ fn what_excludes_each_other_is_refused_with_both_names() {
     for (text, wanted) in [
         (r#"{"lora": {"target_modules": ["q"], "target_regex": ".*q"}}"#, "lora.target_regex: stands in the place of"),
         (r#"{"lora": {"target_modules": ["q", "all-linear"]}}"#, "all-linear stands alone"),
+        (r#"{"prompt_tuning": {"virtual_tokens": 8}, "lora": {"rank": 4}}"#, "does not go with settings of lora"),
+        (r#"{"prompt_tuning": {"virtual_tokens": 8}, "train": {"grouping": "packed"}}"#, "use length"),
+        (
+            r#"{"prompt_tuning": {"virtual_tokens": 8}, "train": {"unfreeze": [{"from": 0.5, "layers": [1]}]}}"#,
+            "does not go with train.unfreeze",
+        ),
+        (r#"{"prompt_tuning": {"virtual_tokens": 5000}}"#, "5000 is outside 0 to 4096"),
+        (r#"{"prompt_tuning": {"init": "uniform"}}"#, "set prompt_tuning.virtual_tokens"),
         (r#"{"lora": {"dora": true, "dropout": 0.5}}"#, "lora.dora: does not go with lora.dropout 0.5"),
         (r#"{"lora": {"dora": true, "bias": true}}"#, "lora.dora: does not go with lora.bias"),
         (r#"{"lora": {"init": "pissa", "bias": true}}"#, "lora.init: pissa does not go with lora.bias"),

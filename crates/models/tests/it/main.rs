@@ -8,6 +8,7 @@ mod loading;
 mod memory;
 mod merged;
 mod peft;
+mod prompt;
 
 use std::collections::HashMap;
 use std::path::PathBuf;

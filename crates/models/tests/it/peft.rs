@@ -9,7 +9,7 @@ use tch::{Device, Kind, Tensor};
 use crate::{Golden, load, logits, model_folder, prompts, real, relative_difference};
 
 /// Each names in its config the folder of tests/golden/models that it belongs to.
-pub(crate) const CASES: [&str; 17] = [
+pub(crate) const CASES: [&str; 21] = [
     "dora-llama",
     "dora-nf4",
     "dora-bias-all",
@@ -27,6 +27,10 @@ pub(crate) const CASES: [&str; 17] = [
     "patterns-qwen3",
     "patterns-t5",
     "patterns-t5-blocks",
+    "prompt-llama",
+    "prompt-gemma3",
+    "prompt-t5",
+    "prompt-mt5",
 ];
 
 /// f32 sums in another order; measured differences are near 1e-6.
@@ -68,6 +72,7 @@ fn rows_with_adapters_of_several_kinds_equal_rows_alone() {
         ("llama-gqa", ["dora-llama", "saved-llama", "lora-bias"]),
         ("llama-gqa", ["lora-bias", "saved-llama", "head-untied"]),
         ("t5-v11", ["dora-t5", "saved-t5", "patterns-t5"]),
+        ("t5-v11", ["dora-t5", "prompt-t5", "saved-t5"]),
     ] {
         let (base, golden) = (load(base), Golden::of(base));
         let sets = kinds.map(|name| LoraSet::from_adapter(&base, &adapter(name)).unwrap());

@@ -1,7 +1,9 @@
 //! A job's settings: unset fields of the wire take the domain's defaults, and go out filled in.
 
 use tailor_domain::Invalid;
-use tailor_domain::spec::{EvaluateSpec, LoraSpec, PreferenceSpec, Recipe, StopSpec, TrainSpec, UnfreezeStage};
+use tailor_domain::spec::{
+    EvaluateSpec, LoraSpec, PreferenceSpec, PromptTuningSpec, Recipe, StopSpec, TrainSpec, UnfreezeStage,
+};
 
 use super::quant_code;
 use crate::training as pb;
@@ -199,6 +201,20 @@ impl From<&PreferenceSpec> for pb::Preference {
     }
 }
 
+impl TryFrom<pb::PromptTuning> for PromptTuningSpec {
+    type Error = Invalid;
+
+    fn try_from(prompt: pb::PromptTuning) -> Result<Self, Invalid> {
+        Ok(Self { virtual_tokens: prompt.virtual_tokens, init: named(&prompt.init)? })
+    }
+}
+
+impl From<&PromptTuningSpec> for pb::PromptTuning {
+    fn from(prompt: &PromptTuningSpec) -> Self {
+        Self { virtual_tokens: prompt.virtual_tokens, init: prompt.init.to_string() }
+    }
+}
+
 /// A request's settings, which it keeps none of.
 ///
 /// # Errors
@@ -206,6 +222,7 @@ impl From<&PreferenceSpec> for pb::Preference {
 pub fn take_recipe(request: &mut pb::CreateJobRequest) -> Result<Recipe, Invalid> {
     Ok(Recipe {
         lora: request.lora.take().unwrap_or_default().try_into()?,
+        prompt_tuning: request.prompt_tuning.take().unwrap_or_default().try_into()?,
         train: request.training.take().unwrap_or_default().try_into()?,
         evaluate: request.evaluation.take().unwrap_or_default().into(),
         stop: request.stopping.take().unwrap_or_default().into(),
@@ -218,6 +235,7 @@ impl From<&Recipe> for pb::CreateJobRequest {
     fn from(recipe: &Recipe) -> Self {
         Self {
             lora: Some((&recipe.lora).into()),
+            prompt_tuning: Some((&recipe.prompt_tuning).into()),
             training: Some((&recipe.train).into()),
             evaluation: Some((&recipe.evaluate).into()),
             stopping: Some((&recipe.stop).into()),
@@ -254,6 +272,7 @@ mod tests {
                 "max_validation_rows": 6},
             "stop": {"target_loss": 0.5, "patience": 3, "min_improvement": 0.25, "keep_best": false, "max_seconds": 60,
                 "max_cost": 5, "price_per_hour": 2, "spike_factor": 4},
+            "prompt_tuning": {"virtual_tokens": 7, "init": "uniform"},
             "preference": {"beta": 0.5, "label_smoothing": 0.25, "sft_weight": 1.5}
         }"#;
         let recipe: Recipe = serde_json::from_str(text).expect("reads");

@@ -110,3 +110,63 @@ fn tensors_and_settings_that_do_not_belong_together_are_refused_by_name() {
         with(r#""modules_to_save":["lm_head"]"#, |t| t.whole = one("lm_head.weight", short)).expect_err("short");
     assert!(error.to_string().contains("71 bytes do not make the shape [3, 6]"), "{error}");
 }
+
+fn prompt(config: &str, rows: usize, token_dim: usize, change: impl FnOnce(&mut Tensors)) -> Result<Adapter> {
+    let values = (0..rows * token_dim).map(|at| at as f32).collect();
+    let mut tensors = Tensors { prompt: Some(PromptEmbeddings { rows, token_dim, values }), ..Tensors::default() };
+    change(&mut tensors);
+    let json = format!(r#"{{"peft_type":"PROMPT_TUNING",{config}}}"#);
+    Adapter::with_tensors(AdapterConfig::parse(json.as_bytes())?, tensors)
+}
+
+#[test]
+fn a_prompt_says_its_tokens_and_comes_back_to_the_byte() {
+    let adapter = prompt(r#""num_virtual_tokens":3,"token_dim":4"#, 3, 4, |_| ()).expect("sound");
+    assert_eq!(adapter.prompt().map(|(tokens, values)| (tokens, values.len())), Some((3, 12)));
+    assert_eq!((adapter.size_bytes(), adapter.max_rank(), adapter.pairs().len()), (48, 0, 0));
+    let (config, weights) = (adapter.config_to_bytes(), adapter.weights_to_bytes().expect("written"));
+    let back = Adapter::from_bytes(&config, &weights, &Limits::default()).expect("reads");
+    assert_eq!(back.tensors(), adapter.tensors());
+    assert_eq!(back.weights_to_bytes().expect("written"), weights);
+    let t5 = prompt(r#""num_virtual_tokens":3,"task_type":"SEQ_2_SEQ_LM""#, 6, 4, |_| ()).expect("an encoder-decoder");
+    assert_eq!(t5.prompt().map(|(tokens, values)| (tokens, values.len())), Some((3, 12)), "the first half counts");
+}
+
+#[test]
+fn a_prompt_that_its_config_does_not_speak_of_is_refused() {
+    let plain = r#""num_virtual_tokens":3,"token_dim":4"#;
+    let refused = |config: &str, rows, dim, change: fn(&mut Tensors), wanted: &str| {
+        let error = prompt(config, rows, dim, change).expect_err(wanted).to_string();
+        assert!(error.contains(wanted), "{error}");
+    };
+    refused(plain, 2, 4, |_| (), "shape 2x4 where the config says 3x4");
+    refused(plain, 3, 5, |_| (), "shape 3x5 where the config says 3x4");
+    refused(plain, 3, 4, |tensors| tensors.pairs = one(PATH, pair(2, 6, 4)), "other tensors stand beside it");
+    refused(plain, 3, 4, |tensors| tensors.prompt = None, "missing; the config is that of prompt tuning");
+    let poison = |tensors: &mut Tensors| tensors.prompt.as_mut().expect("there").values[7] = f32::NAN;
+    refused(plain, 3, 4, poison, "value 7 is not a finite number");
+    refused(r#""num_virtual_tokens":0"#, 3, 4, |_| (), "0 is outside 1 to 4096");
+    refused(r#""token_dim":4"#, 3, 4, |_| (), "num_virtual_tokens: missing");
+    refused(r#""num_virtual_tokens":3,"encoder_hidden_size":9"#, 3, 4, |_| (), "encoder_hidden_size");
+    let lora = with("\"lora_dropout\":0", |tensors| {
+        tensors.prompt = Some(PromptEmbeddings { rows: 1, token_dim: 1, values: vec![1.0] });
+    });
+    assert!(lora.expect_err("LoRA").to_string().contains("the config is LoRA's"));
+}
+
+#[test]
+fn a_prompt_fits_a_base_whose_embedding_has_its_width() {
+    use crate::BaseShapes;
+    let adapter = prompt(r#""num_virtual_tokens":3"#, 3, 4, |_| ()).expect("sound");
+    let base =
+        |name: &str, width| BaseShapes::new(BTreeMap::new(), BTreeMap::from([(name.to_owned(), vec![9, width])]));
+    adapter.check_against(&base("model.embed_tokens.weight", 4)).expect("a decoder");
+    adapter.check_against(&base("shared.weight", 4)).expect("an encoder-decoder");
+    let error = adapter.check_against(&base("shared.weight", 5)).expect_err("another width").to_string();
+    assert!(error.contains("have 4 values, the base's embedding is 9x5"), "{error}");
+    assert!(adapter.check_against(&base("other.weight", 4)).expect_err("none").to_string().contains("no embedding"));
+    for refused in [adapter.spectrum().map(drop), adapter.compress(crate::Keep::Rank(1)).map(drop)] {
+        let error = refused.expect_err("no low rank").to_string();
+        assert!(error.contains("virtual tokens only (prompt tuning)"), "{error}");
+    }
+}

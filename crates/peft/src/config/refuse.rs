@@ -69,7 +69,7 @@ pub(super) fn unsupported(raw: &Map<String, Value>) -> Result<()> {
     };
     match raw.get("peft_type") {
         Some(Value::String(kind)) if kind == "LORA" => {}
-        Some(other) => return refuse("peft_type", other, "only LORA adapters are supported"),
+        Some(other) => return refuse("peft_type", other, "only LORA and PROMPT_TUNING adapters are supported"),
         None => return Err(Error::config("peft_type", "missing; this is no PEFT adapter")),
     }
     if let (Some(bias), Some(Value::Bool(true))) = (raw.get("lora_bias"), raw.get("use_dora"))
@@ -104,7 +104,7 @@ pub(super) fn unsupported(raw: &Map<String, Value>) -> Result<()> {
     Ok(())
 }
 
-fn is_off(value: &Value) -> bool {
+pub(super) fn is_off(value: &Value) -> bool {
     match value {
         Value::Null => true,
         Value::Bool(on) => !on,

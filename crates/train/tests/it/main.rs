@@ -5,6 +5,7 @@ mod invariance;
 mod learning;
 mod memory;
 mod preference;
+mod prompt;
 mod properties;
 mod resume;
 mod stopping;
@@ -142,8 +143,12 @@ impl TinyBase {
     }
 
     fn train(&self, lora: &LoraSpec, spec: &TrainSpec, rows: &[Example]) -> (Trained, Vec<StepMetrics>) {
+        self.follow(&recipe(lora, spec), rows)
+    }
+
+    fn follow(&self, recipe: &Recipe, rows: &[Example]) -> (Trained, Vec<StepMetrics>) {
         let mut steps = Steps::default();
-        let trained = train(&self.base, &recipe(lora, spec), rows, "tiny", &mut steps).expect("trains");
+        let trained = train(&self.base, recipe, rows, "tiny", &mut steps).expect("trains");
         (trained, steps.0)
     }
 }

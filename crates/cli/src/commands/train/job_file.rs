@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Context as _;
 use schemars::JsonSchema;
 use serde::Deserialize;
-use tailor_domain::{EvaluateSpec, LoraSpec, PreferenceSpec, Recipe, StopSpec, TrainSpec};
+use tailor_domain::{EvaluateSpec, LoraSpec, PreferenceSpec, PromptTuningSpec, Recipe, StopSpec, TrainSpec};
 
 /// No job file is longer.
 const MAX_BYTES: u64 = 1 << 20;
@@ -22,6 +22,8 @@ pub struct JobFile {
     pub adapter: String,
     #[serde(default)]
     pub lora: LoraSpec,
+    #[serde(default)]
+    pub prompt_tuning: PromptTuningSpec,
     #[serde(default)]
     pub train: TrainSpec,
     #[serde(default)]
@@ -56,6 +58,7 @@ impl JobFile {
     pub fn recipe(&self) -> Recipe {
         Recipe {
             lora: self.lora.clone(),
+            prompt_tuning: self.prompt_tuning.clone(),
             train: self.train.clone(),
             evaluate: self.evaluate.clone(),
             stop: self.stop.clone(),
@@ -98,7 +101,7 @@ mod tests {
     fn the_schema_knows_every_section_and_forbids_others() {
         let schema = serde_json::to_value(schema()).expect("json");
         assert_eq!(schema["additionalProperties"], serde_json::json!(false));
-        for section in ["base", "lora", "train", "evaluate", "stop", "preference"] {
+        for section in ["base", "lora", "prompt_tuning", "train", "evaluate", "stop", "preference"] {
             assert!(schema["properties"][section].is_object(), "{section}");
         }
         let shown = &schema["$defs"]["TrainSpec"]["properties"]["learning_rate"];
