@@ -118,6 +118,7 @@ def log_probabilities(model, prompt: list[int], tokens: list[int]) -> list:
         unpredicted = []
     else:
         logits = model(input_ids=torch.tensor([prompt + tokens]), use_cache=False).logits[0]
+        logits = logits[-len(prompt + tokens):]  # virtual tokens before the input have logits too
         # The logits at one position are about the next; a stream's first token has nothing before it.
         unpredicted = [] if prompt else [None]
         logits = logits[max(len(prompt) - 1, 0):-1]

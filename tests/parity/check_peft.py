@@ -2,8 +2,8 @@
 
     python tests/parity/check_peft.py [SEED]        (`cargo xtask parity peft` brings the Python and the programs)
 
-For both families, in f32 and in bf16: `tailor` trains a short job, exports the adapter, and `peft` loads it on the base's
-own 4-bit weights, dequantised by bitsandbytes; then peft makes random adapters (plain, DoRA, with whole modules beside them)
+For both families, in f32 and in bf16: `tailor` trains two short jobs (LoRA, prompt tuning), exports the adapters, and `peft` loads it on the base's
+own 4-bit weights, dequantised by bitsandbytes; then peft makes random adapters (plain, DoRA, with whole modules beside them, virtual tokens)
 and `tailor adapter import` takes them. Each adapter scores the same ids on both sides. Every run draws fresh seeds; the one printed repeats it.
 """
 
@@ -43,6 +43,7 @@ KINDS = {
     "plain": dict(),
     "DoRA": dict(use_dora=True, use_rslora=True),
     "whole": dict(modules_to_save=["lm_head", "embed_tokens", "norm"]),
+    "prompt": dict(num_virtual_tokens=8),
 }
 STEPS = 12
 CASES = 8
@@ -133,7 +134,7 @@ class Comparison:
         self.stored = self.system.base_folder(self.name)
         self.dense = dequantised(self.stored, self.system.scratch / f"{self.name}-dense")
         self.cases = self.token_ids()
-        return [self.trained_by_tailor(), *(self.made_by_peft(kind) for kind in KINDS)]
+        return [self.trained_by_tailor("LoRA"), self.trained_by_tailor("prompt"), *(self.made_by_peft(kind) for kind in KINDS)]
 
     def source(self) -> Path:
         if SHIPPED[self.family].is_dir():
@@ -147,11 +148,14 @@ class Comparison:
         auto = transformers.AutoModelForSeq2SeqLM if self.family == "t5" else transformers.AutoModelForCausalLM
         return auto.from_pretrained(self.dense, dtype=dtype or DTYPES[self.dtype], attn_implementation="eager").eval()
 
-    def trained_by_tailor(self) -> tuple:
-        adapter = f"grammar-{self.name}"
+    def trained_by_tailor(self, method: str) -> tuple:
+        adapter = f"grammar-{method.lower()}-{self.name}"
         began = time.monotonic()
-        job = self.system.run("train", "--base", self.name, "--dataset", "grammar", "--adapter", adapter, "--rank", 8,
-                              "--max-steps", STEPS, "--batch", 8, "--seed", self.draw.randrange(2**31),
+        job_file = self.system.scratch / f"{adapter}.json"
+        settings = {"lora": {"rank": 8}} if method == "LoRA" else {"prompt_tuning": {"virtual_tokens": 8},
+                                                                   "train": {"learning_rate": 0.3}}
+        job_file.write_text(json.dumps({"base": self.name, "dataset": "grammar", "adapter": adapter} | settings))
+        job = self.system.run("train", "-f", job_file, "--max-steps", STEPS, "--batch", 8, "--seed", self.draw.randrange(2**31),
                               "--max-validation-rows", 2, "--max-new-tokens", 4, "--max-tokens", 256)
         took = time.monotonic() - began
         self.system.run("adapter", "set-alias", adapter, "production", job["adapter_version"])
@@ -159,7 +163,7 @@ class Comparison:
         self.system.run("adapter", "export", f"{adapter}@production", folder)
         tuned = peft.PeftModel.from_pretrained(self.model(), folder).eval()
         require_all_loaded(tuned, folder)
-        note = f"{STEPS} steps in {took:.0f} s, loss {job['metrics']['train_loss']:.3f}"
+        note = f"{method}, {STEPS} steps in {took:.0f} s, loss {job['metrics']['train_loss']:.3f}"
         return self.compared("Tailor → peft", tuned, folder, f"{adapter}@production", note)
 
     def made_by_peft(self, kind: str) -> tuple:
@@ -169,14 +173,17 @@ class Comparison:
         rank = self.draw.choice([2, 8, 16])
         # With the root's scale too, an update of about the base's size: a far stronger one only magnifies rounding.
         alpha = max(1, round(rank**0.5)) if KINDS[kind].get("use_rslora") else rank
-        config = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", task_type=task,
-                                 init_lora_weights=False, **KINDS[kind])
+        if kind == "prompt":
+            config = peft.PromptTuningConfig(task_type=task, **KINDS[kind])
+        else:
+            config = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", task_type=task,
+                                     init_lora_weights=False, **KINDS[kind])
         torch.manual_seed(self.draw.randrange(2**31))
         tuned = peft.get_peft_model(self.model(), config).eval()
         tame(tuned)
         tuned.save_pretrained(folder)
         self.system.run("adapter", "import", folder, "--name", adapter, "--base", self.name)
-        return self.compared("peft → Tailor", tuned, folder, adapter, f"{kind}, rank {rank}")
+        return self.compared("peft → Tailor", tuned, folder, adapter, kind if kind == "prompt" else f"{kind}, rank {rank}")
 
     def token_ids(self) -> list[tuple[list[int], list[int]]]:
         tokenizer = tokenizers.Tokenizer.from_file(str(self.stored / "tokenizer.json"))
@@ -236,7 +243,10 @@ def dequantised(stored: Path, target: Path) -> Path:
 
 def require_all_loaded(tuned, folder: Path) -> None:
     """peft only warns about keys that do not match: every tensor of the file must be in the model, and none be left over."""
-    loaded = {name.replace(".default", ""): value for name, value in tuned.named_parameters() if "lora_" in name}
+    names_in_file = {"prompt_encoder.embedding.weight": "prompt_embeddings"}
+    loaded = {name.replace(".default", ""): value for name, value in tuned.named_parameters()
+              if "lora_" in name or "prompt_encoder" in name}
+    loaded = {names_in_file.get(name, name): value for name, value in loaded.items()}
     with safe_open(folder / "adapter_model.safetensors", "pt") as file:
         names = set(file.keys())
         if names != set(loaded):

@@ -16,6 +16,6 @@ mod random;
 pub use autograd::backward;
 pub use error::{Error, Result};
 pub use guard::guarded;
-pub use memory::{Memory, PeakMemory, resident_bytes};
+pub use memory::{Memory, PeakMemory, available_bytes, resident_bytes};
 pub use quant_linear::{QuantWeight, drop_scratch, lora, quant_linear};
 pub use random::{rng_state, set_rng_state};

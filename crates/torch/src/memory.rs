@@ -33,6 +33,35 @@ pub fn resident_bytes() -> u64 {
     Memory::now().map_or(0, |memory| memory.resident_bytes)
 }
 
+/// Bytes that this process may still take before the host swaps or ends something: what is free or can be dropped, or what
+/// the control group leaves, whichever is less. None where the system does not say.
+pub fn available_bytes() -> Option<u64> {
+    let host = meminfo_available(&fs::read_to_string("/proc/meminfo").ok()?)?;
+    Some(control_group_left().map_or(host, |left| left.min(host)))
+}
+
+fn meminfo_available(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+}
+
+/// What the process's control group leaves it, of the second version and then of the first.
+fn control_group_left() -> Option<u64> {
+    let number = |path: &str| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok(); // "max" is no number
+    let own = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let group = own.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/").trim_end_matches('/');
+    for (folder, limit, used) in [
+        (format!("/sys/fs/cgroup{group}"), "memory.max", "memory.current"),
+        ("/sys/fs/cgroup".to_owned(), "memory.max", "memory.current"),
+        ("/sys/fs/cgroup/memory".to_owned(), "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ] {
+        if let (Some(limit), Some(used)) = (number(&format!("{folder}/{limit}")), number(&format!("{folder}/{used}"))) {
+            return Some(limit.saturating_sub(used));
+        }
+    }
+    None
+}
+
 /// Measures the highest resident memory of a stretch of work.
 pub struct PeakMemory {
     before: u64,
@@ -68,5 +97,19 @@ fn give_back_freed_memory() {
         }
         // SAFETY: glibc's function, without preconditions.
         unsafe { malloc_trim(0) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_available_is_read_from_the_kernels_words() {
+        let meminfo = "MemTotal:       24000000 kB\nMemFree:  100 kB\nMemAvailable:    2048 kB\n";
+        assert_eq!(meminfo_available(meminfo), Some(2048 * 1024));
+        assert_eq!(meminfo_available("MemFree: 100 kB\n"), None);
+        let available = available_bytes().expect("Linux says");
+        assert!(available > 1 << 20, "{available}");
     }
 }

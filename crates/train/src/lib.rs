@@ -15,6 +15,7 @@ mod gradient;
 mod init;
 mod loss;
 mod method;
+mod micro_batch;
 mod modules;
 mod moments;
 mod objective;

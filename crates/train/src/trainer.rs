@@ -17,6 +17,7 @@ use crate::error::Error;
 use crate::examples::Examples;
 use crate::loss::Measured;
 use crate::method::Method;
+use crate::micro_batch;
 use crate::modules::{Taken, layer_number};
 use crate::objective::{Objective, Whole};
 use crate::optimizer::AdamW;
@@ -186,6 +187,8 @@ impl<'a> Run<'a> {
         if let Some(from) = from {
             guarded(|| self.restore(from)).map_err(Error::at("going on from the checkpoint"))?;
             batches.skip(self.state.step);
+        } else if self.recipe.train.micro_batch_rows == 0 {
+            self.find_micro_batch(observer)?;
         }
         self.started = Instant::now();
         let mut saved = self.state.step;
@@ -213,6 +216,32 @@ impl<'a> Run<'a> {
             observer.on_checkpoint(self.checkpoint()?);
         }
         Ok(outcome)
+    }
+
+    /// Where the host's memory would not hold a pass of the whole batch, fewer rows; see [`micro_batch`].
+    fn find_micro_batch(&mut self, observer: &mut dyn Observer) -> Result<(), Error> {
+        let lengths = self.rows.lengths();
+        let longest = (0..lengths.len()).max_by_key(|at| lengths[*at]);
+        let Some(longest) = longest.filter(|_| self.base.device() == tch::Device::Cpu) else { return Ok(()) };
+        let before = Error::at("before the first step");
+        let random = tailor_torch::rng_state().map_err(|error| before(error.into()))?;
+        self.optimizer.thaw();
+        let batch = self.state.micro_batch as usize;
+        let fit = micro_batch::that_fits(batch.min(lengths.len()), |rows| {
+            let passed = self.gradient(0, &vec![longest; rows], rows).is_ok();
+            self.optimizer.zero_gradients();
+            passed
+        });
+        tailor_torch::set_rng_state(&random).map_err(|error| Error::at("before the first step")(error.into()))?;
+        if let Some(fit) = fit.filter(|fit| fit.rows < batch.min(lengths.len())) {
+            self.state.micro_batch = fit.rows as u64;
+            let (row, free) = (fit.row >> 20, fit.available >> 20);
+            observer.on_note(&format!(
+                "micro-batch {} of {batch} rows: the longest row takes {row} MiB of memory, {free} MiB are free",
+                fit.rows
+            ));
+        }
+        Ok(())
     }
 
     fn reason_to_stop(&self, observer: &mut dyn Observer) -> Option<Outcome> {
