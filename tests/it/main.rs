@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod boundaries;
+mod clock;
 mod cluster;
 mod crash_loop;
 mod demo;

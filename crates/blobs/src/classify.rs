@@ -15,6 +15,11 @@ pub(crate) fn backend_error(url: &str, key: &str, error: Backend) -> Error {
     if problem.contains("NoSuchBucket") {
         return Error::Refused { url, key, problem: "the bucket does not exist".into() };
     }
+    // Signed requests carry the time. Clocks get set right again, so this is no refusal for good.
+    if problem.contains("RequestTimeTooSkewed") {
+        let problem = "this host's clock and the store's are too far apart; set the clock".to_owned();
+        return Error::Unavailable { url, key, problem };
+    }
     if is_full(&error) || problem.contains("507 Insufficient Storage") {
         return Error::Full { key, problem };
     }
@@ -84,6 +89,14 @@ mod tests {
         let missing = Backend::NotFound { path: "k".into(), source: "404: <Code>NoSuchBucket</Code>".into() };
         let error = backend_error("s3://b", "k", missing);
         assert!(matches!(error, Error::Refused { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_clock_that_is_off_is_named_and_can_be_tried_again() {
+        let skewed =
+            Backend::PermissionDenied { path: "k".into(), source: "403: <Code>RequestTimeTooSkewed</Code>".into() };
+        let error = backend_error("s3://b", "k", skewed);
+        assert!(error.retryable() && error.to_string().contains("set the clock"), "{error}");
     }
 
     #[test]
