@@ -62,6 +62,32 @@ def check(draw: random.Random, folder: Path, round_: int) -> int:
     model = transformers.LlamaForCausalLM(config).eval()
     base = folder / "base"
     model.save_pretrained(base)
+    kind = KINDS[round_ % len(KINDS)]
+    settings, pairs, loss, theirs = by_trl(model, draw, kind, folder)
+    (folder / "pairs.json").write_text(json.dumps({"preference": settings, "pairs": pairs}))
+    program = Path(os.environ["TAILOR_BIN_DIR"]) / "examples" / "probe_preference"
+    out = folder / "out.json"
+    subprocess.run([program, base, folder / "adapter", folder / "pairs.json", out], check=True)
+    ours = json.loads(out.read_text())
+    loss_error = abs(ours["loss"] - loss) / max(abs(loss), COIN)
+    assert ours["gradient"].keys() == theirs.keys(), sorted(ours["gradient"].keys() ^ theirs.keys())[:4]
+    worst = 0.0
+    for name, wanted in theirs.items():
+        got = torch.tensor(ours["gradient"][name]).view_as(wanted)
+        worst = max(worst, ((got - wanted).abs().max() / wanted.abs().max().clamp_min(1e-12)).item())
+    bad = loss_error > LOSS_LIMIT or worst > GRADIENT_LIMIT
+    print(
+        f"round {round_}, {kind}: {len(pairs)} pairs, beta {settings['beta']}: loss "
+        f"{loss:.6f}, ours off by {loss_error:.1e}; worst of {len(theirs)} gradients {worst:.1e}"
+        + ("  OVER" if bad else ""),
+        flush=True,
+    )
+    return int(bad)
+
+
+def by_trl(model, draw: random.Random, kind: str, folder: Path) -> tuple[dict, list, float, dict]:
+    """Gives the model a random adapter, saved in `folder`/adapter, and a few pairs. Settings, the pairs as ids, TRL's loss, and
+    its gradient of every LoRA matrix."""
     lora = peft.LoraConfig(
         r=draw.choice([2, 5]), lora_alpha=8, target_modules="all-linear", use_rslora=draw.random() < 0.5,
         task_type="CAUSAL_LM", init_lora_weights=False,
@@ -70,7 +96,6 @@ def check(draw: random.Random, folder: Path, round_: int) -> int:
     tuned.save_pretrained(folder / "adapter")
     settings = dict(beta=draw.choice([0.1, 0.7]), label_smoothing=0.0, sft_weight=0.0)
     count = draw.choice([3, 6])
-    kind = KINDS[round_ % len(KINDS)]
     theirs_too = dict(loss_type=["sigmoid"])
     if kind == "with the chosen answers' own loss":
         settings["sft_weight"] = draw.choice([0.3, 1.0])
@@ -79,7 +104,8 @@ def check(draw: random.Random, folder: Path, round_: int) -> int:
         # TRL smooths no sigmoid loss; its AOT loss is the smoothed one where there is one pair and nothing to sort.
         settings["label_smoothing"], count = draw.choice([0.05, 0.2]), 1
         theirs_too = dict(loss_type=["aot"], label_smoothing=settings["label_smoothing"])
-    pairs = [pair(draw) for _ in range(count)]
+    vocabulary = model.config.vocab_size
+    pairs = [pair(draw, vocabulary) for _ in range(count)]
     trainer = trl.DPOTrainer(
         model=tuned,
         args=trl.DPOConfig(
@@ -89,7 +115,7 @@ def check(draw: random.Random, folder: Path, round_: int) -> int:
             beta=settings["beta"], **theirs_too,
         ),
         train_dataset=datasets.Dataset.from_list(pairs),
-        processing_class=tokenizer(),
+        processing_class=tokenizer(vocabulary),
     )
     # TRL takes the adapter as it was at the start for the reference, in a copy named "ref". Ours is the base: no copy.
     for name, parameter in tuned.named_parameters():
@@ -104,36 +130,18 @@ def check(draw: random.Random, folder: Path, round_: int) -> int:
         for name, parameter in tuned.named_parameters()
         if parameter.grad is not None
     }
-    (folder / "pairs.json").write_text(json.dumps({"preference": settings, "pairs": ids_of(batch)}))
-    program = Path(os.environ["TAILOR_BIN_DIR"]) / "examples" / "probe_preference"
-    out = folder / "out.json"
-    subprocess.run([program, base, folder / "adapter", folder / "pairs.json", out], check=True)
-    ours = json.loads(out.read_text())
-    loss_error = abs(ours["loss"] - loss.item()) / max(abs(loss.item()), COIN)
-    assert ours["gradient"].keys() == theirs.keys(), sorted(ours["gradient"].keys() ^ theirs.keys())[:4]
-    worst = 0.0
-    for name, wanted in theirs.items():
-        got = torch.tensor(ours["gradient"][name]).view_as(wanted)
-        worst = max(worst, ((got - wanted).abs().max() / wanted.abs().max().clamp_min(1e-12)).item())
-    bad = loss_error > LOSS_LIMIT or worst > GRADIENT_LIMIT
-    print(
-        f"round {round_}, {kind}: {len(pairs)} pairs, beta {settings['beta']}: loss "
-        f"{loss.item():.6f}, ours off by {loss_error:.1e}; worst of {len(theirs)} gradients {worst:.1e}"
-        + ("  OVER" if bad else ""),
-        flush=True,
-    )
-    return int(bad)
+    return settings, ids_of(batch), loss.item(), theirs
 
 
-def pair(draw: random.Random) -> dict[str, str]:
-    words = lambda most: " ".join(f"w{draw.randrange(3, VOCABULARY)}" for _ in range(draw.randint(1, most)))
+def pair(draw: random.Random, vocabulary: int) -> dict[str, str]:
+    words = lambda most: " ".join(f"w{draw.randrange(3, vocabulary)}" for _ in range(draw.randint(1, most)))
     return {"prompt": words(8), "chosen": " " + words(6), "rejected": " " + words(6)}
 
 
-def tokenizer() -> transformers.PreTrainedTokenizerFast:
+def tokenizer(vocabulary: int) -> transformers.PreTrainedTokenizerFast:
     """One token a word."""
-    vocabulary = {"<pad>": 0, "</s>": EOS, "<unk>": 2} | {f"w{i}": i for i in range(3, VOCABULARY)}
-    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
+    words = {"<pad>": 0, "</s>": EOS, "<unk>": 2} | {f"w{i}": i for i in range(3, vocabulary)}
+    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))
     inner.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=inner, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"

@@ -4,6 +4,15 @@ use tailor_domain::spec::{Checkpointing, Objective};
 use tailor_domain::{EvaluateSpec, LoraSpec, PreferenceSpec, Recipe, StepMetrics, TrainSpec};
 use tailor_train::{Preference, Trained, train};
 
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use serde::Deserialize;
+use tailor_models::{Base, LoadOptions};
+use tailor_peft::{Adapter, Limits};
+use tailor_train::{Example, gradient};
+use tch::Tensor;
+
 use crate::{Steps, TinyBase, lora, recipe, spec};
 
 fn pairs(tiny: &TinyBase, count: u32) -> Vec<Preference> {
@@ -69,4 +78,62 @@ fn the_objective_and_the_rows_must_agree() {
     let sft = recipe(&lora(), &spec());
     let error = train(&tiny.base, &sft, pairs.as_slice(), "tiny", &mut ()).expect_err("pairs").to_string();
     assert!(error.contains("train.objective: sft learns from single rows"), "{error}");
+}
+
+/// `tests/golden/preference/*/pairs.json`, made by `tests/golden/make_preference.py`.
+#[derive(Deserialize)]
+struct Golden {
+    base: String,
+    preference: PreferenceSpec,
+    pairs: Vec<Answers>,
+    loss: f64,
+}
+
+#[derive(Deserialize)]
+struct Answers {
+    prompt: Vec<u32>,
+    chosen: Vec<u32>,
+    rejected: Vec<u32>,
+}
+
+#[test]
+fn loss_and_every_gradient_are_trls_and_the_papers() {
+    let golden = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden");
+    for (name, gradients) in [("plain", 28), ("chosen-too", 28), ("smoothed", 28), ("t5", 32)] {
+        let folder = golden.join("preference").join(name);
+        let text = std::fs::read(folder.join("pairs.json")).expect("pairs.json");
+        let expected: Golden = serde_json::from_slice(&text).expect("pairs");
+        let base = Base::load(&golden.join("models").join(&expected.base), &LoadOptions::default()).expect("a base");
+        let adapter = Adapter::read_dir(&folder, &Limits::default()).expect("an adapter");
+        let answer = |prompt: &[u32], answer: &[u32]| match expected.base.starts_with("t5") {
+            true => Example::EncoderDecoder { encoder: prompt.to_vec(), labels: answer.to_vec() },
+            false => {
+                let in_loss = (0..prompt.len() + answer.len()).map(|at| at >= prompt.len()).collect();
+                Example::Decoder { ids: [prompt, answer].concat(), in_loss }
+            }
+        };
+        let pairs: Vec<Preference> = expected
+            .pairs
+            .iter()
+            .map(|pair| Preference {
+                chosen: answer(&pair.prompt, &pair.chosen),
+                rejected: answer(&pair.prompt, &pair.rejected),
+            })
+            .collect();
+        let recipe = Recipe { preference: expected.preference, ..dpo(&spec()) };
+        let found = gradient(&base, &recipe, &adapter, pairs.as_slice()).expect("a gradient");
+        let off = (found.loss - expected.loss).abs() / expected.loss;
+        assert!(off < 1e-5, "{name}: loss {} for {}", found.loss, expected.loss);
+        let theirs = Tensor::read_safetensors(folder.join("gradient.safetensors")).expect("gradients");
+        let theirs: HashMap<String, Tensor> = theirs.into_iter().collect();
+        assert_eq!((theirs.len(), found.by_parameter.len()), (gradients, gradients), "{name}");
+        let mut worst = 0.0f64;
+        for (parameter, wanted) in theirs {
+            let own = Tensor::from_slice(&found.by_parameter[&parameter]).view_as(&wanted);
+            let difference = (own - &wanted).abs().max().double_value(&[]) / wanted.abs().max().double_value(&[]);
+            assert!(difference < 1e-3, "{name}: {parameter} is off by {difference:.1e} of its largest number");
+            worst = worst.max(difference);
+        }
+        println!("{name}: loss off by {off:.1e}, worst of {gradients} gradients {worst:.1e}");
+    }
 }
