@@ -41,7 +41,7 @@ async fn every_job_file_trains_and_publishes() {
         assert!(answer["tokens"][1]["logprob"].as_f64().is_some_and(|logprob| logprob < 0.0), "{adapter}: {answer}");
         seen.insert(adapter);
     }
-    assert!(seen.len() >= 14, "{seen:?}");
+    assert!(seen.len() >= 16, "{seen:?}");
     assert_eq!(up.stop(), Some(0));
 }
 
@@ -77,6 +77,7 @@ fn shows(adapter: &str, job: &Value, notes: &[&str]) {
         "lora-variants" => assert_eq!(job["lora"]["rank_pattern"]["o_proj"], 2),
         "dora" => assert_eq!((&job["lora"]["dora"], &job["lora"]["layers"][0]), (&true.into(), &1.into())),
         "pissa" => assert_eq!(job["lora"]["init"], "pissa"),
+        "prompt-tuning" => assert_eq!(job["prompt_tuning"]["virtual_tokens"], 6),
         "packed" => assert_eq!(job["train"]["grouping"], "packed"),
         "optimizer" => assert_eq!(job["train"]["optimizer"], "adamw8bit"),
         "unfreezing" => assert_eq!(job["train"]["unfreeze"][0]["layers"][0], 0),
@@ -121,7 +122,7 @@ fn the_schema_accepts_every_shipped_job_file_and_knows_the_codes() {
     assert_eq!(schema["title"], "JobFile");
     let codes = schema["$defs"]["QuantCode"].to_string();
     assert!(codes.contains("nf4-single"), "{codes}");
-    for section in ["lora", "train", "evaluate", "stop", "preference"] {
+    for section in ["lora", "prompt_tuning", "train", "evaluate", "stop", "preference"] {
         assert!(schema["properties"][section].is_object(), "{section}");
     }
 }
