@@ -10,6 +10,7 @@ mod demo;
 mod embedded;
 mod evaluation;
 mod golden;
+mod hub;
 mod job_files;
 mod kinds;
 mod otlp;

@@ -82,7 +82,7 @@ class System:
         self.logfile = (scratch / "up.log").open("w")
         command = [self.tailor, "--state", self.state, "--log", "info", "--json", "up", "--port", "0"]
         self.process = subprocess.Popen(command, env=self.env, stdout=subprocess.PIPE, stderr=self.logfile)
-        self.process.stdout.readline()  # its addresses: it serves
+        self.registry = json.loads(self.process.stdout.readline())["registry"]  # its addresses: it serves
 
     def run(self, *arguments) -> dict | list:
         """One command's JSON: the last line it prints."""

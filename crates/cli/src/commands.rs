@@ -10,6 +10,7 @@ pub mod gguf;
 pub mod job;
 pub mod lowrank;
 pub mod merge;
+mod oci;
 pub mod score;
 pub mod train;
 pub mod up;

@@ -1,4 +1,4 @@
-//! Serving gRPC: health, reflection, tokens, traces, and an orderly end.
+//! Serving gRPC, and HTTP on the same port where a service has such routes: health, reflection, tokens, traces, and an orderly end.
 //!
 //! The end: health says NOT_SERVING, new connections are refused, calls in flight finish within the grace period, what is
 //! left then is cut.
@@ -100,6 +100,8 @@ pub async fn serve(
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_service_status("", tonic_health::ServingStatus::Serving).await;
     let router = Server::builder()
+        // For those routes that are no gRPC.
+        .accept_http1(true)
         .layer(TraceLayer { service })
         .layer(AuthLayer::new(settings.auth.token.as_deref()))
         .add_routes(routes)

@@ -16,6 +16,7 @@ mod blobs;
 mod catalog;
 mod error;
 mod grpc;
+mod hub;
 mod layers;
 mod publish;
 mod versions;
@@ -62,6 +63,7 @@ pub async fn start(
     stop: CancellationToken,
 ) -> Result<Serving> {
     let registry = Registry::new(settings, store, clock::system());
-    let server = limited!(AdapterRegistryServer::new(grpc::Api::new(registry)));
-    serve("registry", listener, Routes::new(server), settings, stop).await.map_err(Error::Listener)
+    let server = limited!(AdapterRegistryServer::new(grpc::Api::new(registry.clone())));
+    let routes = Routes::from(Routes::new(server).into_axum_router().merge(hub::router(registry)));
+    serve("registry", listener, routes, settings, stop).await.map_err(Error::Listener)
 }

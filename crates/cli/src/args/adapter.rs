@@ -43,6 +43,7 @@ pub enum Adapter {
     /// say is multiplied into B. DoRA, biases and modules_to_save are refused: merge those.
     #[command(after_help = "Examples:\n  \
         tailor adapter export grammar@production ./grammar-peft                 loads with peft\n  \
+        tailor adapter export grammar@production ./grammar-oci --format oci      oras cp --from-oci-layout …, skopeo copy oci:…\n  \
         tailor adapter export grammar@production grammar.gguf --format gguf     llama-cli -m base.gguf --lora grammar.gguf")]
     Export(Export),
     /// Write base and adapter as one Hugging Face folder or GGUF file, for programs that take no adapters
@@ -127,7 +128,7 @@ pub struct Export {
     pub reference: String,
     /// A new or empty folder, or a new file with --format gguf.
     pub dir: PathBuf,
-    #[arg(long, default_value = "peft", value_parser = ["peft", "gguf"])]
+    #[arg(long, default_value = "peft", value_parser = ["peft", "gguf", "oci"])]
     pub format: String,
     /// Type of A and B in a GGUF file; a folder has them as they were trained. [default: f32]
     #[arg(long, value_parser = ["bf16", "f16", "f32"])]

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tailor_pb::registry as pb;
 
 use crate::args::{Adapter, Export};
-use crate::commands::{blobs, gguf, job, lowrank, merge};
+use crate::commands::{blobs, gguf, job, lowrank, merge, oci};
 use crate::connect::Endpoints;
 use crate::output::{Output, bytes, time};
 use crate::table;
@@ -177,7 +177,8 @@ async fn export(endpoints: &Endpoints, command: &Export, output: &Output) -> any
     let dir = command.dir.as_path();
     anyhow::ensure!(
         command.dtype.is_none(),
-        "--dtype is for --format gguf; a PEFT folder has A and B as they were trained"
+        "--dtype is for --format gguf; {} has A and B as they were trained",
+        if command.format == "oci" { "an artefact" } else { "a PEFT folder" }
     );
     let version = resolve(endpoints, &command.reference).await?;
     let mut client = endpoints.registry()?;
@@ -192,8 +193,14 @@ async fn export(endpoints: &Endpoints, command: &Export, output: &Output) -> any
     let occupied = dir.read_dir().map(|mut entries| entries.next().is_some()).unwrap_or(dir.exists());
     anyhow::ensure!(!occupied, "{} exists and is not empty; give a new folder", dir.display());
     let partial = tempfile::tempdir_in(&parent).with_context(|| format!("cannot write in {}", parent.display()))?;
-    std::fs::write(partial.path().join("adapter_config.json"), config)?;
-    std::fs::write(partial.path().join("adapter_model.safetensors"), weights)?;
+    let use_it = if command.format == "oci" {
+        oci::write(partial.path(), &version, &config, &weights)?;
+        "an OCI image layout: oras, skopeo"
+    } else {
+        std::fs::write(partial.path().join("adapter_config.json"), config)?;
+        std::fs::write(partial.path().join("adapter_model.safetensors"), weights)?;
+        "loads with peft"
+    };
     if dir.exists() {
         std::fs::remove_dir(dir)?;
     }
@@ -201,7 +208,7 @@ async fn export(endpoints: &Endpoints, command: &Export, output: &Output) -> any
     let mut document = describe(&version);
     document["dir"] = json!(dir);
     output.show(&document, || {
-        println!("exported {}@{} to {} (loads with peft)", version.adapter, version.version, dir.display());
+        println!("exported {}@{} to {} ({use_it})", version.adapter, version.version, dir.display());
     })
 }
 
