@@ -20,3 +20,4 @@ mod services;
 mod shipped;
 mod store_and_queue_away;
 mod support;
+mod transfers;

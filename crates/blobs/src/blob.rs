@@ -34,7 +34,7 @@ pub struct StoredBlob {
     pub size_bytes: u64,
 }
 
-fn blob_key(digest: &Digest) -> String {
+pub(crate) fn blob_key(digest: &Digest) -> String {
     let hex = digest.hex();
     format!("blobs/sha256/{}/{hex}", &hex[..2])
 }

@@ -20,6 +20,7 @@ mod log;
 mod open;
 mod prove;
 mod record;
+mod sign;
 mod store;
 
 #[cfg(feature = "conformance")]

@@ -87,7 +87,8 @@ fn open_s3(url: &str, place: &str, options: &S3Options) -> Result<Store> {
         Some(endpoint) => format!("s3://{place} at {endpoint}"),
         None => format!("s3://{place}"),
     };
-    Ok(Store::over(Arc::new(backend), &name).with_root(prefix).with_replays())
+    let backend = Arc::new(backend);
+    Ok(Store::over(backend.clone(), &name).with_root(prefix).with_replays().with_signer(backend))
 }
 
 /// The client for the bucket of `place`, which is `bucket` or `bucket/prefix`, and the prefix.

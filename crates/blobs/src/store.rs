@@ -21,6 +21,8 @@ pub struct Store {
     url: Arc<str>,
     /// Whether a put may be repeated behind our back (HTTP retries), so that a Create can be told it lost against itself.
     pub(crate) may_replay: bool,
+    /// What makes addresses that anybody may read for a while, where the backend can.
+    pub(crate) signer: Option<Arc<dyn object_store::signer::Signer>>,
     /// Where each log was last seen to end. Only hints: a wrong one costs requests, never correctness.
     pub(crate) tails: Arc<Mutex<HashMap<String, u64>>>,
 }
@@ -37,7 +39,7 @@ pub struct Children {
 impl Store {
     /// A store over any backend, e.g. one that injects faults. `url` is for messages.
     pub fn over(backend: Arc<dyn ObjectStore>, url: &str) -> Self {
-        Self { backend, root: String::new(), url: url.into(), may_replay: false, tails: Arc::default() }
+        Self { backend, root: String::new(), url: url.into(), may_replay: false, signer: None, tails: Arc::default() }
     }
 
     pub(crate) fn with_root(mut self, root: &str) -> Self {

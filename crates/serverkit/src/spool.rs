@@ -1,5 +1,7 @@
 //! Bytes from a caller, on local disk until they are known to be what was announced: bounded, hashed, gone on any error.
 
+mod partial;
+
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -10,6 +12,8 @@ use tokio::fs::File;
 use tokio::io::AsyncWriteExt as _;
 
 use crate::status::Coded;
+
+pub use partial::Partial;
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {

@@ -25,7 +25,7 @@ pub enum Error {
     #[error("{what}; {remedy}")]
     Superseded { what: String, remedy: String },
 
-    #[error("blob {digest} was not stored: {problem}; nothing was kept, upload it again")]
+    #[error("blob {digest} was not stored: {problem}; upload it again")]
     WrongBytes { digest: Digest, problem: String },
 
     /// The adapter is unsound, or was made for another base.
@@ -36,7 +36,9 @@ pub enum Error {
     #[error("base {base}: file {file}: {problem}")]
     Base { base: String, file: String, problem: String },
 
-    #[error("the upload broke off: {problem}; nothing was kept")]
+    #[error(
+        "the upload broke off: {problem}; what arrived is kept for a day, GetUpload says how much, go on from there"
+    )]
     BrokenOff { problem: String },
 
     #[error(transparent)]

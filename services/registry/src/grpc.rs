@@ -8,16 +8,17 @@ use tailor_pb::registry::adapter_registry_server::AdapterRegistry;
 use tailor_pb::registry::upload_blob_request::Part;
 use tailor_pb::registry::{
     Adapter, AdapterVersion, Alias, Base, DownloadBlobRequest, DownloadBlobResponse, GetAliasHistoryRequest,
-    GetAliasHistoryResponse, GetBaseRequest, GetVersionRequest, ListAdaptersRequest, ListAdaptersResponse,
-    ListBasesRequest, ListBasesResponse, ListVersionsRequest, ListVersionsResponse, PublishVersionRequest,
-    RegisterBaseRequest, ResolveRequest, RollbackRequest, SetAliasRequest, UploadBlobRequest, UploadBlobResponse,
+    GetAliasHistoryResponse, GetBaseRequest, GetUploadRequest, GetUploadResponse, GetVersionRequest,
+    ListAdaptersRequest, ListAdaptersResponse, ListBasesRequest, ListBasesResponse, ListVersionsRequest,
+    ListVersionsResponse, PublishVersionRequest, RegisterBaseRequest, ResolveRequest, RollbackRequest, SetAliasRequest,
+    SignDownloadRequest, SignDownloadResponse, UploadBlobRequest, UploadBlobResponse,
 };
 use tailor_serverkit::{Page, status};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::aliases::{Expected, Reason};
 use crate::bases::NewBase;
-use crate::blobs::Announced;
+use crate::blobs::{Announced, Received};
 use crate::catalog::AdapterSummary;
 use crate::publish::{NewVersion, Origin, check_words};
 use crate::versions::AliasedVersion;
@@ -25,6 +26,10 @@ use crate::{Error, Registry, Result};
 
 /// Largest piece of a blob in one message, in both directions.
 const MAX_CHUNK_BYTES: usize = 1 << 20;
+/// An hour.
+const DEFAULT_LIFETIME_MS: u64 = 3_600_000;
+/// As long as S3 signs for.
+const MAX_LIFETIME_MS: u64 = 7 * 24 * 3_600_000;
 
 pub struct Api {
     registry: Registry,
@@ -49,9 +54,11 @@ impl AdapterRegistry for Api {
         let outcome = async {
             let first = parts.message().await.map_err(broken_off)?;
             let announced = match first.and_then(|message| message.part) {
-                Some(Part::Header(header)) => {
-                    Announced { digest: Digest::try_new(header.digest)?, size_bytes: header.size_bytes }
-                }
+                Some(Part::Header(header)) => Announced {
+                    digest: Digest::try_new(header.digest)?,
+                    size_bytes: header.size_bytes,
+                    offset: header.offset,
+                },
                 Some(Part::Chunk(_)) | None => {
                     return Err(Invalid::new("header", "the first message must name digest and size").into());
                 }
@@ -63,12 +70,40 @@ impl AdapterRegistry for Api {
         answer(outcome.await)
     }
 
+    async fn get_upload(&self, request: Request<GetUploadRequest>) -> Answer<GetUploadResponse> {
+        let outcome = async {
+            let digest = Digest::try_new(request.into_inner().digest)?;
+            let Received { bytes, stored } = self.registry.received(&digest).await?;
+            Ok(GetUploadResponse { received_bytes: bytes, stored })
+        };
+        answer(outcome.await)
+    }
+
+    async fn sign_download(&self, request: Request<SignDownloadRequest>) -> Answer<SignDownloadResponse> {
+        let outcome = async {
+            let SignDownloadRequest { digest, lifetime_ms } = request.into_inner();
+            let lifetime = if lifetime_ms == 0 { DEFAULT_LIFETIME_MS } else { lifetime_ms };
+            if lifetime > MAX_LIFETIME_MS {
+                let problem = format!("{lifetime} is above the limit of {MAX_LIFETIME_MS}, seven days");
+                return Err(Invalid::new("lifetime_ms", problem).into());
+            }
+            let lifetime = std::time::Duration::from_millis(lifetime);
+            let url = self.registry.sign_download(&Digest::try_new(digest)?, lifetime).await?;
+            Ok(SignDownloadResponse { url })
+        };
+        answer(outcome.await)
+    }
+
     type DownloadBlobStream = BoxStream<'static, Result<DownloadBlobResponse, Status>>;
 
     async fn download_blob(&self, request: Request<DownloadBlobRequest>) -> Answer<Self::DownloadBlobStream> {
         let outcome = async {
-            let digest = Digest::try_new(request.into_inner().digest)?;
-            self.registry.download_blob(&digest).await
+            let DownloadBlobRequest { digest, offset } = request.into_inner();
+            let digest = Digest::try_new(digest)?;
+            match offset {
+                0 => Ok(self.registry.download_blob(&digest).await?.map_err(Error::from).boxed()),
+                _ => self.registry.download_rest(&digest, offset).await,
+            }
         };
         let pieces = outcome.await.map_err(|error| status(&error))?;
         let messages = pieces

@@ -10,7 +10,6 @@ use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use axum::routing::get;
-use futures::{StreamExt as _, TryStreamExt as _};
 use serde_json::{Value, json};
 use tailor_domain::{
     AdapterManifest, AdapterName, AdapterRef, BaseManifest, BaseName, Digest, ErrorCode, FileRef, Selector, Version,
@@ -19,8 +18,6 @@ use tailor_serverkit::Coded as _;
 
 use crate::{Error, Registry, Result};
 
-/// A part of a file that is asked for is read in pieces of this size.
-const PIECE_BYTES: u64 = 4 << 20;
 /// Hexadecimal digits of a commit, as git's.
 const COMMIT_DIGITS: usize = 40;
 /// Of these the last ones are a version's number.
@@ -240,31 +237,9 @@ async fn serve(
         (true, _) => Body::empty(),
         // Checked against its digest at the end: what is damaged breaks off.
         (false, None) => Body::from_stream(registry.download_blob(digest).await?),
-        (false, Some(_)) => Body::from_stream(part(registry, digest, start, end)),
+        (false, Some(_)) => Body::from_stream(registry.part(digest, start, end)),
     };
     answer(status, &own, body)
-}
-
-/// The bytes from `start` to `end`, piece by piece.
-fn part(
-    registry: &Registry,
-    digest: &Digest,
-    start: u64,
-    end: u64,
-) -> impl futures::Stream<Item = Result<bytes::Bytes>> + Send + use<> {
-    let (registry, digest) = (registry.clone(), digest.clone());
-    futures::stream::try_unfold(start, move |at| {
-        let (registry, digest) = (registry.clone(), digest.clone());
-        async move {
-            if at >= end {
-                return Ok(None);
-            }
-            let next = end.min(at + PIECE_BYTES);
-            Ok(Some((registry.store.get_blob_range(&digest, at..next).await?, next)))
-        }
-    })
-    .into_stream()
-    .boxed()
 }
 
 /// `bytes=FROM-` or `bytes=FROM-TO` as a half-open range; other forms are answered with the whole file, as HTTP allows.

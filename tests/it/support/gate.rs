@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -13,20 +13,40 @@ use tailor_testkit::free_port;
 type Pair = (TcpStream, TcpStream);
 type Pairs = Arc<Mutex<Vec<Weak<Pair>>>>;
 
+/// What has gone through, both ways together, and after how much the connections are cut once.
+#[derive(Default)]
+struct Traffic {
+    bytes: AtomicU64,
+    cut_at: AtomicU64,
+}
+
 pub struct Gate {
     port: u16,
     target: u16,
     open: Arc<AtomicBool>,
     pairs: Pairs,
+    traffic: Arc<Traffic>,
     accepting: Option<JoinHandle<()>>,
 }
 
 impl Gate {
     /// An open gate before a loopback port.
     pub fn before(target: u16) -> Self {
-        let mut gate = Self { port: free_port(), target, open: Arc::default(), pairs: Arc::default(), accepting: None };
+        let (open, pairs, traffic) = (Arc::default(), Arc::default(), Arc::new(Traffic::default()));
+        traffic.cut_at.store(u64::MAX, Ordering::SeqCst);
+        let mut gate = Self { port: free_port(), target, open, pairs, traffic, accepting: None };
         gate.open();
         gate
+    }
+
+    /// Cuts the connection over which this many more bytes have gone; those that follow live.
+    pub fn cut_after(&self, bytes: u64) {
+        self.traffic.cut_at.store(self.bytes() + bytes, Ordering::SeqCst);
+    }
+
+    /// Bytes that have gone through until now.
+    pub fn bytes(&self) -> u64 {
+        self.traffic.bytes.load(Ordering::SeqCst)
     }
 
     pub fn port(&self) -> u16 {
@@ -38,10 +58,11 @@ impl Gate {
         listener.set_nonblocking(true).expect("a listener that can be ended");
         self.open.store(true, Ordering::SeqCst);
         let (open, pairs, target) = (self.open.clone(), self.pairs.clone(), self.target);
+        let traffic = self.traffic.clone();
         self.accepting = Some(std::thread::spawn(move || {
             while open.load(Ordering::SeqCst) {
                 match listener.accept() {
-                    Ok((caller, _)) => join(caller, target, &pairs),
+                    Ok((caller, _)) => join(caller, target, &pairs, &traffic),
                     Err(_) => std::thread::sleep(Duration::from_millis(2)),
                 }
             }
@@ -66,16 +87,24 @@ impl Drop for Gate {
     }
 }
 
-fn join(caller: TcpStream, target: u16, pairs: &Pairs) {
+fn join(caller: TcpStream, target: u16, pairs: &Pairs, traffic: &Arc<Traffic>) {
     let Ok(server) = TcpStream::connect(("127.0.0.1", target)) else { return };
     caller.set_nonblocking(false).expect("blocking stream");
     let pair = Arc::new((caller, server));
     for to_server in [true, false] {
-        let pair = pair.clone();
+        let (pair, traffic) = (pair.clone(), traffic.clone());
         std::thread::spawn(move || {
             let (mut from, mut to) = if to_server { (&pair.0, &pair.1) } else { (&pair.1, &pair.0) };
             let mut buffer = [0; 64 << 10];
             while let Ok(count @ 1..) = from.read(&mut buffer) {
+                let gone = traffic.bytes.fetch_add(count as u64, Ordering::SeqCst) + count as u64;
+                let cut_at = traffic.cut_at.load(Ordering::SeqCst);
+                let is_the_one =
+                    || traffic.cut_at.compare_exchange(cut_at, u64::MAX, Ordering::SeqCst, Ordering::SeqCst).is_ok();
+                if gone >= cut_at && is_the_one() {
+                    let _ = (pair.0.shutdown(Shutdown::Both), pair.1.shutdown(Shutdown::Both));
+                    return;
+                }
                 if to.write_all(&buffer[..count]).is_err() {
                     break;
                 }

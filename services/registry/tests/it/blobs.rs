@@ -1,14 +1,16 @@
 use tailor_blobs::Store;
 use tailor_domain::Digest;
 use tailor_pb::registry::upload_blob_request::Part;
-use tailor_pb::registry::{BlobHeader, DownloadBlobRequest, UploadBlobRequest};
+use tailor_pb::registry::{
+    BlobHeader, DownloadBlobRequest, GetUploadRequest, GetUploadResponse, SignDownloadRequest, UploadBlobRequest,
+};
 use tailor_testkit::{Fault, FlakyStore, Op, SmallDisk, TempDir};
 use tonic::{Code, Status};
 
 use crate::support::{Service, expect_status};
 
 async fn download(service: &Service, digest: &str) -> Result<Vec<u8>, Status> {
-    let request = DownloadBlobRequest { digest: digest.into() };
+    let request = DownloadBlobRequest { digest: digest.into(), offset: 0 };
     let mut stream = service.client.clone().download_blob(request).await?.into_inner();
     let mut bytes = Vec::new();
     while let Some(message) = stream.message().await? {
@@ -55,7 +57,7 @@ async fn bytes_that_are_not_those_of_the_digest_or_size_are_refused_and_not_kept
 #[tokio::test]
 async fn a_stream_out_of_order_is_refused() {
     let service = Service::start().await;
-    let header = || Part::Header(BlobHeader { digest: Digest::of(b"ab").to_string(), size_bytes: 2 });
+    let header = || Part::Header(BlobHeader { digest: Digest::of(b"ab").to_string(), size_bytes: 2, offset: 0 });
     for parts in [vec![], vec![Part::Chunk(b"ab".to_vec())], vec![header(), header()]] {
         expect_status(service.upload_parts(parts).await, Code::InvalidArgument, &["header"]);
     }
@@ -78,7 +80,7 @@ async fn half_an_upload_is_never_visible() {
     let bytes = vec![1_u8; 4 << 20];
     let digest = Digest::of(&bytes).to_string();
     let (sender, receiver) = tokio::sync::mpsc::channel(1);
-    let header = Part::Header(BlobHeader { digest: digest.clone(), size_bytes: bytes.len() as u64 });
+    let header = Part::Header(BlobHeader { digest: digest.clone(), size_bytes: bytes.len() as u64, offset: 0 });
     let mut client = service.client.clone();
     let call =
         tokio::spawn(async move { client.upload_blob(tokio_stream::wrappers::ReceiverStream::new(receiver)).await });
@@ -87,17 +89,75 @@ async fn half_an_upload_is_never_visible() {
         sender.send(UploadBlobRequest { part: Some(Part::Chunk(chunk.to_vec())) }).await.expect("sent");
     }
     expect_status(download(&service, &digest).await, Code::NotFound, &["is not in the store"]);
-    // The caller dies in the middle.
-    call.abort();
-    drop(sender);
+    let received = async || {
+        let request = GetUploadRequest { digest: digest.clone() };
+        service.client.clone().get_upload(request).await.expect("an answer").into_inner()
+    };
     for _ in 0..100 {
-        if service.spooled() == 0 {
+        if received().await.received_bytes == 3 << 20 {
             break;
         }
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
-    assert_eq!(service.spooled(), 0, "what had arrived is deleted");
+    // The caller dies in the middle.
+    call.abort();
+    drop(sender);
+    assert_eq!(received().await, GetUploadResponse { received_bytes: 3 << 20, stored: false });
     expect_status(download(&service, &digest).await, Code::NotFound, &["is not in the store"]);
+
+    // The rest, and nothing but the rest, makes it whole; from anywhere else nothing is taken.
+    let from = |offset: u64, bytes: &[u8]| {
+        let header = BlobHeader { digest: digest.clone(), size_bytes: 4 << 20, offset };
+        service.upload_parts(vec![Part::Header(header), Part::Chunk(bytes.to_vec())])
+    };
+    let elsewhere = from(2 << 20, &bytes[..1 << 20]).await;
+    expect_status(elsewhere, Code::FailedPrecondition, &["3145728 bytes of it are here", "GetUpload"]);
+    assert_eq!(from(3 << 20, &bytes[3 << 20..]).await.expect("stored"), digest);
+    assert_eq!(received().await, GetUploadResponse { received_bytes: 4 << 20, stored: true });
+    assert_eq!((download(&service, &digest).await.expect("there"), service.spooled()), (bytes, 0));
+}
+
+#[tokio::test]
+async fn a_download_goes_on_where_it_broke_off() {
+    let service = Service::start().await;
+    let bytes: Vec<u8> = (0..9 << 20).map(|at: usize| (at % 251) as u8).collect();
+    let digest = service.upload(&bytes).await;
+    let rest = async |offset: u64| {
+        let request = DownloadBlobRequest { digest: digest.clone(), offset };
+        let mut stream = service.client.clone().download_blob(request).await?.into_inner();
+        let mut rest = Vec::new();
+        while let Some(message) = stream.message().await? {
+            rest.extend(message.chunk);
+        }
+        Ok::<_, Status>(rest)
+    };
+    for offset in [1, 5 << 20, (9 << 20) - 1, 9 << 20] {
+        assert_eq!(rest(offset as u64).await.expect("there"), &bytes[offset..], "{offset}");
+    }
+    expect_status(rest((9 << 20) + 1).await, Code::InvalidArgument, &["offset", "9437184 bytes"]);
+}
+
+#[tokio::test]
+async fn two_uploads_of_one_blob_do_not_disturb_each_other() {
+    let service = Service::start().await;
+    let bytes: Vec<u8> = (0..6 << 20).map(|at: usize| (at % 253) as u8).collect();
+    let (one, other) = tokio::join!(service.upload(&bytes), service.upload(&bytes));
+    assert_eq!(one, other);
+    assert_eq!((download(&service, &one).await.expect("there"), service.spooled()), (bytes, 0));
+}
+
+#[tokio::test]
+async fn a_store_that_signs_nothing_says_so() {
+    let service = Service::start().await;
+    let sign = |digest: &str, lifetime_ms| {
+        let (mut client, request) =
+            (service.client.clone(), SignDownloadRequest { digest: digest.into(), lifetime_ms });
+        async move { client.sign_download(request).await.map(|answer| answer.into_inner().url) }
+    };
+    let digest = service.upload(b"bytes").await;
+    expect_status(sign(&digest, 0).await, Code::FailedPrecondition, &["signs no addresses", "DownloadBlob"]);
+    expect_status(sign(&Digest::of(b"other").to_string(), 0).await, Code::NotFound, &["is not in the store"]);
+    expect_status(sign(&digest, u64::MAX).await, Code::InvalidArgument, &["lifetime_ms", "seven days"]);
 }
 
 #[tokio::test]
@@ -112,7 +172,7 @@ async fn a_store_that_fails_in_mid_upload_leaves_nothing() {
         faults.heal();
         expect_status(download(&service, &digest).await, Code::NotFound, &[]);
     }
-    assert_eq!(service.spooled(), 0);
+    assert_eq!(service.spooled(), 1, "what arrived waits for the store");
     assert_eq!(service.upload(bytes).await, digest, "the same upload succeeds once the store is back");
 }
 

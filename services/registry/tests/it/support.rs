@@ -68,7 +68,7 @@ impl Service {
     }
 
     pub async fn upload_as(&self, digest: &str, size_bytes: u64, bytes: &[u8]) -> Result<String, Status> {
-        let header = Part::Header(BlobHeader { digest: digest.into(), size_bytes });
+        let header = Part::Header(BlobHeader { digest: digest.into(), size_bytes, offset: 0 });
         let chunks = bytes.chunks(1 << 20).map(|chunk| Part::Chunk(chunk.to_vec()));
         self.upload_parts(std::iter::once(header).chain(chunks).collect()).await
     }
