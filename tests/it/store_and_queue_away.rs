@@ -1,11 +1,19 @@
 //! Redis or the store away: at start, when a job is created, and in mid-job.
 
+use std::time::Duration;
+
 use tailor_testkit::free_port;
 use tonic::Code;
 
 use crate::support::{Cluster, Family, PATIENCE, Service, Training, rows};
 
 const LONG: u64 = 400;
+
+/// How long the store is away: moments, or as many seconds as TAILOR_TEST_AWAY_SECONDS says; five minutes cost no job either.
+fn away() -> Duration {
+    let asked = std::env::var("TAILOR_TEST_AWAY_SECONDS").ok().and_then(|seconds| seconds.parse().ok());
+    Duration::from_secs(asked.unwrap_or(1))
+}
 
 fn training(adapter: &str, steps: u64) -> Training<'_> {
     Training { base: Family::T5.base(), dataset: "rows", adapter, steps, key: "" }
@@ -46,6 +54,7 @@ async fn the_store_away_in_mid_job_delays_the_log_and_the_version() {
     for part in ["s3://", "does not answer", "check that it runs"] {
         assert!(refused.message().contains(part), "{part:?} is missing in: {}", refused.message());
     }
+    tokio::time::sleep(away()).await;
     cluster.store.open();
     let job = at.succeeded(&job.id).await;
     assert_eq!((job.adapter_version, at.versions("stalled").await), (1, 1));
