@@ -4,10 +4,11 @@ use std::path::PathBuf;
 
 use prost::Message as _;
 
-const PROTOS: [&str; 5] = [
+const PROTOS: [&str; 6] = [
     "tailor/dataset/v1/dataset.proto",
     "tailor/training/v1/training.proto",
     "tailor/registry/v1/registry.proto",
+    "tailor/registry/v1/rollouts.proto",
     "tailor/inference/v1/inference.proto",
     "tailor/inference/v1/adapter_admin.proto",
 ];
