@@ -1,10 +1,10 @@
 //! Policies and rollouts, both ways.
 
 use tailor_domain::policy::{Approval, Gate, Gates, MetricGate, Policy};
-use tailor_domain::rollout::{Golden, Limits, Rollout, RolloutState, Share};
+use tailor_domain::rollout::{Caller, Golden, Limits, Rollout, RolloutState, Share};
 use tailor_domain::{AdapterName, AliasName, Invalid, Version};
 
-use crate::registry;
+use crate::{inference, registry};
 
 impl TryFrom<registry::Gates> for Gates {
     type Error = Invalid;
@@ -176,6 +176,14 @@ impl TryFrom<registry::Rollout> for Rollout {
             why: rollout.why,
             at_ms: rollout.at_ms,
         })
+    }
+}
+
+impl TryFrom<inference::Caller> for Caller {
+    type Error = Invalid;
+
+    fn try_from(caller: inference::Caller) -> Result<Self, Invalid> {
+        Self::try_new(caller.tenant, caller.session, caller.user)
     }
 }
 
