@@ -304,8 +304,8 @@ async fn a_rollout_of_real_answers_is_sticky_shadowed_and_fails_nobody() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rollout_ends_by_itself_by_quality_by_shadow_and_where_a_gateway_cannot_load_it() {
     let fleet = Fleet::start(1, &[0, 0], &[]).await;
-    fleet.publish(2);
-    let warm = answers(&fleet, 2).await;
+    fleet.publish(3);
+    let warm = answers(&fleet, 3).await;
     point(&fleet, 0, 1, "").await;
     let cli = fleet.cli(0, 0);
     let set = ["rollout", "set", "grammar", "production", "--canary", "2", "--min-requests", "10", "--percent"];
@@ -351,13 +351,13 @@ async fn a_rollout_ends_by_itself_by_quality_by_shadow_and_where_a_gateway_canno
     ended("shadow answers are").await;
 
     // Loaded by one gateway, gone from the store before the other can: that one ends it for both.
-    let show = cli.json(&["adapter", "show", "grammar@2"]);
+    let show = cli.json(&["adapter", "show", "grammar@3"]);
     let hex = show["weights_digest"].as_str().and_then(|digest| digest.strip_prefix("sha256:")).expect("a digest");
     let blob = fleet.folder.join("store/blobs/sha256").join(&hex[..2]).join(hex);
     std::fs::remove_file(&blob).expect("a blob in the store");
     let before = registry::GetRolloutRequest { adapter: "grammar".into(), alias: "production".into() };
     let before = fleet.rollouts(1).get_rollout(before).await.expect("the last").into_inner();
-    cli.json(&[&set[..], &["100", "--max-latency-ratio", "0"]].concat());
+    cli.json(&["rollout", "set", "grammar", "production", "--canary", "3", "--percent", "100"]);
     for number in 0..10 {
         generate(&fleet, 1, ALIAS, session(number)).await.expect("no request fails, whoever cannot load what");
     }

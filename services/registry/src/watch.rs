@@ -17,6 +17,9 @@ use crate::{Error, Registry, Result, aliases, rollouts};
 
 /// An announcement older than this whose record is not there was made by a writer that died.
 const DEAD_AFTER_MS: u64 = 10 * 60 * 1000;
+/// One older than this is looked for less often: its writer is slow at best.
+const SLOW_AFTER_MS: u64 = 5000;
+const SLOW_TURNS: u64 = 25;
 /// Adapters read at once for a snapshot.
 const READS_AT_ONCE: usize = 16;
 /// Announcements taken in at once.
@@ -40,6 +43,8 @@ struct Place {
     next: u64,
     /// Announced and not there yet, by number.
     pending: BTreeMap<u64, Arc<Announced>>,
+    /// How often the pending ones were looked for.
+    turns: u64,
 }
 
 impl Place {
@@ -64,7 +69,7 @@ impl Registry {
                 remedy: "begin with 0: this may be another store than the one you have watched".into(),
             });
         }
-        let mut place = Place { next: after + 1, pending: BTreeMap::new() };
+        let mut place = Place { next: after + 1, pending: BTreeMap::new(), turns: 0 };
         if after == 0 {
             // The log's end was read first, so whatever is left out here is announced behind it.
             place.next = end + 1;
@@ -132,9 +137,14 @@ impl Registry {
     }
 
     async fn send_pending(&self, place: &mut Place, to: &mpsc::Sender<Message>) -> Result<bool> {
+        place.turns += 1;
         for (number, announced) in place.pending.clone() {
+            let age_ms = (self.clock)().saturating_sub(announced.at_ms);
+            if age_ms > SLOW_AFTER_MS && !place.turns.is_multiple_of(SLOW_TURNS) {
+                continue;
+            }
             let told = self.told(&announced).await?;
-            let dead = told.is_none() && (self.clock)() > announced.at_ms + DEAD_AFTER_MS;
+            let dead = told.is_none() && age_ms > DEAD_AFTER_MS;
             if told.is_some() || dead {
                 place.pending.remove(&number);
             }
