@@ -369,7 +369,7 @@ async fn a_rollout_ends_by_itself_by_quality_by_shadow_and_where_a_gateway_canno
 #[tokio::test(flavor = "multi_thread")]
 async fn a_policy_is_set_checked_and_passed_from_the_command_line() {
     let fleet = Fleet::start(1, &[0], &[]).await;
-    fleet.publish(1);
+    fleet.publish(2);
     let (ops, ann) = (fleet.cli(0, 0), fleet.cli(0, 0).env("USER", "ann"));
     let set = ["adapter", "policy", "set", "grammar", "production"];
     let demands =
@@ -400,5 +400,18 @@ async fn a_policy_is_set_checked_and_passed_from_the_command_line() {
     assert_eq!((&given["who"], &given["alias"]), (&"ann".into(), &"production".into()));
     ops.text(&["adapter", "policy", "check", "grammar", "production", "1"]);
     ops.text(&["adapter", "set-alias", "grammar", "production", "1"]);
+    // The policy stands before a rollout too, and its refusal comes through the gateway as it is.
+    ops.json(&[&set[..], &demands].concat());
+    let canary = ["rollout", "set", "grammar", "production", "--canary", "2", "--percent", "1"];
+    ops.refused(&canary).says("FAILED_PRECONDITION", &says);
+    let request = registry::SetRolloutRequest {
+        adapter: "grammar".into(),
+        alias: "production".into(),
+        canary_version: 2,
+        percent: 1.0,
+        ..Default::default()
+    };
+    let refusal = fleet.rollouts(0).set_rollout(request).await.expect_err("refused");
+    assert!(!refusal.details().is_empty(), "rich details: {refusal:?}");
     ops.refused(&[&set[..], &["--min", "exact_match"]].concat()).says("USAGE", &["METRIC=VALUE"]);
 }

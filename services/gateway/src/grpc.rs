@@ -76,7 +76,8 @@ impl Api {
                     let rollout_side = choice.side().to_owned();
                     // Of an answer that nobody has heard to its end, nothing can be said.
                     if let Some(turn) = choice.turn.filter(|_| !to.is_closed()) {
-                        turn.answered(request, whole);
+                        let request = request.clone();
+                        turn.answered(whole, move |model| async move { answer::whole(&model, &request).await });
                     }
                     return Ok(pb::GenerateResponse { rollout_side, ..end });
                 }

@@ -109,7 +109,7 @@ impl Fleet {
         let base = BASE.write(self.folder.path()).display().to_string();
         cli.text(&["base", "add", &base, "--name", BASE.base(), "--dtype", "f32"]);
         for seed in 1..=versions {
-            let folder = self.folder.join(&format!("adapter-{seed}"));
+            let folder = self.folder.join(format!("adapter-{seed}"));
             write_adapter(&folder, seed);
             let folder = folder.display().to_string();
             cli.text(&["adapter", "import", &folder, "--name", "grammar", "--base", BASE.base()]);

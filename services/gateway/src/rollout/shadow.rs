@@ -3,16 +3,23 @@
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
-use tailor_pb::inference as pb;
 use tailor_text::metrics::edit_distance;
 
 use super::turn::is_the_versions_fault;
 use super::{Live, Rollouts, Side};
-use crate::answer;
-use crate::error::Error;
+use crate::error::{Error, Result};
+use crate::models::Model;
 
 /// Starts the canary's answer beside everything else, or leaves it out where too many are on their way.
-pub fn answer(rollouts: Arc<Rollouts>, live: Arc<Live>, base: String, request: pb::GenerateRequest, given: String) {
+pub fn answer<F>(
+    rollouts: Arc<Rollouts>,
+    live: Arc<Live>,
+    base: String,
+    given: String,
+    again: impl FnOnce(Model) -> F + Send + 'static,
+) where
+    F: Future<Output = Result<String>> + Send + 'static,
+{
     let Ok(place) = live.shadows.clone().try_acquire_owned() else {
         live.figures.lock().unwrap_or_else(PoisonError::into_inner).skipped();
         return;
@@ -22,8 +29,7 @@ pub fn answer(rollouts: Arc<Rollouts>, live: Arc<Live>, base: String, request: p
         let begun = Instant::now();
         let said = async {
             rollouts.trials.pass(&rollouts.models, &live.canary, live.rollout().golden.as_ref()).await?;
-            let model = rollouts.models.ready(&base, &live.canary).await?;
-            answer::whole(&model, &request).await
+            again(rollouts.models.ready(&base, &live.canary).await?).await
         };
         let said = said.await;
         let took = begun.elapsed();

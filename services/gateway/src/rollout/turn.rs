@@ -4,10 +4,10 @@ use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
 use tailor_domain::ErrorCode;
-use tailor_pb::inference as pb;
 
 use super::{Live, Rollouts, Side};
-use crate::error::Error;
+use crate::error::{Error, Result};
+use crate::models::Model;
 
 pub struct Turn {
     rollouts: Arc<Rollouts>,
@@ -36,13 +36,16 @@ impl Turn {
     }
 
     /// The whole answer is out; `text` is what the caller got. Where the rollout has a shadow, the canary may now answer
-    /// too, without anybody waiting for it.
-    pub fn answered(self, request: &pb::GenerateRequest, text: String) {
+    /// too, by `again`, without anybody waiting for it.
+    pub fn answered<F>(self, text: String, again: impl FnOnce(Model) -> F + Send + 'static)
+    where
+        F: Future<Output = Result<String>> + Send + 'static,
+    {
         self.scored();
         if self.side == Side::Stable {
             let bucket = self.rollouts.chance();
             if self.live.rollout().shadow.holds(bucket) && !self.live.is_tripped() {
-                super::shadow::answer(self.rollouts, self.live, self.base, request.clone(), text);
+                super::shadow::answer(self.rollouts, self.live, self.base, text, again);
             }
         }
     }
