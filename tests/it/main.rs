@@ -15,6 +15,7 @@ mod job_files;
 mod kinds;
 mod otlp;
 mod reflection;
+mod rollout;
 mod sentencepiece;
 mod services;
 mod shipped;

@@ -9,6 +9,9 @@ use tokio::sync::mpsc;
 use crate::error::Result;
 use crate::models::Model;
 
+/// Pieces of text on their way to one reader.
+pub const STREAM_BUFFER: usize = 32;
+
 /// Tokens made when the caller does not say.
 const DEFAULT_NEW_TOKENS: u32 = 128;
 /// Longest input in bytes, checked before it is tokenised.
@@ -36,6 +39,55 @@ pub async fn generate(model: &Model, request: &pb::GenerateRequest) -> Result<An
         max_new_tokens: if request.max_new_tokens == 0 { DEFAULT_NEW_TOKENS } else { request.max_new_tokens },
     };
     Ok(Answer { events: model.base.engine.generate(job).await?, prompt_tokens })
+}
+
+/// Turns tokens into text as they come; returns the figures of the whole answer, its text left out.
+pub async fn pump(model: &Model, mut answer: Answer, pieces: mpsc::Sender<String>) -> Result<pb::GenerateResponse> {
+    let mut decoder = model.base.tokenizer.stream(true);
+    let mut completion_tokens = 0;
+    let mut finish_reason = "stop";
+    while let Some(event) = answer.events.recv().await {
+        match event? {
+            Event::Token { id } => {
+                completion_tokens += 1;
+                let piece = decoder.push(id)?;
+                if !piece.is_empty() && pieces.send(piece).await.is_err() {
+                    break;
+                }
+            }
+            Event::End { reason } => finish_reason = reason.as_str(),
+        }
+    }
+    let rest = decoder.finish()?;
+    if !rest.is_empty() {
+        let _ = pieces.send(rest).await;
+    }
+    Ok(pb::GenerateResponse {
+        text: String::new(),
+        finish_reason: finish_reason.into(),
+        prompt_tokens: answer.prompt_tokens,
+        completion_tokens,
+        adapter_digest: model.adapter.as_ref().map(|v| v.digest.to_string()).unwrap_or_default(),
+        adapter_version: model.adapter.as_ref().map_or(0, |v| v.version.0),
+        base_fingerprint: model.base.manifest.fingerprint.to_string(),
+        rollout_side: String::new(),
+    })
+}
+
+/// The text of a whole answer, for those who do not wait for its pieces.
+pub async fn whole(model: &Model, request: &pb::GenerateRequest) -> Result<String> {
+    let answer = generate(model, request).await?;
+    let (pieces, mut text) = mpsc::channel::<String>(STREAM_BUFFER);
+    let collect = async {
+        let mut whole = String::new();
+        while let Some(piece) = text.recv().await {
+            whole.push_str(&piece);
+        }
+        whole
+    };
+    let (end, text) = tokio::join!(pump(model, answer, pieces), collect);
+    end?;
+    Ok(text)
 }
 
 /// The prompt as training rendered it: the adapter's template, then the base's chat template where it has one.

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use tailor_engine::Event;
 use tailor_pb::inference as pb;
 use tailor_pb::inference::inference_service_server::InferenceService;
 use tailor_pb::{common, registry};
@@ -12,33 +11,106 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use crate::answer::{self, Answer};
+use crate::answer::{self, Answer, STREAM_BUFFER};
 use crate::error::{Error, Result};
-use crate::models::{Model, Models};
-
-/// Chunks on their way to one reader.
-const STREAM_BUFFER: usize = 32;
+use crate::models::Models;
+use crate::rollout::{Choice, Rollouts};
 
 pub struct Api {
-    models: Arc<Models>,
+    rollouts: Arc<Rollouts>,
+}
+
+/// An answer that has begun, and what it began from.
+struct Begun {
+    choice: Choice,
+    answer: Answer,
 }
 
 impl Api {
-    pub fn new(models: Arc<Models>) -> Self {
-        Self { models }
+    pub fn new(rollouts: Arc<Rollouts>) -> Self {
+        Self { rollouts }
     }
 
-    async fn begin(&self, request: &pb::GenerateRequest) -> Result<(Model, Answer)> {
-        let model = self.models.find(&request.base, &request.adapter).await?;
-        let answer = answer::generate(&model, request).await?;
-        Ok((model, answer))
+    /// Chooses who answers, and lets it begin; the other side of a rollout where the first fails by its own fault.
+    async fn begin(rollouts: &Arc<Rollouts>, request: &pb::GenerateRequest) -> Result<Begun> {
+        let caller = request.caller.clone().unwrap_or_default().try_into()?;
+        let choice = rollouts.choose(&request.base, &request.adapter, &caller).await?;
+        Self::begin_with(rollouts, choice, request).await
+    }
+
+    async fn begin_with(rollouts: &Arc<Rollouts>, mut choice: Choice, request: &pb::GenerateRequest) -> Result<Begun> {
+        loop {
+            let error = match answer::generate(&choice.model, request).await {
+                Ok(answer) => return Ok(Begun { choice, answer }),
+                Err(error) => error,
+            };
+            choice = instead(rollouts, choice, error).await?;
+        }
+    }
+
+    /// The whole of an answer, its pieces sent as they come. Begins anew where the first side fails before its first piece.
+    async fn answer(
+        rollouts: &Arc<Rollouts>,
+        mut begun: Begun,
+        request: &pb::GenerateRequest,
+        to: &mpsc::Sender<String>,
+    ) -> Result<pb::GenerateResponse> {
+        loop {
+            let Begun { choice, answer } = begun;
+            let (pieces, mut text) = mpsc::channel::<String>(STREAM_BUFFER);
+            let forward = async {
+                let mut whole = String::new();
+                while let Some(piece) = text.recv().await {
+                    whole.push_str(&piece);
+                    // A reader that is gone drops `text`, and with it the work.
+                    if to.send(piece).await.is_err() {
+                        break;
+                    }
+                }
+                drop(text);
+                whole
+            };
+            let (end, whole) = tokio::join!(answer::pump(&choice.model, answer, pieces), forward);
+            match end {
+                Ok(end) => {
+                    let rollout_side = choice.side().to_owned();
+                    // Of an answer that nobody has heard to its end, nothing can be said.
+                    if let Some(turn) = choice.turn.filter(|_| !to.is_closed()) {
+                        let request = request.clone();
+                        turn.answered(whole, move |model| async move { answer::whole(&model, &request).await });
+                    }
+                    return Ok(pb::GenerateResponse { rollout_side, ..end });
+                }
+                Err(error) if whole.is_empty() => {
+                    let other = instead(rollouts, choice, error).await?;
+                    begun = Self::begin_with(rollouts, other, request).await?;
+                }
+                Err(error) => {
+                    // Too late for the other side: it is counted, and told.
+                    if let Some(turn) = choice.turn {
+                        turn.failed(&error);
+                    }
+                    return Err(error);
+                }
+            }
+        }
+    }
+}
+
+/// Who answers after a failure, or the failure.
+async fn instead(rollouts: &Arc<Rollouts>, choice: Choice, error: Error) -> Result<Choice> {
+    let Some(turn) = choice.turn else { return Err(error) };
+    match rollouts.instead(turn, &error).await? {
+        Some(other) => Ok(other),
+        None => Err(error),
     }
 }
 
 #[tonic::async_trait]
 impl InferenceService for Api {
     async fn generate(&self, request: Request<pb::GenerateRequest>) -> Result<Response<pb::GenerateResponse>, Status> {
-        let (model, answer) = self.begin(&request.into_inner()).await.map_err(|error| status(&error))?;
+        let request = request.into_inner();
+        let begun = Self::begin(&self.rollouts, &request).await.map_err(|error| status(&error))?;
         let (pieces, mut text) = mpsc::channel::<String>(STREAM_BUFFER);
         let collect = async {
             let mut whole = String::new();
@@ -47,7 +119,12 @@ impl InferenceService for Api {
             }
             whole
         };
-        let (end, text) = tokio::join!(pump(&model, answer, pieces), collect);
+        let answer = async {
+            let end = Self::answer(&self.rollouts, begun, &request, &pieces).await;
+            drop(pieces);
+            end
+        };
+        let (end, text) = tokio::join!(answer, collect);
         let end = end.map_err(|error| status(&error))?;
         Ok(Response::new(pb::GenerateResponse { text, ..end }))
     }
@@ -58,19 +135,26 @@ impl InferenceService for Api {
         &self,
         request: Request<pb::GenerateRequest>,
     ) -> Result<Response<Self::GenerateStreamStream>, Status> {
-        let (model, answer) = self.begin(&request.into_inner()).await.map_err(|error| status(&error))?;
+        let request = request.into_inner();
+        let begun = Self::begin(&self.rollouts, &request).await.map_err(|error| status(&error))?;
         let (chunks, stream) = mpsc::channel(STREAM_BUFFER);
+        let rollouts = self.rollouts.clone();
         tokio::spawn(async move {
             let (pieces, mut text) = mpsc::channel(STREAM_BUFFER);
             let forward = async {
                 while let Some(text) = text.recv().await {
-                    // A reader that is gone drops `text`, and with it the work.
                     if chunks.send(Ok(pb::GenerateChunk { text, end: None })).await.is_err() {
-                        return;
+                        break;
                     }
                 }
+                drop(text);
             };
-            let (end, ()) = tokio::join!(pump(&model, answer, pieces), forward);
+            let answer = async {
+                let end = Self::answer(&rollouts, begun, &request, &pieces).await;
+                drop(pieces);
+                end
+            };
+            let (end, ()) = tokio::join!(answer, forward);
             let last = match end {
                 Ok(end) => Ok(pb::GenerateChunk { text: String::new(), end: Some(end) }),
                 Err(error) => Err(status(&error)),
@@ -83,8 +167,15 @@ impl InferenceService for Api {
     async fn score(&self, request: Request<pb::ScoreRequest>) -> Result<Response<pb::ScoreResponse>, Status> {
         let request = request.into_inner();
         let scored = async {
-            let model = self.models.find(&request.base, &request.adapter).await?;
-            let tokens = answer::score(&model, &request).await?;
+            let caller = request.caller.clone().unwrap_or_default().try_into()?;
+            let mut choice = self.rollouts.choose(&request.base, &request.adapter, &caller).await?;
+            let tokens = loop {
+                match answer::score(&choice.model, &request).await {
+                    Ok(tokens) => break tokens,
+                    Err(error) => choice = instead(&self.rollouts, choice, error).await?,
+                }
+            };
+            let model = choice.model;
             Ok::<_, Error>(pb::ScoreResponse {
                 tokens,
                 adapter_digest: model.adapter.as_ref().map(|v| v.digest.to_string()).unwrap_or_default(),
@@ -96,41 +187,9 @@ impl InferenceService for Api {
     }
 
     async fn list_models(&self, _: Request<pb::ListModelsRequest>) -> Result<Response<pb::ListModelsResponse>, Status> {
-        let models = list(&self.models).await.map_err(|error| status(&error))?;
+        let models = list(self.rollouts.models()).await.map_err(|error| status(&error))?;
         Ok(Response::new(pb::ListModelsResponse { models }))
     }
-}
-
-/// Turns tokens into text as they come; returns the figures of the whole answer, its text left out.
-async fn pump(model: &Model, mut answer: Answer, pieces: mpsc::Sender<String>) -> Result<pb::GenerateResponse> {
-    let mut decoder = model.base.tokenizer.stream(true);
-    let mut completion_tokens = 0;
-    let mut finish_reason = "stop";
-    while let Some(event) = answer.events.recv().await {
-        match event? {
-            Event::Token { id } => {
-                completion_tokens += 1;
-                let piece = decoder.push(id)?;
-                if !piece.is_empty() && pieces.send(piece).await.is_err() {
-                    break;
-                }
-            }
-            Event::End { reason } => finish_reason = reason.as_str(),
-        }
-    }
-    let rest = decoder.finish()?;
-    if !rest.is_empty() {
-        let _ = pieces.send(rest).await;
-    }
-    Ok(pb::GenerateResponse {
-        text: String::new(),
-        finish_reason: finish_reason.into(),
-        prompt_tokens: answer.prompt_tokens,
-        completion_tokens,
-        adapter_digest: model.adapter.as_ref().map(|v| v.digest.to_string()).unwrap_or_default(),
-        adapter_version: model.adapter.as_ref().map_or(0, |v| v.version.0),
-        base_fingerprint: model.base.manifest.fingerprint.to_string(),
-    })
 }
 
 /// Every base, and of every adapter the versions that have a name: an alias, or being the newest.

@@ -1,9 +1,10 @@
 //! InferenceService: edge (names, templates, admission) and engine (adapters on one 4-bit base) in one process.
 //!
 //! ```text
-//! grpc ──▶ models ──▶ registry (what does this name mean?)
-//!             ├─────▶ bases    (one engine a base, started at its first use)
-//!             └─────▶ adapters (fetched by digest, checked, made resident once)
+//! grpc ──▶ rollout ─▶ routes   (what does this name mean? a table that the registry's watch keeps)
+//!             └─────▶ models
+//!                       ├──▶ bases    (one engine a base, started at its first use)
+//!                       └──▶ adapters (fetched by digest, checked, made resident once)
 //!      ──▶ answer ──▶ engine   (tokens)
 //! ```
 //!
@@ -15,12 +16,16 @@ mod bases;
 mod error;
 mod grpc;
 mod models;
+mod rollout;
+mod rollout_admin;
+mod routes;
 
 use std::sync::Arc;
 
 use tailor_blobs::Store;
 use tailor_pb::inference::adapter_admin_server::AdapterAdminServer;
 use tailor_pb::inference::inference_service_server::InferenceServiceServer;
+use tailor_pb::inference::rollout_admin_server::RolloutAdminServer;
 use tailor_serverkit::{Serving, Settings, limited, serve};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -29,6 +34,8 @@ use tonic::service::Routes;
 pub use error::{Error, Result};
 
 use crate::models::Models;
+use crate::rollout::Rollouts;
+use crate::routes::Routes as RoutingTable;
 
 /// Serves until `stop`. Bases are loaded at their first use.
 ///
@@ -40,9 +47,13 @@ pub async fn start(
     listener: TcpListener,
     stop: CancellationToken,
 ) -> Result<Serving> {
-    let models = Arc::new(Models::new(settings, store)?);
+    let table = Arc::new(RoutingTable::new(settings)?);
+    let models = Arc::new(Models::new(settings, store, table.clone()));
+    let rollouts = Arc::new(Rollouts::new(models.clone()));
     let routes = Routes::default()
-        .add_service(limited!(InferenceServiceServer::new(grpc::Api::new(models.clone()))))
-        .add_service(limited!(AdapterAdminServer::new(admin::Api::new(models))));
-    serve("tailor-gateway", listener, routes, settings, stop).await.map_err(Error::Listen)
+        .add_service(limited!(InferenceServiceServer::new(grpc::Api::new(rollouts.clone()))))
+        .add_service(limited!(RolloutAdminServer::new(rollout_admin::Api::new(rollouts.clone()))))
+        .add_service(limited!(AdapterAdminServer::new(admin::Api::new(models, rollouts.clone()))));
+    let serving = serve("tailor-gateway", listener, routes, settings, stop.clone()).await.map_err(Error::Listen)?;
+    Ok(serving.beside("routes", table.follow(stop.clone())).beside("rollouts", rollouts.attend(stop)))
 }

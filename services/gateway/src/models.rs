@@ -1,5 +1,5 @@
-//! From names to something that answers: references are resolved by the registry at each request, so a moved alias takes
-//! effect at once; what they resolve to is kept by digest.
+//! From names to something that answers: what a reference means is [`Routes`]' to say; what it leads to is kept by digest,
+//! so a moved alias can never meet stale state.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,12 +9,13 @@ use tailor_domain::{BaseManifest, BaseName, Digest, Version};
 use tailor_pb::registry;
 use tailor_pb::registry::adapter_registry_client::AdapterRegistryClient;
 use tailor_peft::{Adapter, Limits};
+use tailor_serverkit::Settings;
 use tailor_serverkit::client::Client;
-use tailor_serverkit::{Settings, connect, server};
 use tokio::sync::{Mutex, OnceCell};
 
 use crate::bases::{Base, Bases};
 use crate::error::{Error, Result};
+use crate::routes::Routes;
 
 /// One resolved adapter version.
 #[derive(Debug, Clone)]
@@ -35,7 +36,7 @@ pub struct Model {
 type Load = Arc<OnceCell<()>>;
 
 pub struct Models {
-    registry: Client,
+    routes: Arc<Routes>,
     store: Store,
     pub bases: Bases,
     /// Loads by digest: one at a time for each, none in the way of another.
@@ -45,21 +46,21 @@ pub struct Models {
 }
 
 impl Models {
-    pub fn new(settings: &Settings, store: Store) -> Result<Self> {
-        Ok(Self {
-            registry: connect("registry", &settings.services.registry, settings.auth.token.as_deref())?,
-            bases: Bases::new(settings, store.clone()),
-            store,
-            loads: Mutex::default(),
-            names: Mutex::default(),
-        })
+    pub fn new(settings: &Settings, store: Store, routes: Arc<Routes>) -> Self {
+        let bases = Bases::new(settings, store.clone());
+        Self { routes, bases, store, loads: Mutex::default(), names: Mutex::default() }
+    }
+
+    pub fn routes(&self) -> &Arc<Routes> {
+        &self.routes
     }
 
     pub fn registry(&self) -> AdapterRegistryClient<Client> {
-        AdapterRegistryClient::new(self.registry.clone()).max_decoding_message_size(server::max_message_bytes())
+        self.routes.registry()
     }
 
-    /// Finds base and adapter and makes both ready. Either name may be empty, not both.
+    /// Finds base and adapter and makes both ready. Either name may be empty, not both. Takes no part in rollouts: an alias
+    /// is what it points to.
     pub async fn find(&self, base: &str, adapter: &str) -> Result<Model> {
         if adapter.is_empty() {
             if base.is_empty() {
@@ -68,6 +69,12 @@ impl Models {
             return Ok(Model { base: self.base(&BaseName::try_new(base)?).await?, adapter: None });
         }
         let found = self.resolve(adapter).await?;
+        self.ready(base, &found).await
+    }
+
+    /// Makes a version and its base ready. `base` is what the caller named, if anything.
+    pub async fn ready(&self, base: &str, found: &registry::AdapterVersion) -> Result<Model> {
+        let adapter = found.adapter.as_str();
         let its_base: BaseName = found.base.parse()?;
         if !base.is_empty() && base != its_base.as_str() {
             let asked = BaseName::try_new(base)?;
@@ -76,7 +83,7 @@ impl Models {
         let base = self.base(&its_base).await?;
         let fingerprint = base.manifest.fingerprint.to_string();
         if fingerprint != found.base_fingerprint {
-            let wanted = found.base_fingerprint;
+            let wanted = found.base_fingerprint.clone();
             return Err(Error::OtherFingerprint {
                 adapter: adapter.to_owned(),
                 base: its_base,
@@ -91,13 +98,14 @@ impl Models {
             prompt_template: found.prompt_template.clone(),
             size_bytes: found.weights_size_bytes,
         };
-        self.make_resident(&base, &version, &found).await?;
+        self.make_resident(&base, &version, found).await?;
         Ok(Model { base, adapter: Some(version) })
     }
 
     pub async fn resolve(&self, reference: &str) -> Result<registry::AdapterVersion> {
-        let request = registry::ResolveRequest { reference: reference.to_owned() };
-        Ok(self.registry().resolve(request).await.map_err(Error::service("registry"))?.into_inner())
+        let found = self.routes.find(reference).await?;
+        let gone = || Error::service("registry")(tonic::Status::not_found("the alias' version was deleted"));
+        found.route.target.clone().ok_or_else(gone)
     }
 
     async fn base(&self, name: &BaseName) -> Result<Arc<Base>> {
