@@ -1,4 +1,5 @@
-//! A real S3-compatible server over HTTP: `moto_server` (the PyPI package `moto[server]`), which keeps conditional puts.
+//! A real S3-compatible server over HTTP: moto (the PyPI package `moto[server]`), behind a lock that makes its conditional puts
+//! hold between threads too.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -45,8 +46,11 @@ impl S3Server {
     pub fn restart(&mut self) {
         self.kill();
         let executable = find_executable("TAILOR_TEST_MOTO", "moto_server").expect("moto_server was here before");
-        let mut command = Command::new(executable);
-        command.args(["-H", "127.0.0.1", "-p", &self.port.to_string()]);
+        // The Python that moto is installed in.
+        let beside = executable.with_file_name("python");
+        let python = if beside.is_file() { beside } else { "python3".into() };
+        let mut command = Command::new(python);
+        command.args(["-c", include_str!("s3_server.py"), &self.port.to_string()]);
         let port = self.port;
         self.server = Some(Server::start(command, &self.folder.join("moto.log"), || connects(port)));
         make_bucket(port);
