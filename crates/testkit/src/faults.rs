@@ -1,19 +1,10 @@
-//! A store that fails on command: the n-th operation of a kind, or all of them, in the ways real stores fail.
+//! How a store fails on command: the n-th operation of a kind, all of a kind, one step of a whole, or everything from a step
+//! on. [`crate::FlakyStore`] carries it out.
 
 use std::collections::HashMap;
-use std::fmt;
-use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use async_trait::async_trait;
-use futures::StreamExt as _;
-use futures::stream::BoxStream;
-use object_store::memory::InMemory;
-use object_store::path::Path;
-use object_store::{
-    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMode,
-    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
-};
+use tokio::sync::Notify;
 
 /// A kind of operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -29,19 +20,35 @@ pub enum Op {
     Delete,
 }
 
-/// A way to fail.
+/// A way to fail. One that has no meaning for an operation is taken as `Away`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
     /// No answer, and nothing happened.
     Away,
+    /// 500, and nothing happened.
+    ServerError,
+    /// 503 Slow Down, and nothing happened.
+    Throttled,
+    /// It takes a while, and then happens.
+    Slow,
     /// No room left on the device; nothing happened.
     Full,
-    /// It happened, and the answer was lost. Only for puts; others take it as `Away`.
+    /// It happened, and the answer was lost. Only for writes and deletions.
     AnswerLost,
     /// It happened, and was sent a second time by a client that saw no answer. Only for puts.
     Replayed,
+    /// The connection breaks in the middle of the answer. Only for reads.
+    Torn,
+    /// The answer ends early and says nothing of it. Only for reads.
+    Truncated,
+    /// A listing does not show the last things written. Only for listings.
+    Lagging,
+    /// A listing comes in another order. Only for listings.
+    Reordered,
     /// The condition is ignored: a Create replaces. Only for `Op::Create`.
     ConditionIgnored,
+    /// The store does not know the condition, and says so. Only for `Op::Create`.
+    Unsupported,
 }
 
 #[derive(Debug, Default)]
@@ -49,9 +56,40 @@ struct Plan {
     seen: HashMap<Op, u64>,
     nth: Vec<(Op, u64, Fault)>,
     all: HashMap<Op, Fault>,
+    steps: u64,
+    at_step: Option<(u64, Fault)>,
+    cut_from: Option<u64>,
+    pause: Option<Pause>,
+    trace: Vec<String>,
 }
 
-/// Commands the faults of a [`FlakyStore`].
+#[derive(Debug, Clone)]
+struct Pause {
+    step: u64,
+    reached: Arc<Notify>,
+    go_on: Arc<Notify>,
+}
+
+/// A store that stands still before a step.
+#[derive(Debug)]
+pub struct Paused {
+    reached: Arc<Notify>,
+    go_on: Arc<Notify>,
+}
+
+impl Paused {
+    /// Waits until the step is reached.
+    pub async fn reached(&self) {
+        self.reached.notified().await;
+    }
+
+    /// Lets the step happen.
+    pub fn go_on(&self) {
+        self.go_on.notify_one();
+    }
+}
+
+/// Commands the faults of a [`crate::FlakyStore`].
 #[derive(Debug, Clone, Default)]
 pub struct Faults(Arc<Mutex<Plan>>);
 
@@ -70,15 +108,36 @@ impl Faults {
 
     /// Everything fails, as if the network were cut.
     pub fn cut(&self) {
-        for op in [Op::Put, Op::Create, Op::Multipart, Op::Get, Op::List, Op::Delete] {
-            self.fail_all(op, Fault::Away);
-        }
+        self.cut_at(1);
+    }
+
+    /// The n-th operation of any kind from now on fails; 1 is the next.
+    pub fn fail_step(&self, n: u64, fault: Fault) {
+        let mut plan = self.plan();
+        plan.at_step = Some((plan.steps + n, fault));
+    }
+
+    /// The n-th operation of any kind from now on and every later one fails: the process that makes them is dead.
+    pub fn cut_at(&self, n: u64) {
+        let mut plan = self.plan();
+        plan.cut_from = Some(plan.steps + n);
+    }
+
+    /// The n-th operation of any kind from now on waits for [`Paused::go_on`].
+    pub fn pause_at(&self, n: u64) -> Paused {
+        let mut plan = self.plan();
+        let (reached, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        plan.pause = Some(Pause { step: plan.steps + n, reached: reached.clone(), go_on: go_on.clone() });
+        Paused { reached, go_on }
     }
 
     pub fn heal(&self) {
         let mut plan = self.plan();
         plan.all.clear();
         plan.nth.clear();
+        plan.at_step = None;
+        plan.cut_from = None;
+        plan.pause = None;
     }
 
     /// How many operations of this kind there were, failed ones too.
@@ -86,13 +145,24 @@ impl Faults {
         self.plan().seen.get(&op).copied().unwrap_or(0)
     }
 
-    fn next(&self, op: Op) -> Option<Fault> {
-        let mut plan = self.plan();
-        let seen = plan.seen.entry(op).or_default();
-        *seen += 1;
-        let now = *seen;
-        let due = plan.nth.iter().find(|(of, at, _)| *of == op && *at == now).map(|(_, _, fault)| *fault);
-        due.or_else(|| plan.all.get(&op).copied())
+    /// How many operations there were, failed ones too.
+    pub fn steps(&self) -> u64 {
+        self.plan().steps
+    }
+
+    /// What each operation was, e.g. `Create adapters/grammar/versions/00000001.json`.
+    pub fn trace(&self) -> Vec<String> {
+        self.plan().trace.clone()
+    }
+
+    /// Counts an operation, waits if it is to wait, and says how it fails.
+    pub(crate) async fn next(&self, op: Op, what: &str) -> Option<Fault> {
+        let (fault, pause) = self.plan().step(op, what);
+        if let Some(pause) = pause {
+            pause.reached.notify_one();
+            pause.go_on.notified().await;
+        }
+        fault
     }
 
     fn plan(&self) -> MutexGuard<'_, Plan> {
@@ -100,100 +170,17 @@ impl Faults {
     }
 }
 
-/// Wraps a backend and fails as [`Faults`] commands.
-#[derive(Debug)]
-pub struct FlakyStore {
-    inner: Arc<dyn ObjectStore>,
-    faults: Faults,
-}
-
-impl FlakyStore {
-    pub fn over(inner: Arc<dyn ObjectStore>) -> (Arc<dyn ObjectStore>, Faults) {
-        let faults = Faults::default();
-        (Arc::new(Self { inner, faults: faults.clone() }), faults)
-    }
-
-    /// Over a new store in memory.
-    pub fn memory() -> (Arc<dyn ObjectStore>, Faults) {
-        Self::over(Arc::new(InMemory::new()))
-    }
-
-    fn check(&self, op: Op) -> Result<()> {
-        self.faults.next(op).map_or(Ok(()), |fault| Err(failure(fault)))
-    }
-}
-
-impl fmt::Display for FlakyStore {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "FlakyStore({})", self.inner)
-    }
-}
-
-fn failure(fault: Fault) -> Error {
-    let source = match fault {
-        // ENOSPC
-        Fault::Full => io::Error::from_raw_os_error(28),
-        Fault::Away | Fault::AnswerLost | Fault::Replayed | Fault::ConditionIgnored => {
-            io::Error::new(io::ErrorKind::ConnectionReset, "connection reset (injected)")
-        }
-    };
-    Error::Generic { store: "FlakyStore", source: Box::new(source) }
-}
-
-#[async_trait]
-impl ObjectStore for FlakyStore {
-    async fn put_opts(&self, location: &Path, payload: PutPayload, mut opts: PutOptions) -> Result<PutResult> {
-        let op = if matches!(opts.mode, PutMode::Overwrite) { Op::Put } else { Op::Create };
-        match self.faults.next(op) {
-            None => self.inner.put_opts(location, payload, opts).await,
-            Some(fault @ (Fault::Away | Fault::Full)) => Err(failure(fault)),
-            Some(Fault::AnswerLost) => {
-                self.inner.put_opts(location, payload, opts).await?;
-                Err(failure(Fault::AnswerLost))
-            }
-            Some(Fault::Replayed) => {
-                let first = self.inner.put_opts(location, payload.clone(), opts.clone()).await;
-                drop(first);
-                self.inner.put_opts(location, payload, opts).await
-            }
-            Some(Fault::ConditionIgnored) => {
-                opts.mode = PutMode::Overwrite;
-                self.inner.put_opts(location, payload, opts).await
-            }
-        }
-    }
-
-    async fn put_multipart_opts(&self, at: &Path, opts: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
-        self.check(Op::Multipart)?;
-        self.inner.put_multipart_opts(at, opts).await
-    }
-
-    async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
-        self.check(Op::Get)?;
-        self.inner.get_opts(location, options).await
-    }
-
-    fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
-        match self.check(Op::Delete) {
-            Ok(()) => self.inner.delete_stream(locations),
-            Err(error) => futures::stream::once(async { Err(error) }).boxed(),
-        }
-    }
-
-    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        match self.check(Op::List) {
-            Ok(()) => self.inner.list(prefix),
-            Err(error) => futures::stream::once(async { Err(error) }).boxed(),
-        }
-    }
-
-    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
-        self.check(Op::List)?;
-        self.inner.list_with_delimiter(prefix).await
-    }
-
-    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
-        self.check(Op::Put)?;
-        self.inner.copy_opts(from, to, options).await
+impl Plan {
+    fn step(&mut self, op: Op, what: &str) -> (Option<Fault>, Option<Pause>) {
+        self.steps += 1;
+        let seen = self.seen.entry(op).or_default();
+        *seen += 1;
+        let now = *seen;
+        self.trace.push(format!("{op:?} {what}"));
+        let cut = self.cut_from.filter(|from| self.steps >= *from).map(|_| Fault::Away);
+        let at_step = self.at_step.filter(|(step, _)| *step == self.steps).map(|(_, fault)| fault);
+        let nth = self.nth.iter().find(|(of, at, _)| *of == op && *at == now).map(|(_, _, fault)| *fault);
+        let fault = cut.or(at_step).or(nth).or_else(|| self.all.get(&op).copied());
+        (fault, self.pause.clone().filter(|pause| pause.step == self.steps))
     }
 }

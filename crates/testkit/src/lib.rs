@@ -6,6 +6,7 @@
 
 mod disk;
 mod faults;
+mod flaky;
 mod hub;
 mod process;
 mod random_base;
@@ -14,10 +15,14 @@ mod s3;
 mod temp;
 
 pub use disk::SmallDisk;
-pub use faults::{Fault, Faults, FlakyStore, Op};
+pub use faults::{Fault, Faults, Op, Paused};
+pub use flaky::FlakyStore;
 pub use hub::{HUB_REPO, HubFault, HubServer};
 pub use process::{free_port, skipped, wait_for_port};
 pub use random_base::{EOS, LlamaShape, T5Shape};
 pub use redis::RedisServer;
 pub use s3::S3Server;
 pub use temp::TempDir;
+
+/// The backend in memory, to be forked.
+pub use object_store::memory::InMemory;
