@@ -48,7 +48,7 @@ impl Store {
         let bytes = bytes.into();
         let digest = Digest::of(&bytes);
         let key = blob_key(&digest);
-        if self.size(&key).await? == Some(bytes.len() as u64) {
+        if self.hold_blob(&digest).await? == Some(bytes.len() as u64) {
             return Ok(digest);
         }
         let path = self.path(&key)?;
@@ -63,7 +63,7 @@ impl Store {
     pub async fn put_blob_file(&self, file: &Path) -> Result<StoredBlob> {
         let (digest, size_bytes) = digest_of_file(file).await?;
         let key = blob_key(&digest);
-        if self.size(&key).await? != Some(size_bytes) {
+        if self.hold_blob(&digest).await? != Some(size_bytes) {
             if size_bytes <= PART_BYTES as u64 {
                 self.upload_whole(&key, file, &digest).await?;
             } else {

@@ -9,6 +9,7 @@ use futures::future::join_all;
 use serde::{Deserialize, Serialize};
 use tailor_domain::Digest;
 
+use crate::gc::{Mark, StoredAt};
 use crate::{Children, Creation, Error, Store, numbered_key};
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +32,7 @@ pub async fn check(store: &Store) {
     the_end_of_a_log_is_found_without_reading_it(store).await;
     listings_are_sorted_and_bounded_by_their_prefix(store).await;
     a_deleted_object_is_gone_and_deleting_again_is_fine(store).await;
+    a_collection_takes_what_nobody_holds(store).await;
     no_key_climbs_out_of_the_store(store).await;
 }
 
@@ -175,6 +177,38 @@ async fn a_deleted_object_is_gone_and_deleting_again_is_fine(store: &Store) {
     store.delete(key).await.expect("delete again");
     let again = tokio::time::timeout(Duration::from_secs(30), store.create_json(key, &Note { writer: 1 })).await;
     assert!(again.expect("in time").expect("create again").is_created());
+}
+
+async fn a_collection_takes_what_nobody_holds(store: &Store) {
+    let held = store.put_blob("held").await.expect("put");
+    let named = store.put_blob("named").await.expect("put");
+    let garbage = store.put_blob("garbage").await.expect("put");
+    store.create_json("names/one.json", &named).await.expect("create");
+    let all = store.list_blobs().await.expect("list");
+    let of_ours = |blob: &StoredAt| [&held, &named, &garbage].contains(&&blob.digest);
+    let mark = Mark { at_ms: 1, grace_ms: 1, candidates: all.into_iter().filter(of_ours).collect() };
+    assert_eq!(mark.candidates.len(), 3);
+    let round = store.open_with(&mark).await.expect("open").expect("no other round");
+    assert_eq!(store.open_with(&mark).await.expect("ask"), None, "one round at a time");
+    assert_eq!(store.waiting_mark().await.expect("read"), Some((round, mark.clone())));
+
+    // As a process that has just started: it knows of the round.
+    store.rounds.forget();
+    assert_eq!(store.hold_blob(&held).await.expect("hold"), Some(4));
+    assert_eq!(store.hold_blob(&Digest::of(b"absent")).await.expect("hold"), None);
+    let claim = store.claim_round(round, 2).await.expect("claim");
+    assert!(matches!(store.claim_round(round, 3).await, Err(Error::Busy { .. })));
+    let live = store.references(|key| key.starts_with("names/")).await.expect("read");
+    assert!(live.contains(&named) && !live.contains(&garbage));
+    let swept = store.sweep(&claim, &mark, &live, &|| 4).await.expect("sweep");
+    assert_eq!((swept.deleted, swept.deleted_bytes, swept.kept), (1, 7, 2));
+    for (digest, size) in [(&held, Some(4)), (&named, Some(5)), (&garbage, None)] {
+        assert_eq!(store.blob_size(digest).await.expect("look"), size);
+    }
+    assert_eq!(store.swept(round).await.expect("read"), Some(swept));
+    assert_eq!(store.list("gc/fates").await.expect("list"), Vec::<String>::new(), "cleared up");
+    assert_eq!(store.put_blob("garbage").await.expect("put again"), garbage);
+    assert_eq!(store.blob_size(&garbage).await.expect("look"), Some(7));
 }
 
 async fn no_key_climbs_out_of_the_store(store: &Store) {

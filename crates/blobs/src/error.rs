@@ -31,6 +31,16 @@ pub enum Error {
     #[error("blob {digest} is damaged: its bytes have {found}; restore it from a backup or upload it again")]
     Corrupt { digest: Digest, found: Digest },
 
+    /// Its deletion is under way; the same call works once that is over.
+    #[error(
+        "blob {digest} is being deleted by a collection; try again in a moment, or run the collection to its end (tailor adapter gc)"
+    )]
+    Collecting { digest: Digest },
+
+    /// Somebody else is at work on it.
+    #[error("{what} is another process' until {until_ms} (ms since 1970); let it finish, or come again after that")]
+    Busy { what: String, until_ms: u64 },
+
     #[error("{key} cannot be read as {what}: {problem}; it was damaged or written by another version")]
     Malformed { key: String, what: String, problem: String },
 
@@ -44,7 +54,9 @@ pub enum Error {
     )]
     Unfit { url: String, problem: String },
 
-    #[error("store address {url:?} is not valid: {problem}; write file:///folder, s3://bucket/prefix or memory://")]
+    #[error(
+        "store address {url:?} is not valid: {problem}; write file:///folder, s3://bucket/prefix, gs://bucket/prefix, az://container/prefix or memory://"
+    )]
     BadAddress { url: String, problem: String },
 }
 
@@ -54,7 +66,8 @@ impl Error {
             Self::NotFound { .. } => ErrorCode::NotFound,
             Self::AlreadyExists { .. } => ErrorCode::AlreadyExists,
             Self::InvalidKey { .. } | Self::BadAddress { .. } => ErrorCode::InvalidArgument,
-            Self::Unavailable { .. } => ErrorCode::Unavailable,
+            Self::Unavailable { .. } | Self::Collecting { .. } => ErrorCode::Unavailable,
+            Self::Busy { .. } => ErrorCode::Aborted,
             Self::Refused { .. } | Self::Unfit { .. } => ErrorCode::FailedPrecondition,
             Self::Full { .. } => ErrorCode::ResourceExhausted,
             Self::Corrupt { .. } | Self::Malformed { .. } => ErrorCode::DataLoss,

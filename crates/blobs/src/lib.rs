@@ -8,13 +8,18 @@
 //! Nothing is ever updated in place, so the only promise needed of a backend is create-if-absent, and
 //! [`Store::prove_conditional_create`] checks that promise before anything relies on it.
 //!
+//! What no record names any more is collected in two phases ([`gc`]).
+//!
 //! Only this crate knows `object_store`.
 
+mod azure;
 mod blob;
 mod bucket;
 mod classify;
 mod error;
 mod folder;
+pub mod gc;
+mod gcs;
 mod key;
 mod log;
 mod open;
@@ -31,7 +36,7 @@ pub use bucket::create_bucket;
 pub use error::{Error, Result};
 pub use key::{numbered_key, validate_key, validate_name};
 pub use open::S3Options;
-pub use record::Creation;
+pub use record::{Creation, record_digest};
 pub use store::{Children, Store};
 
 /// The trait behind [`Store::over`], for wrappers that inject faults.

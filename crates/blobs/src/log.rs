@@ -94,6 +94,23 @@ impl Store {
             .await
     }
 
+    /// The records from `from` on, one after the other until there is none. For the end of a log that is known up to there:
+    /// it asks no listing, so one that lags hides nothing.
+    ///
+    /// # Errors
+    /// As [`Store::get_json`].
+    pub async fn follow_numbered<T: DeserializeOwned>(&self, prefix: &str, from: u64) -> Result<Vec<(u64, T)>> {
+        let mut found = Vec::new();
+        let mut number = from.max(1);
+        while number <= MAX_NUMBER
+            && let Some(record) = self.find_json(&numbered_key(prefix, number)).await?
+        {
+            found.push((number, record));
+            number += 1;
+        }
+        Ok(found)
+    }
+
     fn known_tail(&self, prefix: &str) -> u64 {
         self.tails.lock().unwrap_or_else(PoisonError::into_inner).get(prefix).copied().unwrap_or(0)
     }

@@ -10,14 +10,17 @@ use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
 use object_store::{BackoffConfig, ClientOptions, RetryConfig};
 
-use crate::{Error, Result, Store, validate_key};
+use crate::{Error, Result, Store, azure, gcs, validate_key};
 
-/// How to reach an S3-compatible store. What is left out comes from the usual `AWS_…` environment variables.
+/// How to reach a remote store. What is left out comes from the usual environment variables of its kind: `AWS_…`, `GOOGLE_…`,
+/// `AZURE_…`.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct S3Options {
     /// e.g. `http://127.0.0.1:9000`; without it, AWS itself.
     pub endpoint: Option<String>,
+    /// S3 only.
     pub region: Option<String>,
+    /// For Azure, the account's name; Google takes none.
     pub access_key_id: Option<String>,
     pub secret_access_key: Option<String>,
     /// Whether plain `http://` endpoints are allowed.
@@ -37,7 +40,8 @@ impl fmt::Debug for S3Options {
 }
 
 impl Store {
-    /// Opens `file:///folder`, a plain folder, `s3://bucket/prefix` or `memory://` (each time a new, empty one).
+    /// Opens `file:///folder`, a plain folder, `s3://bucket/prefix`, `gs://bucket/prefix`, `az://container/prefix` or `memory://`
+    /// (each time a new, empty one).
     /// A local folder is made if absent; a remote store is not contacted: see [`Store::prove_conditional_create`].
     ///
     /// # Errors
@@ -50,6 +54,8 @@ impl Store {
             Some(("file", path)) if path.starts_with('/') => open_folder(url, Path::new(path)),
             Some(("file", _)) => Err(bad("the folder must be absolute: file:///folder")),
             Some(("s3", place)) => open_s3(url, place, s3),
+            Some(("gs", place)) => gcs::open(url, place, s3),
+            Some(("az", place)) => azure::open(url, place, s3),
             Some((scheme, _)) => Err(bad(&format!("{scheme}:// is not supported"))),
             None if url.is_empty() => Err(bad("it is empty")),
             None => open_folder(url, Path::new(url)),
@@ -93,30 +99,8 @@ fn open_s3(url: &str, place: &str, options: &S3Options) -> Result<Store> {
 
 /// The client for the bucket of `place`, which is `bucket` or `bucket/prefix`, and the prefix.
 pub(crate) fn s3_backend<'a>(url: &str, place: &'a str, options: &S3Options) -> Result<(AmazonS3, &'a str)> {
-    let bad = |problem: String| Error::BadAddress { url: url.to_owned(), problem };
-    let (bucket, prefix) = place.split_once('/').unwrap_or((place, ""));
-    let prefix = prefix.trim_end_matches('/');
-    if bucket.is_empty() {
-        return Err(bad("the bucket is missing".into()));
-    }
-    if !prefix.is_empty() {
-        validate_key(prefix).map_err(|error| bad(error.to_string()))?;
-    }
-    let is_http = options.endpoint.as_deref().is_some_and(|endpoint| endpoint.starts_with("http://"));
-    if is_http && !options.allow_http {
-        return Err(bad("its endpoint is plain http; allow that in the settings, or use https".into()));
-    }
-
-    let client = client_options(options);
-    let retry = RetryConfig {
-        backoff: BackoffConfig {
-            init_backoff: Duration::from_millis(100),
-            max_backoff: Duration::from_secs(2),
-            base: 2.0,
-        },
-        max_retries: 4,
-        retry_timeout: Duration::from_secs(15),
-    };
+    let Place { bucket, prefix } = Place::parse(url, place, options)?;
+    let (client, retry) = (client_options(options), retry());
     let mut builder =
         AmazonS3Builder::from_env().with_client_options(client).with_retry(retry).with_bucket_name(bucket);
     if let Some(endpoint) = &options.endpoint {
@@ -131,8 +115,50 @@ pub(crate) fn s3_backend<'a>(url: &str, place: &'a str, options: &S3Options) -> 
     if let Some(secret) = &options.secret_access_key {
         builder = builder.with_secret_access_key(secret);
     }
-    let backend = builder.build().map_err(|error| bad(error.to_string()))?;
+    let backend = builder.build().map_err(|error| bad_address(url, error.to_string()))?;
     Ok((backend, prefix))
+}
+
+/// `bucket` or `bucket/prefix`.
+pub(crate) struct Place<'a> {
+    pub bucket: &'a str,
+    pub prefix: &'a str,
+}
+
+impl<'a> Place<'a> {
+    /// Takes the address apart and checks what is the same for every remote store.
+    pub fn parse(url: &str, place: &'a str, options: &S3Options) -> Result<Self> {
+        let bad = |problem: String| bad_address(url, problem);
+        let (bucket, prefix) = place.split_once('/').unwrap_or((place, ""));
+        let prefix = prefix.trim_end_matches('/');
+        if bucket.is_empty() {
+            return Err(bad("the bucket is missing".into()));
+        }
+        if !prefix.is_empty() {
+            validate_key(prefix).map_err(|error| bad(error.to_string()))?;
+        }
+        let is_http = options.endpoint.as_deref().is_some_and(|endpoint| endpoint.starts_with("http://"));
+        if is_http && !options.allow_http {
+            return Err(bad("its endpoint is plain http; allow that in the settings, or use https".into()));
+        }
+        Ok(Self { bucket, prefix })
+    }
+}
+
+pub(crate) fn bad_address(url: &str, problem: String) -> Error {
+    Error::BadAddress { url: url.to_owned(), problem }
+}
+
+pub(crate) fn retry() -> RetryConfig {
+    RetryConfig {
+        backoff: BackoffConfig {
+            init_backoff: Duration::from_millis(100),
+            max_backoff: Duration::from_secs(2),
+            base: 2.0,
+        },
+        max_retries: 4,
+        retry_timeout: Duration::from_secs(15),
+    }
 }
 
 /// Long enough for a slow store, short enough that a store that is away is reported while somebody still waits.

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use object_store::{Attribute, Attributes, GetOptions, PutMode, PutOptions, PutPayload};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tailor_domain::Digest;
 use ulid::Ulid;
 
 use crate::{Error, Result, Store};
@@ -43,6 +44,22 @@ impl Store {
             None => Ok(Creation::Created),
             Some(existing) => Ok(Creation::AlreadyExists(decode(key, &existing)?)),
         }
+    }
+
+    /// Writes bytes of a form of the caller's own unless the key is taken; gives back what it holds if it is.
+    ///
+    /// # Errors
+    /// As [`Store::create_json`], without [`Error::Malformed`].
+    pub async fn create_raw(&self, key: &str, bytes: impl Into<Bytes>) -> Result<Option<Bytes>> {
+        self.create(key, bytes.into()).await
+    }
+
+    /// Reads a record's bytes as they are stored.
+    ///
+    /// # Errors
+    /// As [`Store::get_json`], without [`Error::Malformed`].
+    pub async fn get_raw(&self, key: &str) -> Result<Bytes> {
+        self.get(key).await
     }
 
     /// Reads a record.
@@ -117,6 +134,14 @@ impl Store {
         };
         read.await.map_err(|error| self.error(key, error))
     }
+}
+
+/// The sha256 of a record as [`Store::create_json`] writes it.
+///
+/// # Errors
+/// [`Error::Malformed`]: it cannot be written as JSON.
+pub fn record_digest<T: Serialize>(key: &str, value: &T) -> Result<Digest> {
+    Ok(Digest::of(&encode(key, value)?))
 }
 
 fn encode<T: Serialize>(key: &str, value: &T) -> Result<Bytes> {

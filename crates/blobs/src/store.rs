@@ -9,7 +9,7 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt as _};
 
 use crate::classify::backend_error;
-use crate::{Error, Result, validate_key};
+use crate::{Error, Result, gc, validate_key};
 
 /// A place for objects. Cheap to clone; clones share the backend.
 #[derive(Debug, Clone)]
@@ -25,6 +25,8 @@ pub struct Store {
     pub(crate) signer: Option<Arc<dyn object_store::signer::Signer>>,
     /// Where each log was last seen to end. Only hints: a wrong one costs requests, never correctness.
     pub(crate) tails: Arc<Mutex<HashMap<String, u64>>>,
+    /// What is known of the open round of collection.
+    pub(crate) rounds: gc::Rounds,
 }
 
 /// What lies directly under a prefix.
@@ -39,7 +41,15 @@ pub struct Children {
 impl Store {
     /// A store over any backend, e.g. one that injects faults. `url` is for messages.
     pub fn over(backend: Arc<dyn ObjectStore>, url: &str) -> Self {
-        Self { backend, root: String::new(), url: url.into(), may_replay: false, signer: None, tails: Arc::default() }
+        Self {
+            backend,
+            root: String::new(),
+            url: url.into(),
+            may_replay: false,
+            signer: None,
+            tails: Arc::default(),
+            rounds: gc::Rounds::default(),
+        }
     }
 
     pub(crate) fn with_root(mut self, root: &str) -> Self {
@@ -52,6 +62,11 @@ impl Store {
     pub fn with_replays(mut self) -> Self {
         self.may_replay = true;
         self
+    }
+
+    /// The backend, for another handle that has read and remembered nothing yet.
+    pub fn backend(&self) -> Arc<dyn ObjectStore> {
+        self.backend.clone()
     }
 
     /// What a person calls this store.
@@ -142,6 +157,14 @@ impl Store {
         children.folders.sort_unstable();
         children.objects.sort_unstable();
         Ok(children)
+    }
+
+    /// The top folders.
+    pub(crate) async fn folders(&self) -> Result<Vec<String>> {
+        let root = Path::parse(&self.root).map_err(|error| self.error(&self.root, error.into()))?;
+        let found = self.backend.list_with_delimiter(Some(&root)).await;
+        let found = found.map_err(|error| self.error("its top folder", error))?;
+        Ok(found.common_prefixes.iter().filter_map(|path| path.filename().map(ToOwned::to_owned)).collect())
     }
 
     /// Deletes an object; one that is not there is deleted already.
