@@ -100,6 +100,11 @@ fn only_one_crate_fetches_from_a_hub() {
 }
 
 #[test]
+fn only_one_crate_knows_how_signatures_are_made() {
+    only(&Workspace::read().users("ed25519-dalek"), &["tailor-trust"], "ed25519-dalek");
+}
+
+#[test]
 fn only_one_crate_paints() {
     for library in ["tiny-skia", "ttf-parser", "dejavu"] {
         only(&Workspace::read().users(library), &["tailor-plot"], library);

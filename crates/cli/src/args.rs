@@ -12,7 +12,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-pub use self::adapter::{Adapter, Compress, Export, Merge};
+pub use self::adapter::{Adapter, Compress, Export, Keep, Merge};
 pub use self::base::Base;
 pub use self::dataset::{Dataset, Push};
 pub use self::policy::{Policy, SetPolicy};

@@ -1,12 +1,14 @@
 //! One command a file.
 
 pub mod adapter;
+pub mod audit;
 pub mod base;
 pub mod blobs;
 pub mod dataset;
 pub mod demo;
 pub mod generate;
 pub mod gguf;
+pub mod house;
 pub mod job;
 pub mod lowrank;
 pub mod merge;

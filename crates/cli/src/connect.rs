@@ -11,6 +11,7 @@ use tailor_pb::training::training_service_client::TrainingServiceClient;
 use tailor_serverkit::client::{Client, Error};
 use tailor_serverkit::server::max_message_bytes;
 use tailor_serverkit::{connect, settings};
+use tailor_trust::Trusted;
 
 use crate::args::Cli;
 
@@ -19,6 +20,8 @@ pub struct Endpoints {
     addresses: Addresses,
     token: Option<String>,
     pub state: PathBuf,
+    /// Whose signatures count for what is downloaded; none: nothing is checked.
+    pub trusted: Trusted,
 }
 
 /// What `tailor up` leaves in its state folder while it runs.
@@ -51,7 +54,7 @@ impl Addresses {
 
 impl Endpoints {
     pub fn new(addresses: Addresses, token: Option<String>, state: PathBuf) -> Self {
-        Self { addresses, token, state }
+        Self { addresses, token, state, trusted: Trusted::default() }
     }
 
     pub fn find(cli: &Cli) -> Self {
@@ -69,6 +72,11 @@ impl Endpoints {
             gateway: cli.gateway_url.clone().unwrap_or(running.gateway),
         };
         Self::new(addresses, cli.token.clone(), cli.state.clone())
+    }
+
+    #[must_use]
+    pub fn trusting(self, trusted: Trusted) -> Self {
+        Self { trusted, ..self }
     }
 
     fn channel(&self, service: &'static str, url: &str) -> Result<Client, Error> {

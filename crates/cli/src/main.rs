@@ -59,7 +59,8 @@ async fn run(cli: Cli, output: &Output) -> anyhow::Result<()> {
     // The root of the trace that follows a job through queue, trainer and registry.
     let span = tracing::info_span!("tailor.cli", command = cli.command.name());
     let work = async {
-        let endpoints = Endpoints::find(&cli);
+        let keys = tailor_serverkit::trust::Keys::of(&settings)?;
+        let endpoints = Endpoints::find(&cli).trusting(keys.trusted);
         match &cli.command {
             Command::Dataset(command) => commands::dataset::run(&endpoints, command, output).await,
             Command::Base(command) => commands::base::run(&endpoints, command, output).await,

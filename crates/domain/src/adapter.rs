@@ -1,6 +1,6 @@
 //! Adapter versions, aliases, and the ways to name one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
 
@@ -22,6 +22,9 @@ pub struct AdapterManifest {
     pub config: Digest,
     /// The tokenizer the adapter was trained with.
     pub tokenizer: Digest,
+    /// The base's file that holds its chat template; absent where it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat_template: Option<Digest>,
     pub base: BaseName,
     pub base_fingerprint: Digest,
     pub quant: QuantCode,
@@ -35,9 +38,20 @@ pub struct AdapterManifest {
     pub fence: u64,
     pub metrics: BTreeMap<String, f64>,
     pub notes: String,
+    /// The commit of the code that trained it; empty where nobody said.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub code_commit: String,
+    /// An SPDX expression, e.g. `Apache-2.0`; empty where nobody said.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub license: String,
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub tags: BTreeSet<String>,
     /// Who published it, as the caller says.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub published_by: String,
+    /// Who vouches for all of the above, where the registry has a key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attestation: Option<Envelope>,
     pub created_at_ms: u64,
 }
 
@@ -48,6 +62,24 @@ impl AdapterManifest {
             format!("{}\n{}\n{}\n{}", self.weights, self.config, self.base_fingerprint, self.prompt_template);
         Digest::of(identity.as_bytes())
     }
+}
+
+/// A DSSE envelope, in its own field names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Envelope {
+    #[serde(rename = "payloadType")]
+    pub payload_type: String,
+    /// Base64.
+    pub payload: String,
+    pub signatures: Vec<Signature>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Signature {
+    /// The sha256 of the public key, in hex.
+    pub keyid: String,
+    /// Base64.
+    pub sig: String,
 }
 
 /// One entry of an alias' log: the log is the history, its last entry the present.

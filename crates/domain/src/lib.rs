@@ -13,7 +13,7 @@ pub mod prediction;
 pub mod rollout;
 pub mod spec;
 
-pub use adapter::{AdapterManifest, AdapterRef, AliasMove, Selector};
+pub use adapter::{AdapterManifest, AdapterRef, AliasMove, Envelope, Selector, Signature};
 pub use base::{BaseManifest, Family, FileRef, QuantCode};
 pub use dataset::{DatasetKind, DatasetManifest, DropReason, Report};
 pub use error::{ErrorCode, Invalid};

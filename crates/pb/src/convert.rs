@@ -117,8 +117,38 @@ impl From<&AdapterManifest> for registry::AdapterVersion {
             notes: manifest.notes.clone(),
             created_at_ms: manifest.created_at_ms,
             aliases: Vec::new(),
+            chat_template_digest: manifest.chat_template.as_ref().map(ToString::to_string).unwrap_or_default(),
+            code_commit: manifest.code_commit.clone(),
+            license: manifest.license.clone(),
+            tags: manifest.tags.iter().cloned().collect(),
+            published_by: manifest.published_by.clone(),
+            fence: manifest.fence,
+            deletion: None,
+            attestation: manifest.attestation.as_ref().map(Into::into),
             published_by: manifest.published_by.clone(),
         }
+    }
+}
+
+impl From<&domain::Envelope> for registry::DsseEnvelope {
+    fn from(envelope: &domain::Envelope) -> Self {
+        let signature =
+            |one: &domain::Signature| registry::DsseSignature { keyid: one.keyid.clone(), sig: one.sig.clone() };
+        Self {
+            payload_type: envelope.payload_type.clone(),
+            payload: envelope.payload.clone(),
+            signatures: envelope.signatures.iter().map(signature).collect(),
+        }
+    }
+}
+
+/// An envelope, as it came: whether it is to be believed is decided by its signatures.
+pub fn envelope(envelope: registry::DsseEnvelope) -> domain::Envelope {
+    let signature = |one: registry::DsseSignature| domain::Signature { keyid: one.keyid, sig: one.sig };
+    domain::Envelope {
+        payload_type: envelope.payload_type,
+        payload: envelope.payload,
+        signatures: envelope.signatures.into_iter().map(signature).collect(),
     }
 }
 

@@ -2,6 +2,12 @@
 //!
 //! A service's `main` is [`boot::main`] with a function that builds its gRPC routes; everything else is here, once.
 
+/// The commit that this program was built from, or its version where the build did not say (`TAILOR_COMMIT`).
+pub const CODE_COMMIT: &str = match option_env!("TAILOR_COMMIT") {
+    Some(commit) => commit,
+    None => concat!("tailor-", env!("CARGO_PKG_VERSION")),
+};
+
 pub mod auth;
 pub mod boot;
 pub mod client;
@@ -18,6 +24,7 @@ pub mod status;
 pub mod store;
 pub mod telemetry;
 pub mod trace;
+pub mod trust;
 
 pub use client::{Client, connect};
 pub use clock::Clock;

@@ -37,6 +37,7 @@ pub struct Settings {
     pub services: Services,
     pub dataset: Dataset,
     pub registry: Registry,
+    pub trust: Trust,
     pub trainer: Trainer,
     pub gateway: Gateway,
 }
@@ -81,7 +82,7 @@ impl std::fmt::Debug for Auth {
 #[derive(Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Store {
-    /// `file:///path`, a plain path, or `s3://bucket/prefix`.
+    /// `file:///path`, a plain path, `s3://bucket/prefix`, `gs://bucket/prefix` or `az://container/prefix`.
     pub url: String,
     /// For S3: the server's address, e.g. `http://store:9000`; absent means AWS.
     pub endpoint: Option<String>,
@@ -136,9 +137,44 @@ pub struct Dataset {
 pub struct Registry {
     /// Largest blob taken: one file of a base's folder.
     pub max_blob_bytes: u64,
+    /// Versions that an adapter may have, deleted ones not counted; 0: any number.
+    pub quota_versions: u64,
+    /// Bytes that an adapter's weights may take; 0: any number.
+    pub quota_bytes: u64,
+    /// How long a deleted version can be undeleted.
+    pub undelete_ms: u64,
+    /// How old a blob that nothing names must be to be marked as garbage, and how long a mark waits.
+    pub collect_grace_ms: u64,
+    /// How often garbage is collected without being asked; 0: never.
+    pub collect_every_ms: u64,
     /// How often the log of changes is looked at while somebody watches. Changes made by this registry itself are told at
     /// once; this is for those of others on the same store, and for telling watchers that they are up to date.
     pub watch_poll_ms: u64,
+}
+
+/// Signatures: the registry signs, whoever loads or downloads an adapter checks.
+#[derive(Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Trust {
+    /// The registry's ed25519 key: 64 hex digits or PEM. Absent: nothing is signed.
+    pub signing_key: Option<String>,
+    /// A file with it.
+    pub signing_key_file: Option<PathBuf>,
+    /// Public keys in hex, parted by commas, or PEM. With any, only what one of them has signed is served and exported.
+    pub trusted_keys: String,
+    /// A file with more of them.
+    pub trusted_keys_file: Option<PathBuf>,
+}
+
+impl std::fmt::Debug for Trust {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Trust")
+            .field("signing_key", &self.signing_key.as_ref().map(|_| "…"))
+            .field("signing_key_file", &self.signing_key_file)
+            .field("trusted_keys", &self.trusted_keys)
+            .field("trusted_keys_file", &self.trusted_keys_file)
+            .finish()
+    }
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -185,6 +221,7 @@ impl Default for Settings {
             services: Services::default(),
             dataset: Dataset::default(),
             registry: Registry::default(),
+            trust: Trust::default(),
             trainer: Trainer::default(),
             gateway: Gateway::default(),
         }
@@ -236,7 +273,15 @@ impl Default for Dataset {
 
 impl Default for Registry {
     fn default() -> Self {
-        Self { max_blob_bytes: 64 << 30, watch_poll_ms: 40 }
+        Self {
+            max_blob_bytes: 64 << 30,
+            quota_versions: 0,
+            quota_bytes: 0,
+            undelete_ms: 7 * 86_400_000,
+            collect_grace_ms: 86_400_000,
+            collect_every_ms: 0,
+            watch_poll_ms: 40,
+        }
     }
 }
 
@@ -297,6 +342,14 @@ impl Settings {
         positive("trainer.max_attempts", self.trainer.max_attempts)?;
         positive("gateway.max_queue", self.gateway.max_queue as u64)?;
         positive("gateway.max_batch", self.gateway.max_batch as u64)?;
+        let least = tailor_blobs::gc::MIN_GRACE.as_millis() as u64;
+        if self.registry.collect_grace_ms < least {
+            let problem = format!(
+                "{} ms is shorter than what a publish may take; the least is {least}",
+                self.registry.collect_grace_ms
+            );
+            return Err(Error::Invalid { key: "registry.collect_grace_ms", problem });
+        }
         if self.trainer.lease_ms < 300 {
             let problem = format!("{} ms is too short to heartbeat in; the least is 300", self.trainer.lease_ms);
             return Err(Error::Invalid { key: "trainer.lease_ms", problem });

@@ -30,6 +30,13 @@ const BENCHES: &[Bench] = &[
         peer: true,
     },
     Bench {
+        name: "registry",
+        about: "100,000 versions and 1,000 aliases on local disk: resolve, list, cold start",
+        package: "tailor-registry",
+        target: ["--example", "bench_registry"],
+        peer: false,
+    },
+    Bench {
         name: "codes",
         about: "error of each 4-bit code: by layer, and in perplexity on held-out rows",
         package: "tailor-bases",

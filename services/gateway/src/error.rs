@@ -33,6 +33,8 @@ pub enum Error {
     #[error(transparent)]
     Address(#[from] tailor_serverkit::client::Error),
     #[error(transparent)]
+    Settings(#[from] tailor_serverkit::settings::Error),
+    #[error(transparent)]
     Store(#[from] tailor_blobs::Error),
     #[error(transparent)]
     Text(#[from] tailor_text::Error),
@@ -50,7 +52,7 @@ impl Error {
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::Invalid(error) => error.code(),
-            Self::NoModel | Self::Address(_) => ErrorCode::InvalidArgument,
+            Self::NoModel | Self::Address(_) | Self::Settings(_) => ErrorCode::InvalidArgument,
             Self::OtherBase { .. }
             | Self::OtherFingerprint { .. }
             | Self::BadAdapter { .. }

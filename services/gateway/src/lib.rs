@@ -48,7 +48,7 @@ pub async fn start(
     stop: CancellationToken,
 ) -> Result<Serving> {
     let table = Arc::new(RoutingTable::new(settings)?);
-    let models = Arc::new(Models::new(settings, store, table.clone()));
+    let models = Arc::new(Models::new(settings, store, table.clone())?);
     let rollouts = Arc::new(Rollouts::new(models.clone()));
     let routes = Routes::default()
         .add_service(limited!(InferenceServiceServer::new(grpc::Api::new(rollouts.clone()))))

@@ -11,6 +11,8 @@ use tailor_pb::registry::adapter_registry_client::AdapterRegistryClient;
 use tailor_peft::{Adapter, Limits};
 use tailor_serverkit::Settings;
 use tailor_serverkit::client::Client;
+use tailor_serverkit::trust::{Keys, check_version};
+use tailor_trust::Trusted;
 use tokio::sync::{Mutex, OnceCell};
 
 use crate::bases::{Base, Bases};
@@ -39,6 +41,8 @@ pub struct Models {
     routes: Arc<Routes>,
     store: Store,
     pub bases: Bases,
+    /// Only what one of these keys has signed is loaded; none: anything.
+    trusted: Trusted,
     /// Loads by digest: one at a time for each, none in the way of another.
     loads: Mutex<HashMap<Digest, Load>>,
     /// What the resident digests are called, for lists.
@@ -46,9 +50,10 @@ pub struct Models {
 }
 
 impl Models {
-    pub fn new(settings: &Settings, store: Store, routes: Arc<Routes>) -> Self {
+    pub fn new(settings: &Settings, store: Store, routes: Arc<Routes>) -> Result<Self> {
+        let trusted = Keys::of(settings)?.trusted;
         let bases = Bases::new(settings, store.clone());
-        Self { routes, bases, store, loads: Mutex::default(), names: Mutex::default() }
+        Ok(Self { routes, bases, trusted, store, loads: Mutex::default(), names: Mutex::default() })
     }
 
     pub fn routes(&self) -> &Arc<Routes> {
@@ -133,6 +138,7 @@ impl Models {
         let weights = self.store.get_blob(&Digest::try_new(found.weights_digest.clone())?).await?;
         let name = format!("{}@{}", version.name, version.version);
         let bad = |problem: String| Error::BadAdapter { adapter: name.clone(), problem };
+        check_version(found, &self.trusted).map_err(|error| bad(error.to_string()))?;
         let adapter =
             Adapter::from_bytes(&config, &weights, &Limits::default()).map_err(|error| bad(error.to_string()))?;
         base.engine.load(version.digest.clone(), adapter).await.map_err(|error| bad(error.to_string()))?;

@@ -2,6 +2,7 @@
 //! taken by create-if-absent, so of two racing moves one is told that it lost. A rollback is a move like any other.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use futures::{StreamExt as _, TryStreamExt as _};
 use tailor_blobs::numbered_key;
@@ -91,6 +92,7 @@ impl Registry {
             return Err(Invalid::new("alias", problem).into());
         }
         let manifest = self.manifest(adapter, version).await?;
+        self.require_live(adapter, version).await?;
         loop {
             let last = self.last_move(adapter, alias).await?;
             let points_to = last.as_ref().map(|last| last.to);
@@ -176,23 +178,34 @@ impl Registry {
         let prefix = log_prefix(adapter, alias);
         match self.store.last_number(&prefix).await? {
             0 => Ok(None),
-            last => Ok(Some(self.store.get_json(&numbered_key(&prefix, last)).await?)),
+            last => {
+                let entry = self.moves.get(&self.store, &numbered_key(&prefix, last)).await?;
+                Ok(Some(AliasMove::clone(&entry)))
+            }
         }
     }
 
     /// Where each alias of an adapter points now.
     pub(crate) async fn aliases_of(&self, adapter: &AdapterName) -> Result<BTreeMap<String, Version>> {
-        let names = self.store.list_children(&aliases_prefix(adapter)).await?.folders;
-        let targets: Vec<Option<(String, Version)>> = futures::stream::iter(names)
-            .map(|name| async move {
-                let alias = AliasName::try_new(name)?;
-                let last = self.last_move(adapter, &alias).await?;
-                Ok::<_, Error>(last.map(|last| (alias.to_string(), last.to)))
-            })
+        let moves = self.last_moves(adapter).await?;
+        Ok(moves.iter().map(|last| (last.alias.to_string(), last.to)).collect())
+    }
+
+    /// The last move of each alias. One listing finds the end of every log; a move that this process has read before is not
+    /// read again, for it never changes.
+    pub(crate) async fn last_moves(&self, adapter: &AdapterName) -> Result<Vec<Arc<AliasMove>>> {
+        let prefix = aliases_prefix(adapter);
+        let mut ends = BTreeMap::new();
+        for key in self.store.list(&prefix).await? {
+            let Some((alias, _)) = key[prefix.len() + 1..].split_once('/') else { continue };
+            // Keys are sorted, so the last of an alias is its newest.
+            ends.insert(alias.to_owned(), key);
+        }
+        futures::stream::iter(ends.into_values())
+            .map(|key| async move { Ok(self.moves.get(&self.store, &key).await?) })
             .buffered(READS_AT_ONCE)
             .try_collect()
-            .await?;
-        Ok(targets.into_iter().flatten().collect())
+            .await
     }
 
     /// The error for an alias that is not there, naming those that are.
@@ -219,6 +232,7 @@ impl Registry {
         if created {
             let from = next.from.map_or(0, |version| version.0);
             tracing::info!(%adapter, alias = %next.alias, from, to = next.to.0, who = %next.who, "alias moved");
+            self.note(if next.rollback { "rollback" } else { "set-alias" }, &next.who, &next.why, &key, next).await;
         }
         Ok(created)
     }

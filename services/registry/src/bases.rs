@@ -13,6 +13,8 @@ use crate::{Error, Registry, Result, layers};
 
 const CONFIG: &str = "config.json";
 pub(crate) const TOKENIZER: &str = "tokenizer.json";
+/// Where a base keeps its chat template: a file of its own, or inside the tokenizer's settings.
+pub(crate) const CHAT_TEMPLATES: [&str; 2] = ["chat_template.jinja", "tokenizer_config.json"];
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 /// More files than any model's folder has; a bound on look-ups.
 const MAX_FILES: usize = 1000;
@@ -73,6 +75,7 @@ impl Registry {
         match self.store.create_json(&manifest_key(&base.name), &manifest).await? {
             Creation::Created => {
                 tracing::info!(base = %base.name, fingerprint = %base.fingerprint, layers = linears.len(), "registered");
+                self.note("register-base", "", "", &manifest_key(&base.name), &manifest).await;
                 Ok(manifest)
             }
             Creation::AlreadyExists(existing) => same_base(existing, &base),

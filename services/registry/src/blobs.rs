@@ -46,7 +46,7 @@ impl Registry {
             let (limit_bytes, setting) = (self.blob_limit.bytes, self.blob_limit.setting);
             return Err(spool::Error::TooLarge { limit_bytes, setting }.into());
         }
-        if self.store.blob_size(&announced.digest).await? == Some(announced.size_bytes) {
+        if self.store.hold_blob(&announced.digest).await? == Some(announced.size_bytes) {
             return Ok(announced.digest);
         }
         let mut partial = self.partial(&announced).await?;
@@ -85,7 +85,7 @@ impl Registry {
     /// # Errors
     /// [`Error::Store`].
     pub async fn received(&self, digest: &Digest) -> Result<Received> {
-        match self.store.blob_size(digest).await? {
+        match self.store.hold_blob(digest).await? {
             Some(bytes) => Ok(Received { bytes, stored: true }),
             None => Ok(Received { bytes: Partial::length(&self.spool_dir, digest).await, stored: false }),
         }
@@ -173,7 +173,7 @@ impl Registry {
 
     /// The size of a blob that a request refers to.
     pub(crate) async fn require_blob(&self, field: &str, digest: &Digest) -> Result<u64> {
-        self.store.blob_size(digest).await?.ok_or_else(|| Error::NotReady {
+        self.store.hold_blob(digest).await?.ok_or_else(|| Error::NotReady {
             what: format!("{field}: blob {digest} is not in the store"),
             remedy: "upload it first (UploadBlob)".into(),
         })

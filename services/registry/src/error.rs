@@ -27,6 +27,8 @@ pub enum Error {
     #[error("{what}; {remedy}")]
     Superseded { what: String, remedy: String },
 
+    #[error("{what}; {remedy}")]
+    OverQuota { what: String, remedy: String },
     /// At least one of the gates is not passed.
     #[error("version {version} of adapter {adapter} was not put behind alias {alias}: {}", listed(.gates))]
     Gates { adapter: AdapterName, version: Version, alias: AliasName, gates: Vec<Gate> },
@@ -53,6 +55,12 @@ pub enum Error {
     #[error(transparent)]
     Store(#[from] tailor_blobs::Error),
 
+    #[error(transparent)]
+    Settings(#[from] tailor_serverkit::settings::Error),
+
+    #[error("{problem}; this is a defect")]
+    Defect { problem: String },
+
     #[error("the listener has no address: {0}")]
     Listener(std::io::Error),
 }
@@ -65,6 +73,7 @@ impl Coded for Error {
             Self::AlreadyExists { .. } => ErrorCode::AlreadyExists,
             Self::NotReady { .. } | Self::Gates { .. } => ErrorCode::FailedPrecondition,
             Self::Superseded { .. } => ErrorCode::Aborted,
+            Self::OverQuota { .. } => ErrorCode::ResourceExhausted,
             Self::WrongBytes { .. } | Self::Base { .. } => ErrorCode::InvalidArgument,
             // For a publish, what was sent is wrong, whichever way it is wrong.
             Self::Adapter { source, .. } => match source.code() {
@@ -74,7 +83,8 @@ impl Coded for Error {
             Self::BrokenOff { .. } => ErrorCode::Cancelled,
             Self::Spool(error) => error.code(),
             Self::Store(error) => error.code(),
-            Self::Listener(_) => ErrorCode::Internal,
+            Self::Settings(_) => ErrorCode::InvalidArgument,
+            Self::Listener(_) | Self::Defect { .. } => ErrorCode::Internal,
         }
     }
 
@@ -91,4 +101,11 @@ impl Coded for Error {
 
 fn listed(gates: &[Gate]) -> String {
     gates.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
+impl Error {
+    /// Whether the store, or what stands before it, is away.
+    pub(crate) fn is_away(&self) -> bool {
+        matches!(self, Self::Store(error) if error.retryable())
+    }
 }

@@ -11,12 +11,14 @@ use tailor_pb::convert;
 use tailor_pb::registry::adapter_registry_server::AdapterRegistry;
 use tailor_pb::registry::upload_blob_request::Part;
 use tailor_pb::registry::{
-    Adapter, AdapterVersion, Alias, Approval, ApproveVersionRequest, Base, CheckPolicyRequest, CheckPolicyResponse,
-    DownloadBlobRequest, DownloadBlobResponse, GetAliasHistoryRequest, GetAliasHistoryResponse, GetBaseRequest,
-    GetPolicyRequest, GetUploadRequest, GetUploadResponse, GetVersionRequest, ListAdaptersRequest,
-    ListAdaptersResponse, ListBasesRequest, ListBasesResponse, ListVersionsRequest, ListVersionsResponse, Policy,
-    PublishVersionRequest, RegisterBaseRequest, ResolveRequest, RollbackRequest, SetAliasRequest, SetPolicyRequest,
-    SignDownloadRequest, SignDownloadResponse, UploadBlobRequest, UploadBlobResponse, WatchRequest,
+    self as pb, Adapter, AdapterVersion, Alias, Approval, ApproveVersionRequest, AuditEntry, Base, CheckPolicyRequest,
+    CheckPolicyResponse, CollectRequest, CollectResponse, DeleteVersionRequest, DownloadBlobRequest,
+    DownloadBlobResponse, ExportAuditRequest, GetAliasHistoryRequest, GetAliasHistoryResponse, GetBaseRequest,
+    GetPolicyRequest, GetRetentionRequest, GetUploadRequest, GetUploadResponse, GetUsageRequest, GetVersionRequest,
+    ListAdaptersRequest, ListAdaptersResponse, ListBasesRequest, ListBasesResponse, ListVersionsRequest,
+    ListVersionsResponse, Policy, PublishVersionRequest, RegisterBaseRequest, ResolveRequest, RollbackRequest,
+    SetAliasRequest, SetPolicyRequest, SetRetentionRequest, SignDownloadRequest, SignDownloadResponse,
+    UndeleteVersionRequest, UploadBlobRequest, UploadBlobResponse, VerifyRequest, VerifyResponse, WatchRequest,
 };
 use tailor_serverkit::{Page, status};
 use tokio_util::sync::CancellationToken;
@@ -28,8 +30,11 @@ use crate::aliases::{Expected, Reason};
 use crate::bases::NewBase;
 use crate::blobs::{Announced, Received};
 use crate::catalog::AdapterSummary;
-use crate::publish::{NewVersion, Origin, check_words};
+use crate::publish::{NewVersion, Origin};
+use crate::retention::Rules;
 use crate::versions::AliasedVersion;
+use crate::wire_house;
+use crate::words::check_words;
 use crate::{Error, Registry, Result};
 
 /// Largest piece of a blob in one message, in both directions.
@@ -38,6 +43,9 @@ const MAX_CHUNK_BYTES: usize = 1 << 20;
 const DEFAULT_LIFETIME_MS: u64 = 3_600_000;
 /// As long as S3 signs for.
 const MAX_LIFETIME_MS: u64 = 7 * 24 * 3_600_000;
+
+/// Links of the audit log read at a time.
+const LINKS_AT_ONCE: usize = 100;
 
 pub struct Api {
     registry: Registry,
@@ -155,7 +163,7 @@ impl AdapterRegistry for Api {
         let outcome = async {
             let new = new_version(request.into_inner())?;
             let manifest = self.registry.publish(new).await?;
-            Ok(AdapterVersion::from(&manifest))
+            Ok(AdapterVersion::from(&*manifest))
         };
         answer(outcome.await)
     }
@@ -171,9 +179,9 @@ impl AdapterRegistry for Api {
 
     async fn list_versions(&self, request: Request<ListVersionsRequest>) -> Answer<ListVersionsResponse> {
         let outcome = async {
-            let ListVersionsRequest { adapter, page } = request.into_inner();
+            let ListVersionsRequest { adapter, page, with_deleted } = request.into_inner();
             let (adapter, page) = (AdapterName::try_new(adapter)?, Page::parse(page)?);
-            let (versions, next_page_token) = self.registry.list_versions(&adapter, &page).await?;
+            let (versions, next_page_token) = self.registry.list_versions(&adapter, &page, with_deleted).await?;
             Ok(ListVersionsResponse { versions: versions.into_iter().map(wire_version).collect(), next_page_token })
         };
         answer(outcome.await)
@@ -228,6 +236,99 @@ impl AdapterRegistry for Api {
         let outcome = async {
             let reference = request.into_inner().reference.parse()?;
             Ok(wire_version(self.registry.resolve(&reference).await?))
+        };
+        answer(outcome.await)
+    }
+
+    async fn delete_version(&self, request: Request<DeleteVersionRequest>) -> Answer<AdapterVersion> {
+        let outcome = async {
+            let DeleteVersionRequest { adapter, version, who, why } = request.into_inner();
+            let (adapter, reason) = (AdapterName::try_new(adapter)?, Reason::try_new(who, why)?);
+            Ok(wire_version(self.registry.delete(&adapter, Version(version), &reason).await?))
+        };
+        answer(outcome.await)
+    }
+
+    async fn undelete_version(&self, request: Request<UndeleteVersionRequest>) -> Answer<AdapterVersion> {
+        let outcome = async {
+            let UndeleteVersionRequest { adapter, version, who, why } = request.into_inner();
+            let (adapter, reason) = (AdapterName::try_new(adapter)?, Reason::try_new(who, why)?);
+            Ok(wire_version(self.registry.undelete(&adapter, Version(version), &reason).await?))
+        };
+        answer(outcome.await)
+    }
+
+    async fn set_retention(&self, request: Request<SetRetentionRequest>) -> Answer<pb::Retention> {
+        let outcome = async {
+            let SetRetentionRequest { adapter, rules, who, why } = request.into_inner();
+            let (adapter, reason) = (AdapterName::try_new(adapter)?, Reason::try_new(who, why)?);
+            let rules = rules
+                .map(|rules| Rules::try_new(rules.keep_last, rules.keep_ms, rules.keep_tags.into_iter().collect()))
+                .transpose()?;
+            Ok(wire_house::retention(&adapter, self.registry.set_retention(&adapter, rules, reason).await?))
+        };
+        answer(outcome.await)
+    }
+
+    async fn get_retention(&self, request: Request<GetRetentionRequest>) -> Answer<pb::Retention> {
+        let outcome = async {
+            let adapter = AdapterName::try_new(request.into_inner().adapter)?;
+            let found = self.registry.retention(&adapter).await?;
+            let nothing = || pb::Retention { adapter: adapter.to_string(), ..Default::default() };
+            Ok(found.map_or_else(nothing, |found| wire_house::retention(&adapter, found)))
+        };
+        answer(outcome.await)
+    }
+
+    async fn collect(&self, request: Request<CollectRequest>) -> Answer<CollectResponse> {
+        let outcome = async {
+            let CollectRequest { dry_run, who, why } = request.into_inner();
+            let done = self.registry.collect(dry_run, &Reason::try_new(who, why)?).await?;
+            Ok(wire_house::collected(&done))
+        };
+        answer(outcome.await)
+    }
+
+    type ExportAuditStream = BoxStream<'static, Result<AuditEntry, Status>>;
+
+    async fn export_audit(&self, request: Request<ExportAuditRequest>) -> Answer<Self::ExportAuditStream> {
+        let from = request.into_inner().from_sequence;
+        self.registry.catch_up().await.map_err(|error| status(&error))?;
+        let registry = self.registry.clone();
+        let links = futures::stream::try_unfold(from, move |from| {
+            let registry = registry.clone();
+            async move {
+                let links = registry.links(from, LINKS_AT_ONCE).await?;
+                let next = links.last().map(|last| last.seq + 1);
+                Ok::<_, Error>(next.map(|next| (futures::stream::iter(links.into_iter().map(Ok::<_, Error>)), next)))
+            }
+        });
+        let entries = links.try_flatten().map_ok(|link| AuditEntry {
+            sequence: link.seq,
+            digest: link.digest.to_string(),
+            record: link.bytes.to_vec(),
+        });
+        Ok(Response::new(entries.map_err(|error: Error| status(&error)).boxed()))
+    }
+
+    async fn verify(&self, _: Request<VerifyRequest>) -> Answer<VerifyResponse> {
+        let outcome = async {
+            let seen = self.registry.verify().await?;
+            Ok(VerifyResponse {
+                links: seen.links,
+                records: seen.records,
+                blobs: seen.blobs,
+                made_up: seen.made_up,
+                problems: seen.problems.into_iter().collect(),
+            })
+        };
+        answer(outcome.await)
+    }
+
+    async fn get_usage(&self, _: Request<GetUsageRequest>) -> Answer<pb::Usage> {
+        let outcome = async {
+            let usage = self.registry.usage().await?;
+            Ok(wire_house::usage(usage, &self.registry.house))
         };
         answer(outcome.await)
     }
@@ -299,6 +400,9 @@ fn new_version(request: PublishVersionRequest) -> Result<NewVersion, Invalid> {
         origin,
         metrics: request.metrics.into_iter().collect(),
         notes: request.notes,
+        code_commit: request.code_commit,
+        license: request.license,
+        tags: request.tags.into_iter().collect(),
         who: request.who,
     };
     check_words(&new)?;
@@ -306,7 +410,8 @@ fn new_version(request: PublishVersionRequest) -> Result<NewVersion, Invalid> {
 }
 
 fn wire_version(version: AliasedVersion) -> AdapterVersion {
-    AdapterVersion { aliases: version.aliases, ..AdapterVersion::from(&version.manifest) }
+    let deletion = version.gone.map(wire_house::deletion);
+    AdapterVersion { aliases: version.aliases, deletion, ..AdapterVersion::from(&*version.manifest) }
 }
 
 fn wire_adapter(adapter: AdapterSummary) -> Adapter {

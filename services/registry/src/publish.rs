@@ -7,18 +7,26 @@
 //!
 //! The claim, `by-job/<job>.json`, is created first and says after which number to look. It only bounds the search: it
 //! promises nothing, so a crash between claim and version leaves a claim that the next attempt takes up, and a crash
-//! after the version leaves a version that the next attempt finds.
+//! after the version leaves a version that the next attempt finds. Beside it `by-job/<job>/version.json` says which version
+//! it became, once it has: that ends the search at once, and is a hint as well.
+//!
+//! The fence is looked at twice, before the adapter is read and after, because reading may take as long as a lease.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use tailor_blobs::{Creation, numbered_key};
-use tailor_domain::{AdapterManifest, AdapterName, BaseManifest, BaseName, Digest, Invalid, JobId, Version};
+use tailor_domain::{AdapterManifest, AdapterName, BaseManifest, BaseName, Digest, JobId, Version};
 use tailor_peft::{Adapter, Limits};
+use tailor_trust::provenance;
 
-use crate::bases::TOKENIZER;
+use crate::bases::{CHAT_TEMPLATES, TOKENIZER};
 use crate::versions::versions_prefix;
 use crate::{Error, Registry, Result};
+
+/// As many as a key's digits can tell apart.
+const MAX_VERSIONS: u64 = 99_999_999;
 
 /// An adapter that is to become a version.
 #[derive(Debug, Clone)]
@@ -34,6 +42,9 @@ pub struct NewVersion {
     pub origin: Option<Origin>,
     pub metrics: BTreeMap<String, f64>,
     pub notes: String,
+    pub code_commit: String,
+    pub license: String,
+    pub tags: BTreeSet<String>,
     /// Who publishes.
     pub who: String,
 }
@@ -52,56 +63,81 @@ struct Claim {
     after: u64,
 }
 
+/// `adapters/<name>/by-job/<job>/version.json`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Became {
+    version: u64,
+}
+
 impl Registry {
     /// Publishes the next version, or returns the one that the job has published.
     ///
     /// # Errors
     /// [`Error::NotFound`]: no such base. [`Error::NotReady`]: a blob was not uploaded, or the job has no such attempt.
     /// [`Error::Superseded`]: a newer attempt exists. [`Error::Adapter`]: it is unsound or does not fit the base.
-    pub async fn publish(&self, new: NewVersion) -> Result<AdapterManifest> {
+    pub async fn publish(&self, new: NewVersion) -> Result<Arc<AdapterManifest>> {
         let base = self.base(&new.base).await?;
         let claim = match &new.origin {
             None => None,
             Some(origin) => {
+                if let Some(published) = self.answered_before(&new.adapter, origin).await? {
+                    return Ok(published);
+                }
                 self.check_fence(origin).await?;
                 let claim = self.claim(&new.adapter, &origin.job).await?;
                 if let (_, Some(published)) = self.published(&new.adapter, &origin.job, &claim).await? {
+                    self.note_version(&new.adapter, &origin.job, published.version).await;
                     return Ok(published);
                 }
                 Some(claim)
             }
         };
         let (weights_size_bytes, remarks) = self.check_adapter(&new, &base).await?;
+        self.check_quota(&new.adapter, weights_size_bytes).await?;
         let tokenizer = base.file(TOKENIZER).map(|file| file.digest.clone()).ok_or_else(|| Error::Base {
             base: base.name.to_string(),
             file: TOKENIZER.into(),
             problem: "it is missing".into(),
         })?;
-        let build = |version: u64| AdapterManifest {
-            adapter: new.adapter.clone(),
-            version: Version(version),
-            weights: new.weights.clone(),
-            weights_size_bytes,
-            config: new.config.clone(),
-            tokenizer: tokenizer.clone(),
-            base: base.name.clone(),
-            base_fingerprint: base.fingerprint.clone(),
-            quant: base.quant,
-            prompt_template: new.prompt_template.clone(),
-            dataset: new.dataset.clone(),
-            dataset_digest: new.dataset_digest.clone(),
-            job: new.origin.as_ref().map(|origin| origin.job.clone()),
-            fence: new.origin.as_ref().map_or(0, |origin| origin.fence),
-            metrics: new.metrics.clone(),
-            notes: with_remarks(&new.notes, &remarks),
-            published_by: new.who.clone(),
-            created_at_ms: (self.clock)(),
+        let build = |version: u64| {
+            self.signed(AdapterManifest {
+                adapter: new.adapter.clone(),
+                version: Version(version),
+                weights: new.weights.clone(),
+                weights_size_bytes,
+                config: new.config.clone(),
+                tokenizer: tokenizer.clone(),
+                chat_template: CHAT_TEMPLATES.iter().find_map(|name| base.file(name)).map(|file| file.digest.clone()),
+                base: base.name.clone(),
+                base_fingerprint: base.fingerprint.clone(),
+                quant: base.quant,
+                prompt_template: new.prompt_template.clone(),
+                dataset: new.dataset.clone(),
+                dataset_digest: new.dataset_digest.clone(),
+                job: new.origin.as_ref().map(|origin| origin.job.clone()),
+                fence: new.origin.as_ref().map_or(0, |origin| origin.fence),
+                metrics: new.metrics.clone(),
+                notes: with_remarks(&new.notes, &remarks),
+                code_commit: new.code_commit.clone(),
+                license: new.license.clone(),
+                tags: new.tags.clone(),
+                published_by: new.who.clone(),
+                attestation: None,
+                created_at_ms: (self.clock)(),
+            })
         };
         let manifest = match (&new.origin, claim) {
-            (Some(origin), Some(claim)) => self.append_once(&new.adapter, &origin.job, &claim, build).await?,
+            (Some(origin), Some(claim)) => {
+                self.hold(&new).await?;
+                self.check_fence(origin).await?;
+                let manifest = Arc::new(self.append_once(&new.adapter, &origin.job, &claim, build).await?);
+                self.note_version(&new.adapter, &origin.job, manifest.version).await;
+                manifest
+            }
             (None, _) | (_, None) => {
-                let number = self.store.append_numbered(&versions_prefix(&new.adapter), build).await?;
-                self.manifest(&new.adapter, Version(number)).await?
+                self.hold(&new).await?;
+                let newest = self.store.last_number(&versions_prefix(&new.adapter)).await?;
+                Arc::new(self.take_number(&new.adapter, newest + 1, None, build).await?)
             }
         };
         tracing::info!(adapter = %manifest.adapter, version = %manifest.version, digest = %manifest.digest(), "published");
@@ -123,6 +159,33 @@ impl Registry {
         }
     }
 
+    /// The version that this very attempt has published: its answer was lost, and the caller asks again. Here no fence
+    /// counts, for the attempt was the newest when it published.
+    async fn answered_before(
+        &self,
+        adapter: &AdapterName,
+        Origin { job, fence }: &Origin,
+    ) -> Result<Option<Arc<AdapterManifest>>> {
+        let Some(Became { version }) = self.store.find_json(&became_key(adapter, job)).await? else { return Ok(None) };
+        let manifest = self.manifest(adapter, Version(version)).await?;
+        Ok(Some(manifest).filter(|manifest| manifest.job.as_ref() == Some(job) && manifest.fence == *fence))
+    }
+
+    /// Checking may take longer than a collection's grace period: the blobs are looked at again before they are named.
+    async fn hold(&self, new: &NewVersion) -> Result<()> {
+        self.require_blob("config_digest", &new.config).await?;
+        self.require_blob("weights_digest", &new.weights).await?;
+        Ok(())
+    }
+
+    /// Best effort: without it the next search takes longer.
+    async fn note_version(&self, adapter: &AdapterName, job: &JobId, version: Version) {
+        let noted = self.store.create_json(&became_key(adapter, job), &Became { version: version.0 }).await;
+        if let Err(error) = noted {
+            tracing::warn!(%adapter, %job, %version, %error, "could not note which version the job became");
+        }
+    }
+
     async fn claim(&self, adapter: &AdapterName, job: &JobId) -> Result<Claim> {
         let key = format!("adapters/{adapter}/by-job/{job}.json");
         if let Some(claim) = self.store.find_json(&key).await? {
@@ -141,12 +204,18 @@ impl Registry {
         adapter: &AdapterName,
         job: &JobId,
         claim: &Claim,
-    ) -> Result<(u64, Option<AdapterManifest>)> {
+    ) -> Result<(u64, Option<Arc<AdapterManifest>>)> {
+        if let Some(Became { version }) = self.store.find_json(&became_key(adapter, job)).await? {
+            let manifest = self.manifest(adapter, Version(version)).await?;
+            if manifest.job.as_ref() == Some(job) {
+                return Ok((version, Some(manifest)));
+            }
+        }
         let since: Vec<(u64, AdapterManifest)> =
             self.store.read_numbered(&versions_prefix(adapter), claim.after + 1).await?;
         let newest = since.last().map_or(claim.after, |(number, _)| *number);
         let own = since.into_iter().map(|(_, manifest)| manifest).find(|manifest| manifest.job.as_ref() == Some(job));
-        Ok((newest, own))
+        Ok((newest, own.map(Arc::new)))
     }
 
     async fn append_once(
@@ -154,22 +223,50 @@ impl Registry {
         adapter: &AdapterName,
         job: &JobId,
         claim: &Claim,
-        build: impl Fn(u64) -> AdapterManifest,
+        build: impl Fn(u64) -> Result<AdapterManifest>,
     ) -> Result<AdapterManifest> {
         // Read again: checking the adapter took a while.
         let (newest, own) = self.published(adapter, job, claim).await?;
         if let Some(published) = own {
-            return Ok(published);
+            return Ok(AdapterManifest::clone(&published));
         }
-        let mut number = newest + 1;
+        self.take_number(adapter, newest + 1, Some(job), build).await
+    }
+
+    /// Creates the version under the next free number, unless one that is met on the way is of the same job.
+    async fn take_number(
+        &self,
+        adapter: &AdapterName,
+        mut number: u64,
+        job: Option<&JobId>,
+        build: impl Fn(u64) -> Result<AdapterManifest>,
+    ) -> Result<AdapterManifest> {
         loop {
-            let manifest = build(number);
-            match self.store.create_json(&numbered_key(&versions_prefix(adapter), number), &manifest).await? {
-                Creation::Created => return Ok(manifest),
-                Creation::AlreadyExists(winner) if winner.job.as_ref() == Some(job) => return Ok(winner),
+            if number > MAX_VERSIONS {
+                return Err(Error::OverQuota {
+                    what: format!("adapter {adapter} has {MAX_VERSIONS} versions, and more have no number"),
+                    remedy: "publish under another name".into(),
+                });
+            }
+            let manifest = build(number)?;
+            let key = numbered_key(&versions_prefix(adapter), number);
+            match self.store.create_json(&key, &manifest).await? {
+                Creation::Created => {
+                    self.note("publish", &manifest.published_by, &manifest.notes, &key, &manifest).await;
+                    return Ok(manifest);
+                }
+                Creation::AlreadyExists(winner) if job.is_some() && winner.job.as_ref() == job => return Ok(winner),
                 Creation::AlreadyExists(_) => number += 1,
             }
         }
+    }
+
+    fn signed(&self, mut manifest: AdapterManifest) -> Result<AdapterManifest> {
+        if let Some(key) = &self.trust.own {
+            let signed = provenance(key, &manifest).map_err(|problem| Error::Defect { problem })?;
+            manifest.attestation = Some(signed);
+        }
+        Ok(manifest)
     }
 
     /// Reads and checks both files. Returns the weights' size and what servers elsewhere may not take.
@@ -192,33 +289,11 @@ impl Registry {
     }
 }
 
+fn became_key(adapter: &AdapterName, job: &JobId) -> String {
+    format!("adapters/{adapter}/by-job/{job}/version.json")
+}
+
 fn with_remarks(notes: &str, remarks: &[String]) -> String {
     let given = Some(notes).filter(|notes| !notes.is_empty());
     given.into_iter().chain(remarks.iter().map(String::as_str)).collect::<Vec<_>>().join("; ")
-}
-
-/// What a caller says about an adapter, before anything is read.
-///
-/// # Errors
-/// A template without `{input}`, a metric that is no number, notes or names that are too long.
-pub fn check_words(new: &NewVersion) -> Result<(), Invalid> {
-    const MAX_WORDS_BYTES: usize = 16 << 10;
-    const MAX_METRICS: usize = 100;
-    if !new.prompt_template.contains("{input}") {
-        let problem = format!("{:?} has no {{input}}, so every prompt would be the same", new.prompt_template);
-        return Err(Invalid::new("prompt_template", problem));
-    }
-    let words = [("prompt_template", &new.prompt_template), ("notes", &new.notes), ("who", &new.who)];
-    for (field, words) in words {
-        if words.len() > MAX_WORDS_BYTES {
-            return Err(Invalid::new(field, format!("{} bytes; the limit is {MAX_WORDS_BYTES}", words.len())));
-        }
-    }
-    if new.metrics.len() > MAX_METRICS {
-        return Err(Invalid::new("metrics", format!("{} metrics; the limit is {MAX_METRICS}", new.metrics.len())));
-    }
-    match new.metrics.iter().find(|(_, value)| !value.is_finite()) {
-        Some((name, value)) => Err(Invalid::new(format!("metrics.{name}"), format!("{value} is no finite number"))),
-        None => Ok(()),
-    }
 }

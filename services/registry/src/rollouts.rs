@@ -37,6 +37,7 @@ impl Registry {
     /// outside its bounds. [`Error::NotReady`]: another version's rollout runs. [`Error::Gates`]: the policy refuses it.
     pub async fn set_rollout(&self, adapter: &AdapterName, alias: &AliasName, wanted: Wanted) -> Result<Current> {
         let manifest = self.manifest(adapter, wanted.canary).await?;
+        self.require_live(adapter, wanted.canary).await?;
         loop {
             let present = self.present(adapter, alias).await?;
             if present.to == wanted.canary {

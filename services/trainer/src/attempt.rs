@@ -349,7 +349,9 @@ impl Attempt<'_> {
             fence: self.fence,
             metrics: metrics.into_iter().collect(),
             notes: String::new(),
-            who: String::new(),
+            code_commit: tailor_serverkit::CODE_COMMIT.into(),
+            who: format!("job {}", self.job),
+            ..Default::default()
         };
         let published = self
             .patiently(|| async {

@@ -135,7 +135,8 @@ impl Addresses {
 
     /// How many versions an adapter has.
     pub async fn versions(&self, adapter: &str) -> usize {
-        let request = tailor_pb::registry::ListVersionsRequest { adapter: adapter.to_owned(), page: None };
+        let request =
+            tailor_pb::registry::ListVersionsRequest { adapter: adapter.to_owned(), page: None, ..Default::default() };
         self.registry().list_versions(request).await.expect("versions").into_inner().versions.len()
     }
 }

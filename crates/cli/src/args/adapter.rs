@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::ByteSize;
+use super::{ByteSize, VersionedName};
 
 #[derive(Debug, Subcommand)]
 pub enum Adapter {
@@ -16,7 +16,12 @@ pub enum Adapter {
         reference: String,
     },
     /// Every version of an adapter
-    Versions { name: String },
+    Versions {
+        name: String,
+        /// Deleted versions too.
+        #[arg(long)]
+        deleted: bool,
+    },
     /// Point an alias at a version
     SetAlias {
         name: String,
@@ -50,6 +55,55 @@ pub enum Adapter {
     },
     /// Every move of an alias, newest first
     History { name: String, alias: String },
+    /// Delete a version; `undelete` brings it back for a while (registry.undelete_ms, a week)
+    ///
+    /// Its number is never given again. What an alias points to cannot be deleted.
+    #[command(after_help = "Example:\n  tailor adapter rm grammar@3 --why 'trained on the wrong rows'")]
+    Rm {
+        /// name@version
+        reference: VersionedName,
+        #[arg(long, default_value = "")]
+        why: String,
+    },
+    /// Take a deletion back
+    Undelete {
+        /// name@version
+        reference: VersionedName,
+        #[arg(long, default_value = "")]
+        why: String,
+    },
+    /// Say which versions `gc` keeps; without any rule, show the rules in force
+    ///
+    /// A version that any rule keeps stays, and so does what an alias points to or would point to after a rollback.
+    #[command(after_help = "Examples:\n  \
+        tailor adapter keep grammar --last 10 --days 90 --tag release\n  \
+        tailor adapter keep grammar --all")]
+    Keep(Keep),
+    /// Delete what no rule keeps, and collect bytes that nothing refers to
+    ///
+    /// Two phases: what is garbage now is marked, and swept by a run after registry.collect_grace_ms (a day). It may be run and
+    /// broken off at any time, beside publishers.
+    Gc {
+        /// Say what would be done and do nothing.
+        #[arg(long)]
+        dry_run: bool,
+        #[arg(long, default_value = "")]
+        why: String,
+    },
+    /// What adapters, bases and the whole store take
+    Usage,
+    /// Who did what: the audit log, one JSON document a line, each with the sha256 of the one before it
+    #[command(after_help = "Example:\n  tailor adapter audit -o audit.jsonl")]
+    Audit {
+        /// The first entry wanted.
+        #[arg(long, default_value_t = 1)]
+        from: u64,
+        /// Into this file instead of to the terminal.
+        #[arg(short = 'o', long = "output", value_name = "FILE")]
+        file: Option<PathBuf>,
+    },
+    /// Read the whole store and name every blob, version and record that is not as it was written
+    Verify,
     /// Write a PEFT folder, or a GGUF file for llama.cpp to put onto its base
     ///
     /// A GGUF file holds A and B of the linear layers, with one alpha. Where layers differ in rank or scale, what alpha cannot
@@ -83,6 +137,15 @@ pub enum Adapter {
         /// How an input becomes a prompt.
         #[arg(long, default_value = "{input}")]
         template: String,
+        /// An SPDX expression, e.g. Apache-2.0.
+        #[arg(long, default_value = "")]
+        license: String,
+        /// The commit of the code that trained it.
+        #[arg(long, default_value = "")]
+        commit: String,
+        /// A word to find it by; may be given several times.
+        #[arg(long = "tag", value_name = "TAG")]
+        tags: Vec<String>,
     },
     /// What the ranks of each layer's update hold: singular values, effective rank, energy
     ///
@@ -133,6 +196,25 @@ pub struct Compress {
     /// Held-out rows that both versions answer, at most; 0 publishes without measuring.
     #[arg(long, default_value_t = 100)]
     pub rows: usize,
+}
+
+#[derive(Debug, Args)]
+pub struct Keep {
+    pub name: String,
+    /// Keep the newest so many.
+    #[arg(long)]
+    pub last: Option<u64>,
+    /// Keep whatever is younger.
+    #[arg(long)]
+    pub days: Option<u64>,
+    /// Keep whatever bears this tag; may be given several times.
+    #[arg(long = "tag", value_name = "TAG")]
+    pub tags: Vec<String>,
+    /// Take the rules away: keep all.
+    #[arg(long, conflicts_with_all = ["last", "days", "tags"])]
+    pub all: bool,
+    #[arg(long, default_value = "")]
+    pub why: String,
 }
 
 #[derive(Debug, Args)]

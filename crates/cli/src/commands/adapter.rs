@@ -1,14 +1,15 @@
 //! `tailor adapter list|show|versions|set-alias|rollback|history|export|import`; what looks into an adapter's ranks is in
-//! [`lowrank`].
+//! [`lowrank`], what cleans up in [`house`].
 
 use std::path::Path;
 
 use anyhow::Context as _;
 use serde_json::{Value, json};
 use tailor_pb::registry as pb;
+use tailor_serverkit::trust::check_version;
 
 use crate::args::{Adapter, Export};
-use crate::commands::{blobs, gguf, job, lowrank, merge, oci, policy};
+use crate::commands::{audit, blobs, gguf, house, job, lowrank, merge, oci, policy};
 use crate::connect::Endpoints;
 use crate::output::{Output, bytes, time};
 use crate::table;
@@ -17,10 +18,10 @@ pub async fn run(endpoints: &Endpoints, command: &Adapter, output: &Output) -> a
     match command {
         Adapter::List => list(endpoints, output).await,
         Adapter::Show { reference } => {
-            let version = resolve(endpoints, reference).await?;
+            let version = find(endpoints, reference).await?;
             show(&version, output)
         }
-        Adapter::Versions { name } => versions(endpoints, name, output).await,
+        Adapter::Versions { name, deleted } => versions(endpoints, name, *deleted, output).await,
         Adapter::SetAlias { name, alias, version, expect, why } => {
             let request = pb::SetAliasRequest {
                 adapter: name.clone(),
@@ -42,10 +43,28 @@ pub async fn run(endpoints: &Endpoints, command: &Adapter, output: &Output) -> a
             policy::approve(endpoints, name, *version, alias, why, output).await
         }
         Adapter::History { name, alias } => history(endpoints, name, alias, output).await,
+        Adapter::Rm { reference, why } => house::rm(endpoints, reference, why, output).await,
+        Adapter::Undelete { reference, why } => house::undelete(endpoints, reference, why, output).await,
+        Adapter::Keep(keep) => house::keep(endpoints, keep, output).await,
+        Adapter::Gc { dry_run, why } => house::gc(endpoints, *dry_run, why, output).await,
+        Adapter::Usage => house::usage(endpoints, output).await,
+        Adapter::Audit { from, file } => audit::export(endpoints, *from, file.as_deref(), output).await,
+        Adapter::Verify => audit::verify(endpoints, output).await,
         Adapter::Export(command) if command.format == "gguf" => gguf::export(endpoints, command, output).await,
         Adapter::Export(command) => export(endpoints, command, output).await,
         Adapter::Merge(command) => merge::run(endpoints, command, output).await,
-        Adapter::Import { dir, name, base, template } => import(endpoints, dir, name, base, template, output).await,
+        Adapter::Import { dir, name, base, template, license, commit, tags } => {
+            let request = pb::PublishVersionRequest {
+                adapter: name.clone(),
+                base: base.clone(),
+                prompt_template: template.clone(),
+                license: license.clone(),
+                code_commit: commit.clone(),
+                tags: tags.clone(),
+                ..Default::default()
+            };
+            import(endpoints, dir, request, output).await
+        }
         Adapter::Spectrum { reference, plot } => lowrank::spectrum(endpoints, reference, plot.as_deref(), output).await,
         Adapter::Compress(compress) => lowrank::compress(endpoints, compress, output).await,
         Adapter::Compare { first, second } => lowrank::compare(endpoints, first, second, output).await,
@@ -57,7 +76,14 @@ pub fn who() -> String {
     std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).unwrap_or_else(|_| "unknown".into())
 }
 
+/// A version whose files are to be used: one that a trusted key has signed, where the settings name trusted keys.
 pub async fn resolve(endpoints: &Endpoints, reference: &str) -> anyhow::Result<pb::AdapterVersion> {
+    let version = find(endpoints, reference).await?;
+    check_version(&version, &endpoints.trusted)?;
+    Ok(version)
+}
+
+async fn find(endpoints: &Endpoints, reference: &str) -> anyhow::Result<pb::AdapterVersion> {
     let request = pb::ResolveRequest { reference: reference.to_owned() };
     Ok(endpoints.registry()?.resolve(request).await?.into_inner())
 }
@@ -92,14 +118,16 @@ async fn list(endpoints: &Endpoints, output: &Output) -> anyhow::Result<()> {
     })
 }
 
-async fn versions(endpoints: &Endpoints, name: &str, output: &Output) -> anyhow::Result<()> {
+async fn versions(endpoints: &Endpoints, name: &str, with_deleted: bool, output: &Output) -> anyhow::Result<()> {
     let mut client = endpoints.registry()?;
     let mut all = Vec::new();
     let mut token = String::new();
     loop {
         let page = Some(tailor_pb::common::Page { size: 0, token });
-        let answer =
-            client.list_versions(pb::ListVersionsRequest { adapter: name.to_owned(), page }).await?.into_inner();
+        let answer = client
+            .list_versions(pb::ListVersionsRequest { adapter: name.to_owned(), page, with_deleted })
+            .await?
+            .into_inner();
         all.extend(answer.versions);
         token = answer.next_page_token;
         if token.is_empty() {
@@ -118,10 +146,11 @@ async fn versions(endpoints: &Endpoints, name: &str, output: &Output) -> anyhow:
                     exact,
                     v.aliases.join(", "),
                     time(v.created_at_ms),
+                    v.deletion.as_ref().map(deletion).unwrap_or_default(),
                 ]
             })
             .collect();
-        table::print(&["version", "base", "dataset", "exact match", "aliases", "created"], &rows);
+        table::print(&["version", "base", "dataset", "exact match", "aliases", "created", ""], &rows);
     })
 }
 
@@ -142,9 +171,27 @@ fn show(version: &pb::AdapterVersion, output: &Output) -> anyhow::Result<()> {
             ("config", version.config_digest.clone()),
             ("metrics", job::metrics_line(&version.metrics)),
             ("notes", version.notes.clone()),
+            ("licence", version.license.clone()),
+            ("tags", version.tags.join(", ")),
+            ("code", version.code_commit.clone()),
+            ("published by", version.published_by.clone()),
+            (
+                "signed by",
+                version.attestation.as_ref().map(|envelope| signers(envelope).join(", ")).unwrap_or_default(),
+            ),
+            ("gone", version.deletion.as_ref().map(deletion).unwrap_or_default()),
             ("created", time(version.created_at_ms)),
         ]);
     })
+}
+
+fn signers(envelope: &pb::DsseEnvelope) -> Vec<&str> {
+    envelope.signatures.iter().map(|one| one.keyid.as_str()).collect()
+}
+
+fn deletion(deletion: &pb::Deletion) -> String {
+    let how = if deletion.purged { "purged" } else { "deleted" };
+    format!("{how} by {} at {}", deletion.who, time(deletion.at_ms))
 }
 
 fn moved(alias: &pb::Alias, output: &Output) -> anyhow::Result<()> {
@@ -220,9 +267,7 @@ async fn export(endpoints: &Endpoints, command: &Export, output: &Output) -> any
 async fn import(
     endpoints: &Endpoints,
     dir: &Path,
-    name: &str,
-    base: &str,
-    template: &str,
+    request: pb::PublishVersionRequest,
     output: &Output,
 ) -> anyhow::Result<()> {
     // Reading it here finds most faults before a byte travels.
@@ -233,14 +278,11 @@ async fn import(
     let config_digest = blobs::upload_bytes(&mut client, &read("adapter_config.json")?).await?.to_string();
     let weights_digest = blobs::upload_bytes(&mut client, &read("adapter_model.safetensors")?).await?.to_string();
     let request = pb::PublishVersionRequest {
-        adapter: name.to_owned(),
-        base: base.to_owned(),
         config_digest,
         weights_digest,
-        prompt_template: template.to_owned(),
         notes: format!("imported by {}", who()),
         who: who(),
-        ..Default::default()
+        ..request
     };
     let version = client.publish_version(request).await?.into_inner();
     output.show(&describe(&version), || println!("published {}@{}", version.adapter, version.version))
@@ -263,6 +305,14 @@ pub fn describe(version: &pb::AdapterVersion) -> Value {
         "weights_size_bytes": version.weights_size_bytes,
         "config_digest": version.config_digest,
         "tokenizer_digest": version.tokenizer_digest,
+        "chat_template_digest": version.chat_template_digest,
+        "code_commit": version.code_commit,
+        "license": version.license,
+        "tags": version.tags,
+        "published_by": version.published_by,
+        "signed_by": version.attestation.as_ref().map(|envelope| signers(envelope)),
+        "deleted_at_ms": version.deletion.as_ref().map(|deletion| deletion.at_ms),
+        "purged": version.deletion.as_ref().is_some_and(|deletion| deletion.purged),
         "metrics": version.metrics,
         "notes": version.notes,
         "created_at_ms": version.created_at_ms,

@@ -134,11 +134,15 @@ async fn lists_show_where_aliases_point_now() {
     let rest = service.client.clone().list_adapters(ListAdaptersRequest { page }).await.expect("listed").into_inner();
     assert_eq!((rest.adapters[0].name.as_str(), rest.next_page_token.as_str()), ("spelling", ""));
 
-    let request = ListVersionsRequest { adapter: "grammar".into(), page: None };
+    let request = ListVersionsRequest { adapter: "grammar".into(), page: None, ..Default::default() };
     let versions = service.client.clone().list_versions(request).await.expect("listed").into_inner().versions;
     let told: Vec<_> = versions.iter().map(|version| (version.version, version.aliases.as_slice())).collect();
     assert_eq!(told, [(3, &[][..]), (2, &["production".to_owned()][..]), (1, &[][..])]);
     let page = Some(Page { size: 1, token: "x".into() });
-    let bad = service.client.clone().list_versions(ListVersionsRequest { adapter: "grammar".into(), page }).await;
+    let bad = service
+        .client
+        .clone()
+        .list_versions(ListVersionsRequest { adapter: "grammar".into(), page, ..Default::default() })
+        .await;
     expect_status(bad, Code::InvalidArgument, &["page.token"]);
 }

@@ -133,7 +133,7 @@ async fn a_base_survives_a_restart_on_a_local_folder() {
     drop(before);
     let after = Service::over(open()).await;
     let read = after.client.clone().get_base(GetBaseRequest { name: BASE.into() }).await.expect("kept").into_inner();
-    assert_eq!(read.files.len(), 3);
+    assert_eq!(read.files.len(), 4);
 }
 
 #[tokio::test]

@@ -2,10 +2,17 @@
 
 mod aliases;
 mod bases;
+mod beside;
 mod blobs;
+mod faults;
 mod gates;
+mod house;
+mod invariants;
+mod processes;
 mod publish;
 mod quantised;
 mod rollouts;
 mod support;
+mod trust;
 mod watch;
+mod world;

@@ -1,7 +1,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use tailor_blobs::Store;
-use tailor_domain::JobId;
+use tailor_domain::{Digest, JobId};
 use tailor_pb::common::Page;
 use tailor_pb::registry::{
     AdapterVersion, GetVersionRequest, ListVersionsRequest, PublishVersionRequest, ResolveRequest,
@@ -10,7 +10,7 @@ use tailor_peft::{Adapter, AdapterConfig, Dtype, Tensors, WholeTensor};
 use tailor_testkit::{Fault, FlakyStore, Op};
 use tonic::Code;
 
-use crate::support::{BASE, QUANTISED, Service, adapter_on, expect_status, job, pair};
+use crate::support::{BASE, QUANTISED, Service, TOKENIZER_CONFIG, adapter_on, expect_status, job, pair};
 
 fn from_job(request: PublishVersionRequest, job: &JobId, fence: u64) -> PublishVersionRequest {
     PublishVersionRequest { job_id: job.to_string(), fence, ..request }
@@ -25,7 +25,7 @@ async fn all_versions(service: &Service) -> Vec<AdapterVersion> {
     let (mut versions, mut token) = (Vec::new(), String::new());
     loop {
         let page = Some(Page { size: 5, token });
-        let request = ListVersionsRequest { adapter: "grammar".into(), page };
+        let request = ListVersionsRequest { adapter: "grammar".into(), page, ..Default::default() };
         let answer = service.client.clone().list_versions(request).await.expect("listed").into_inner();
         versions.extend(answer.versions);
         token = answer.next_page_token;
@@ -44,12 +44,24 @@ async fn a_version_carries_its_whole_lineage() {
     let mut request = from_job(service.adapter_request("grammar", 1).await, &job, fence);
     request.dataset = "errors@3".into();
     request.metrics = HashMap::from([("exact_match".into(), 0.9)]);
+    request.code_commit = "3541e5f".into();
+    request.license = "Apache-2.0".into();
+    request.tags = vec!["team-a".into(), "nightly".into()];
+    request.who = "trainer".into();
     let published = service.publish(request.clone()).await.expect("published");
     assert_eq!(published.version, 1);
     assert_eq!(published.weights_digest, request.weights_digest);
     assert_eq!((published.job_id.as_str(), published.dataset.as_str()), (job.as_str(), "errors@3"));
     assert_eq!(published.metrics, request.metrics);
     assert!(published.tokenizer_digest.starts_with("sha256:") && published.weights_size_bytes > 0);
+    assert!(published.base_fingerprint.starts_with("sha256:") && published.config_digest.starts_with("sha256:"));
+    assert_eq!(published.chat_template_digest, Digest::of(TOKENIZER_CONFIG).to_string());
+    assert_eq!((published.code_commit.as_str(), published.license.as_str()), ("3541e5f", "Apache-2.0"));
+    assert_eq!(
+        (published.tags.as_slice(), published.published_by.as_str()),
+        (&["nightly".into(), "team-a".into()][..], "trainer")
+    );
+    assert_eq!((published.quant.as_str(), published.fence), ("nf4-single", fence));
     assert_eq!(version(&service, 1).await.expect("there"), published);
 }
 
@@ -112,6 +124,21 @@ async fn a_zombie_cannot_publish() {
     expect_status(outcome, Code::Aborted, &["attempt 0"]);
     expect_status(version(&service, 1).await, Code::NotFound, &["adapter grammar does not exist"]);
     assert_eq!(service.publish(from_job(request, &job, newer)).await.expect("the newest may").version, 1);
+}
+
+#[tokio::test]
+async fn a_publish_whose_answer_was_lost_is_answered_again_even_after_a_newer_attempt_began() {
+    let service = Service::start().await;
+    service.register_base().await;
+    let job = job(1);
+    let fence = service.new_attempt(&job).await;
+    let request = from_job(service.adapter_request("grammar", 1).await, &job, fence);
+    let first = service.publish(request.clone()).await.expect("first");
+    let newer = service.new_attempt(&job).await;
+    assert_eq!(service.publish(request.clone()).await.expect("asked again"), first);
+    let other = from_job(service.adapter_request("grammar", 2).await, &job, newer);
+    assert_eq!(service.publish(other).await.expect("the newer attempt"), first);
+    assert_eq!(all_versions(&service).await.len(), 1);
 }
 
 /// Every write of a publish fails in turn, in each way; the retry must end with exactly one version of the job.
@@ -206,6 +233,10 @@ async fn words_that_cannot_be_kept_are_refused_by_field() {
     let metrics = HashMap::from([("loss".to_owned(), f64::NAN)]);
     let nan = PublishVersionRequest { metrics, ..sound.clone() };
     expect_status(service.publish(nan).await, Code::InvalidArgument, &["metrics.loss", "NaN"]);
+    let tags = PublishVersionRequest { tags: vec!["two words".into()], ..sound.clone() };
+    expect_status(service.publish(tags).await, Code::InvalidArgument, &["tags", "two words"]);
+    let license = PublishVersionRequest { license: "x".repeat(257), ..sound.clone() };
+    expect_status(service.publish(license).await, Code::InvalidArgument, &["license", "257 bytes", "256"]);
     let name = PublishVersionRequest { adapter: "Grammar".into(), ..sound };
     expect_status(service.publish(name).await, Code::InvalidArgument, &["adapter", "'G'"]);
 }

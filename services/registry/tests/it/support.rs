@@ -13,13 +13,14 @@ use tailor_pb::registry::{
 };
 use tailor_peft::{Adapter, AdapterConfig, LoraPair};
 use tailor_quant::{Code, Float, QuantState};
-use tailor_serverkit::{Client, Settings, connect};
+use tailor_serverkit::{Client, Clock, Settings, connect};
 use tailor_testkit::TempDir;
 use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Code as Grpc, Status};
 
 pub const BASE: &str = "tiny-llama";
+pub const TOKENIZER_CONFIG: &[u8] = br#"{"chat_template": "{{ messages }}"}"#;
 pub const QUANTISED: &str = "model.layers.0.self_attn.q_proj";
 /// [out, in] of the quantised layer; packed, it is one column of bytes.
 const SHAPE: [usize; 2] = [8, 16];
@@ -43,13 +44,18 @@ impl Service {
     }
 
     pub async fn with(store: Store, change: impl FnOnce(&mut Settings)) -> Self {
+        Self::at(store, tailor_serverkit::clock::system(), change).await
+    }
+
+    /// By a clock of the test's own.
+    pub async fn at(store: Store, clock: Clock, change: impl FnOnce(&mut Settings)) -> Self {
         let folder = TempDir::new();
         let mut settings = Settings { cache_dir: folder.join("cache"), ..Settings::default() };
         change(&mut settings);
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("free port");
         let stop = CancellationToken::new();
-        let serving =
-            tailor_registry::start(&settings, store.clone(), listener, stop.clone()).await.expect("registry starts");
+        let serving = tailor_registry::start_at(&settings, store.clone(), listener, stop.clone(), clock).await;
+        let serving = serving.expect("registry starts");
         let channel = connect("registry", &format!("http://{}", serving.address), None).expect("address");
         let client = AdapterRegistryClient::new(channel.clone());
         Self { client, store, channel, folder, stop: stop.drop_guard() }
@@ -96,6 +102,7 @@ impl Service {
         let files = [
             ("config.json", br#"{"model_type": "llama", "hidden_size": 16}"#.to_vec()),
             ("tokenizer.json", br#"{"model": {}}"#.to_vec()),
+            ("tokenizer_config.json", TOKENIZER_CONFIG.to_vec()),
             ("model.safetensors", base_weights()),
         ];
         let mut refs = Vec::new();

@@ -13,6 +13,7 @@ use tailor_peft::{Adapter, Compressed, Keep};
 use super::measure::{Evaluation, Measured};
 use super::{fetch, name_of, share};
 use crate::args::Compress;
+use crate::commands::adapter::who;
 use crate::commands::blobs;
 use crate::connect::Endpoints;
 use crate::output::{Output, bytes};
@@ -79,6 +80,10 @@ async fn upload(
         prompt_template: parent.prompt_template.clone(),
         dataset: parent.dataset.clone(),
         dataset_digest: parent.dataset_digest.clone(),
+        code_commit: parent.code_commit.clone(),
+        license: parent.license.clone(),
+        tags: parent.tags.clone(),
+        who: who(),
         ..Default::default()
     })
 }
