@@ -131,7 +131,8 @@ fn the_domain_does_no_input_or_output() {
 #[test]
 fn the_numerical_crates_know_no_grpc_and_no_runtime_of_services() {
     let workspace = Workspace::read();
-    for name in ["text", "quant", "peft", "merge", "gguf", "plot", "tensorboard", "torch", "models", "train", "engine"]
+    for name in
+        ["text", "quant", "peft", "merge", "gguf", "plan", "plot", "tensorboard", "torch", "models", "train", "engine"]
     {
         let reached = workspace.reach(&format!("tailor-{name}"));
         for banned in ["tonic", "tailor-pb", "tailor-serverkit", "tailor-queue", "object_store"] {
@@ -144,7 +145,7 @@ fn the_numerical_crates_know_no_grpc_and_no_runtime_of_services() {
 #[test]
 fn registry_and_dataset_are_built_and_tested_without_libtorch() {
     let workspace = Workspace::read();
-    for name in ["tailor-registry", "tailor-dataset"] {
+    for name in ["tailor-registry", "tailor-dataset", "tailor-plan"] {
         let reached = workspace.reach(name);
         for library in ["tch", "torch-sys", "tailor-torch", "tailor-torch-link"] {
             assert!(!reached.contains(library), "{name} reaches {library}");

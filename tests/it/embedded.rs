@@ -10,7 +10,7 @@ use crate::support::process::command;
 use crate::support::{Cli, Family, Process, Training, Up, repository, rows};
 
 /// Every command with the words that its help must teach.
-const HELP: [(&[&str], &[&str]); 40] = [
+const HELP: [(&[&str], &[&str]); 41] = [
     (&[], &["A first walk", "tailor demo", "tailor up", "TAILOR_TRAINER_URL", "--json"]),
     (&["up"], &["--port", "0 finds free ones"]),
     (&["demo"], &["--base", "tiny-t5", "tiny-llama"]),
@@ -37,6 +37,7 @@ const HELP: [(&[&str], &[&str]); 40] = [
     (&["base"], &["add", "list"]),
     (&["base", "add"], &["--name", "nf4", "--dtype", "safetensors"]),
     (&["train"], &["--base", "--dataset", "--adapter", "--learning-rate", "--idempotency-key", "--detach"]),
+    (&["plan"], &["--base", "--dataset", "--price", "--card", "Examples", "job file"]),
     (&["job"], &["list", "show", "watch", "cancel", "predictions", "plot", "tensorboard"]),
     (&["job", "watch"], &["--from"]),
     (&["job", "cancel"], &["ID"]),

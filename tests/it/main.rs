@@ -14,6 +14,7 @@ mod hub;
 mod job_files;
 mod kinds;
 mod otlp;
+mod plan;
 mod reflection;
 mod rollout;
 mod sentencepiece;

@@ -3,6 +3,7 @@
 mod adapter;
 mod base;
 mod dataset;
+mod plan;
 mod policy;
 mod rollout;
 mod train;
@@ -15,6 +16,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 pub use self::adapter::{Adapter, Compress, Export, Keep, Merge};
 pub use self::base::Base;
 pub use self::dataset::{Dataset, Push};
+pub use self::plan::Plan;
 pub use self::policy::{Policy, SetPolicy};
 pub use self::rollout::{Rollout, SetRollout};
 pub use self::train::{Job, Train};
@@ -75,6 +77,8 @@ pub enum Command {
     /// Base models, quantised once
     #[command(subcommand)]
     Base(Base),
+    /// What a job would take: memory, time, cost, and where it fits
+    Plan(Plan),
     /// Train an adapter and watch it
     Train(Train),
     /// Training jobs
@@ -101,6 +105,7 @@ impl Command {
             Self::Demo(_) => "demo",
             Self::Dataset(_) => "dataset",
             Self::Base(_) => "base",
+            Self::Plan(_) => "plan",
             Self::Train(_) => "train",
             Self::Job(_) => "job",
             Self::Adapter(_) => "adapter",

@@ -13,6 +13,7 @@ pub mod job;
 pub mod lowrank;
 pub mod merge;
 mod oci;
+pub mod plan;
 pub mod policy;
 pub mod rollout;
 pub mod score;

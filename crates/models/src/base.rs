@@ -125,6 +125,7 @@ impl Base {
     }
 
     fn build(config: Config, config_text: Vec<u8>, source: Source<'_>, options: LoadOptions) -> Result<Self> {
+        tailor_torch::use_pool();
         let mut builder = Builder::new(source, options.compute, options.device);
         let model = match &config {
             Config::Decoder(config) => Model::Decoder(Decoder::build(config, &mut builder)?),

@@ -192,6 +192,10 @@ pub struct Trainer {
     pub checkpoint_ms: u64,
     /// Attempts in a row that get no further before a job that keeps losing its worker is failed.
     pub max_attempts: u64,
+    /// Measure, once for each kind of machine and store, what this worker does in a second, so that jobs can be planned.
+    pub calibrate: bool,
+    /// What a job may take of this worker's memory; 0 means all that the machine or its control group has.
+    pub memory_bytes: u64,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -287,7 +291,16 @@ impl Default for Registry {
 
 impl Default for Trainer {
     fn default() -> Self {
-        Self { api: true, worker: true, lease_ms: 30_000, reconcile_ms: 10_000, checkpoint_ms: 60_000, max_attempts: 5 }
+        Self {
+            api: true,
+            worker: true,
+            lease_ms: 30_000,
+            reconcile_ms: 10_000,
+            checkpoint_ms: 60_000,
+            max_attempts: 5,
+            calibrate: true,
+            memory_bytes: 0,
+        }
     }
 }
 

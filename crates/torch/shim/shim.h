@@ -1,7 +1,7 @@
 // The C surface of the shim. Tensor handles are `at::Tensor*`, as in tch.
 //
 // Every function returns 0, or 1 with the message in `tailor_last_error` (of the calling thread): no C++ exception
-// leaves this file. The shim holds no policy and keeps nothing but one scratch buffer a thread.
+// leaves these files. The shim holds no policy and keeps nothing but one scratch buffer a thread and the pool of blocks.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -36,6 +36,13 @@ int32_t tailor_set_rng_state(const void* state);
 
 // Drops this thread's scratch buffer.
 void tailor_drop_scratch();
+
+// From here on large CPU tensors come from the pool (pool.cpp). May be called any number of times.
+void tailor_use_pool();
+// Gives the blocks that wait in the pool back to the kernel, and forgets the peak.
+void tailor_drop_pool();
+// Bytes of large tensors now, and at their highest since the start or the last `tailor_drop_pool`.
+void tailor_pool_bytes(uint64_t* lent, uint64_t* peak);
 
 const char* tailor_last_error();
 }

@@ -42,6 +42,9 @@ unsafe extern "C" {
     pub(crate) fn tailor_rng_state(result: *mut *mut c_void) -> i32;
     pub(crate) fn tailor_set_rng_state(state: *const c_void) -> i32;
     pub(crate) fn tailor_drop_scratch();
+    pub(crate) fn tailor_use_pool();
+    pub(crate) fn tailor_drop_pool();
+    pub(crate) fn tailor_pool_bytes(lent: *mut u64, peak: *mut u64);
     fn tailor_last_error() -> *const c_char;
 }
 

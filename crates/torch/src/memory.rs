@@ -37,16 +37,26 @@ pub fn resident_bytes() -> u64 {
 /// the control group leaves, whichever is less. None where the system does not say.
 pub fn available_bytes() -> Option<u64> {
     let host = meminfo_available(&fs::read_to_string("/proc/meminfo").ok()?)?;
-    Some(control_group_left().map_or(host, |left| left.min(host)))
+    Some(control_group().map_or(host, |(limit, used)| limit.saturating_sub(used).min(host)))
 }
 
-fn meminfo_available(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+/// Bytes that this process could ever take: the host's, or its control group's limit. None where the system does not say.
+pub fn total_bytes() -> Option<u64> {
+    let host = meminfo(&fs::read_to_string("/proc/meminfo").ok()?, "MemTotal:")?;
+    Some(control_group().map_or(host, |(limit, _)| limit.min(host)))
+}
+
+fn meminfo_available(text: &str) -> Option<u64> {
+    meminfo(text, "MemAvailable:")
+}
+
+fn meminfo(text: &str, field: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(field))?;
     Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
 }
 
-/// What the process's control group leaves it, of the second version and then of the first.
-fn control_group_left() -> Option<u64> {
+/// Limit and use of the process's control group, of the second version and then of the first.
+fn control_group() -> Option<(u64, u64)> {
     let number = |path: &str| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok(); // "max" is no number
     let own = fs::read_to_string("/proc/self/cgroup").ok()?;
     let group = own.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/").trim_end_matches('/');
@@ -56,7 +66,7 @@ fn control_group_left() -> Option<u64> {
         ("/sys/fs/cgroup/memory".to_owned(), "memory.limit_in_bytes", "memory.usage_in_bytes"),
     ] {
         if let (Some(limit), Some(used)) = (number(&format!("{folder}/{limit}")), number(&format!("{folder}/{used}"))) {
-            return Some(limit.saturating_sub(used));
+            return Some((limit, used));
         }
     }
     None
@@ -90,6 +100,7 @@ impl PeakMemory {
 
 /// The allocator keeps freed memory for later; counted as resident, it would hide what the work takes anew.
 fn give_back_freed_memory() {
+    crate::drop_pool();
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
         unsafe extern "C" {

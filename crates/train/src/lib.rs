@@ -7,6 +7,7 @@
 //! goes with `loss` forward through the output layer and backward through everything, `optimizer` clips and updates.
 
 mod batches;
+mod calibrate;
 mod checkpoint;
 mod collate;
 mod error;
@@ -28,6 +29,7 @@ mod schedule;
 mod summary;
 mod trainer;
 
+pub use calibrate::{calibrate, host, threads};
 pub use checkpoint::Checkpoint;
 pub use error::Error;
 pub use examples::Examples;

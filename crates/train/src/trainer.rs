@@ -87,6 +87,9 @@ pub fn resume<'a>(
     let mut run = guarded(|| Run::new(base, recipe, &rows, &method, schedule, &identity))
         .map_err(Error::at("before the first step"))?;
     let outcome = run.run(batches, from, observer)?;
+    // What the passes needed is free before the adapter is copied, which for a large one would be a peak of its own.
+    tailor_torch::drop_scratch();
+    tailor_torch::drop_pool();
     let kept = run.kept(outcome).map_err(Error::at("after the last step"))?;
     let adapter = method.adapter(run.optimizer.cut(&kept), &run.taken)?;
     Ok(Trained { adapter, summary: run.summary(outcome) })
@@ -417,6 +420,8 @@ impl<'a> Run<'a> {
     }
 
     fn checkpoint(&mut self) -> Result<Checkpoint, Error> {
+        // The copies of parameters and moments stand where a pass had its activations, not beside them.
+        tailor_torch::drop_pool();
         self.state.seconds = self.seconds();
         self.state.recent_losses = self.recent.losses();
         guarded(|| -> tailor_models::Result<_> {

@@ -17,10 +17,24 @@ struct Bench {
 const BENCHES: &[Bench] = &[
     Bench {
         name: "memory",
-        about: "peak memory of one training step with and without the 4-bit base",
+        about: "predicted and measured peaks of training over a grid, and beside PEFT with bitsandbytes (--no-peer)",
         package: "tailor-train",
         target: ["--example", "bench_memory"],
+        peer: true,
+    },
+    Bench {
+        name: "dense",
+        about: "peak memory of one training step with and without the 4-bit base",
+        package: "tailor-train",
+        target: ["--example", "bench_dense"],
         peer: false,
+    },
+    Bench {
+        name: "train",
+        about: "tokens a second in turn with PEFT and bitsandbytes, and where a step's time goes (--no-peer)",
+        package: "tailor-train",
+        target: ["--example", "bench_train"],
+        peer: true,
     },
     Bench {
         name: "load",
@@ -64,7 +78,8 @@ pub fn bench(arguments: &[String]) -> Result<()> {
     libtorch::setup()?;
     let mut command = workspace::cargo();
     command.args(["run", "--release", "--package", bench.package]).args(bench.target).arg("--").args(rest);
-    if bench.peer {
+    // A Python that is there already serves as well; without the peer none is needed.
+    if bench.peer && std::env::var_os("TAILOR_PEER_PYTHON").is_none() && !rest.iter().any(|word| word == "--no-peer") {
         command.env("TAILOR_PEER_PYTHON", checks::parity_venv()?.python());
     }
     process::run(&mut command)

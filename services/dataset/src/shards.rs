@@ -11,7 +11,7 @@ use tailor_domain::spec::{LossOn, Objective};
 use tailor_domain::{BaseManifest, BaseName, DatasetManifest, DatasetName, Digest, Invalid, Version};
 
 use crate::bases::tokenizer_digests;
-use crate::tokenise::ShardJob;
+use crate::tokenise::{Longest, ShardJob};
 use crate::{Datasets, Result};
 
 /// Part of every key: raise it when the same request would give other bytes.
@@ -35,6 +35,9 @@ pub struct Shards {
     pub validation: Digest,
     pub train_rows: u64,
     pub train_tokens: u64,
+    /// All 0 in a record from before it was counted.
+    #[serde(default)]
+    pub longest: Longest,
     pub validation_rows: u64,
     pub rows_too_long: u64,
     /// Training rows of which nothing could be learnt, and the first of them.
@@ -127,6 +130,7 @@ impl Datasets {
             validation: self.store.put_blob_file(&validation.path).await?.digest,
             train_rows: train.rows,
             train_tokens: train.tokens,
+            longest: train.longest,
             validation_rows: validation.rows,
             rows_too_long: train.too_long + validation.too_long,
             rows_refused: train.rows_refused,

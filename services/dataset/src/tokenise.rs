@@ -4,12 +4,13 @@ use std::fs::File;
 use std::io::BufWriter;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
 use tailor_domain::dataset::DroppedRow;
 use tailor_domain::spec::Objective;
 use tailor_domain::{DropReason, Family};
 use tailor_serverkit::spool;
 use tailor_text::shard::{Content, Record, ShardKind, ShardWriter};
-use tailor_text::{Error as TextError, ExampleBuilder, Refusal, RowContent};
+use tailor_text::{Error as TextError, Example, ExampleBuilder, Refusal, RowContent};
 use tempfile::TempPath;
 
 use crate::shards::Wanted;
@@ -32,10 +33,48 @@ pub struct ShardFile {
     pub path: TempPath,
     pub rows: u64,
     pub tokens: u64,
+    pub longest: Longest,
     pub too_long: u64,
     pub rows_refused: u64,
     /// The first of them.
     pub refused: Vec<DroppedRow>,
+}
+
+/// The longest of any row, by what it is: for whoever plans how much memory a pass takes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Longest {
+    /// Prompt and target together; of a pair, its longer answer with the prompt.
+    pub row: u64,
+    /// What goes in: a decoder's whole row, an encoder's prompt.
+    pub input: u64,
+    /// An encoder-decoder's answer; 0 for a decoder.
+    pub target: u64,
+    /// Tokens that count in the loss.
+    pub in_loss: u64,
+}
+
+impl Longest {
+    fn see(&mut self, content: &Content) {
+        match content {
+            Content::Example(example) => self.see_example(example),
+            Content::Preference(pair) => {
+                self.see_example(&pair.chosen);
+                self.see_example(&pair.rejected);
+            }
+            Content::Prompt(_) => {}
+        }
+    }
+
+    fn see_example(&mut self, example: &Example) {
+        let (input, target) = match example {
+            Example::Decoder { ids, .. } => (ids.len(), 0),
+            Example::EncoderDecoder { encoder, labels } => (encoder.len(), labels.len()),
+        };
+        self.row = self.row.max(example.tokens() as u64);
+        self.input = self.input.max(input as u64);
+        self.target = self.target.max(target as u64);
+        self.in_loss = self.in_loss.max(example.tokens_in_loss() as u64);
+    }
 }
 
 impl ShardJob {
@@ -85,7 +124,15 @@ impl ShardJob {
         let vocabulary = u32::try_from(self.builder.tokenizer().vocabulary_size()).unwrap_or(u32::MAX);
         let mut shard: ShardWriter<BufWriter<File>> =
             ShardWriter::new(BufWriter::new(file), kind, vocabulary).map_err(|error| self.unwritten(error))?;
-        let mut made = ShardFile { path, rows: 0, tokens: 0, too_long: 0, rows_refused: 0, refused: Vec::new() };
+        let mut made = ShardFile {
+            path,
+            rows: 0,
+            tokens: 0,
+            longest: Longest::default(),
+            too_long: 0,
+            rows_refused: 0,
+            refused: Vec::new(),
+        };
         for (row, index) in rows::read(&self.dataset, rows)?.zip(0..) {
             let row = row?;
             let (tokens, content) = match tokenise(&row.content) {
@@ -100,6 +147,7 @@ impl ShardJob {
                 Err(source) => return Err(Error::Base { base: self.base.clone(), source }),
             };
             made.tokens += tokens as u64;
+            made.longest.see(&content);
             shard.push(&Record { row: index, content }).map_err(|error| self.unwritten(error))?;
         }
         made.rows = shard.records();

@@ -32,6 +32,11 @@ pub enum Error {
     #[error("the listener has no address: {0}")]
     Listen(std::io::Error),
     #[error(transparent)]
+    Plan(#[from] tailor_plan::Error),
+    /// Refused before anything was created.
+    #[error("{0}")]
+    DoesNotFit(String),
+    #[error(transparent)]
     Train(#[from] tailor_train::Error),
     #[error(transparent)]
     Model(#[from] tailor_models::Error),
@@ -53,7 +58,8 @@ impl Error {
             Self::Invalid(error) => error.code(),
             Self::NoSuchJob(_) | Self::NoPredictions(_) => ErrorCode::NotFound,
             Self::KeyReused { .. } => ErrorCode::AlreadyExists,
-            Self::Finished { .. } | Self::NotSucceeded { .. } => ErrorCode::FailedPrecondition,
+            Self::Finished { .. } | Self::NotSucceeded { .. } | Self::DoesNotFit(_) => ErrorCode::FailedPrecondition,
+            Self::Plan(error) => error.code(),
             Self::Store(error) => error.code(),
             Self::Queue(error) => error.code(),
             Self::Service { status, .. } => code_of(status),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tailor_domain::{JobState, LogEntry, LogKind, Version};
+use tailor_domain::{Invalid, JobState, LogEntry, LogKind, Version};
 use tailor_pb::common;
 use tailor_pb::convert::take_recipe;
 use tailor_pb::training as pb;
@@ -15,6 +15,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::error::Result;
 use crate::jobs::{JobRecord, Jobs, NewJob};
+use crate::planner::PlanRequest;
 use crate::view::View;
 
 const DEFAULT_PAGE: u32 = 100;
@@ -37,6 +38,12 @@ impl Api {
 
 #[tonic::async_trait]
 impl TrainingService for Api {
+    async fn plan_job(&self, request: Request<pb::PlanJobRequest>) -> Result<Response<pb::Plan>, Status> {
+        let request = parse_plan(request.into_inner()).map_err(|error| status(&error))?;
+        let plan = self.jobs.planner().plan(&request).await.map_err(|error| status(&error))?;
+        Ok(Response::new(wire_plan(&plan)))
+    }
+
     async fn create_job(&self, request: Request<pb::CreateJobRequest>) -> Result<Response<pb::Job>, Status> {
         let new = parse_new(request.into_inner()).map_err(|error| status(&error))?;
         let job = self.jobs.create(new).await.map_err(|error| status(&error))?;
@@ -138,6 +145,65 @@ fn parse_new(mut request: pb::CreateJobRequest) -> Result<NewJob> {
         adapter: request.adapter.parse()?,
         idempotency_key: Some(request.idempotency_key).filter(|key| !key.is_empty()),
     })
+}
+
+fn parse_plan(request: pb::PlanJobRequest) -> Result<PlanRequest> {
+    let mut job = request.job.unwrap_or_default();
+    let version = job.dataset_version;
+    let recipe = take_recipe(&mut job)?;
+    let price = request.price_per_hour;
+    if !(price.is_finite() && price >= 0.0) {
+        return Err(Invalid::new("price_per_hour", format!("{price} is no price")).into());
+    }
+    let card = |card: pb::Card| tailor_plan::Device::gpu(&card.name, card.memory_bytes);
+    Ok(PlanRequest {
+        base: job.base.parse()?,
+        dataset: job.dataset.parse()?,
+        dataset_version: (version > 0).then_some(Version(version)),
+        price_per_hour: if price > 0.0 { price } else { recipe.stop.price_per_hour },
+        recipe,
+        cards: request.cards.into_iter().map(card).collect(),
+    })
+}
+
+fn wire_plan(plan: &tailor_plan::Plan) -> pb::Plan {
+    let fit = |fit: &tailor_plan::Fit| pb::Fit {
+        device: fit.device.name.clone(),
+        own: fit.own,
+        memory_bytes: fit.device.memory_bytes,
+        needed_bytes: fit.memory.total(),
+        parts: fit.memory.parts().map(|(name, bytes)| pb::MemoryPart { name: name.into(), bytes }).into(),
+        micro_batch: fit.micro_batch,
+        fits: fit.fits,
+        seconds: fit.seconds,
+        cost: fit.cost,
+    };
+    let way = |way: &tailor_plan::Way| pb::Way {
+        name: way.name.into(),
+        needed_bytes: way.bytes,
+        seconds: way.seconds,
+        cost: way.cost,
+        smallest_card: way.smallest.clone().unwrap_or_default(),
+    };
+    let change = |change: &tailor_plan::Change| pb::Change {
+        settings: change
+            .settings
+            .iter()
+            .map(|(field, value)| pb::Setting { field: field.clone(), value: value.clone() })
+            .collect(),
+        needed_bytes: change.bytes,
+    };
+    pb::Plan {
+        parameters: plan.parameters,
+        trainable: plan.trainable,
+        compute: plan.compute.as_str().into(),
+        steps: plan.steps,
+        tokens: plan.tokens,
+        fits: plan.fits.iter().map(fit).collect(),
+        fits_a_trainer: plan.fits_a_trainer,
+        ways: plan.ways.iter().map(way).collect(),
+        nearest: plan.nearest.iter().map(change).collect(),
+    }
 }
 
 fn wire_job(job: &JobRecord) -> pb::Job {

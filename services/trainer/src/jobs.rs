@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use tailor_blobs::{Creation, Store};
 use tailor_domain::{
-    AdapterName, BaseName, DatasetKind, DatasetName, Invalid, JobEvent, JobId, JobSpec, JobState, LogEntry, LogKind,
+    AdapterName, BaseManifest, BaseName, DatasetKind, DatasetName, Invalid, JobEvent, JobId, JobSpec, JobState,
+    LogEntry, LogKind,
 };
 use tailor_domain::{QuantCode, Recipe, Version};
 use tailor_pb::{common, dataset, registry};
@@ -17,6 +18,7 @@ use tonic::Streaming;
 use crate::attempt::Clients;
 use crate::error::{Error, Result};
 use crate::journal::{Journal, KeyRecord, now_ms};
+use crate::planner::Planner;
 use crate::predictions::Predictions;
 use crate::view::View;
 
@@ -101,6 +103,7 @@ impl Jobs {
         let train = &new.recipe.train;
         let kind = if found.kind.is_empty() { DatasetKind::default() } else { found.kind.parse()? };
         kind.check(train.objective, train.loss_on, tailor_pb::convert::family(&base.family)?)?;
+        self.planner().require_fit(BaseManifest::try_from(base)?, new, found.version).await?;
         Ok(JobSpec {
             base: new.base.clone(),
             dataset: new.dataset.clone(),
@@ -110,6 +113,10 @@ impl Jobs {
             traceparent: tailor_serverkit::trace::current_traceparent(),
             created_at_ms: now_ms(),
         })
+    }
+
+    pub fn planner(&self) -> Planner<'_> {
+        Planner { store: &self.store, clients: &self.clients }
     }
 
     async fn claim(&self, key: &str, job: JobId, spec: &JobSpec) -> Result<JobId> {

@@ -9,6 +9,7 @@
 //! ```
 
 mod attempt;
+mod calibrations;
 mod checkpoints;
 mod device;
 mod error;
@@ -16,6 +17,7 @@ mod grpc;
 mod jobs;
 mod journal;
 mod keeper;
+mod planner;
 mod predictions;
 mod progress;
 mod reconcile;

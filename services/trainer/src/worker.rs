@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use crate::attempt::{Attempt, Clients, Ended};
+use crate::calibrations::Calibrations;
 use crate::checkpoints::Checkpoints;
 use crate::error::Result;
 use crate::journal::{Journal, Outcome};
@@ -35,6 +36,8 @@ pub struct Worker {
     lease_ttl: Duration,
     checkpoint_every: Duration,
     max_attempts: u64,
+    calibrate: bool,
+    memory_limit: Option<u64>,
 }
 
 impl Worker {
@@ -56,11 +59,18 @@ impl Worker {
             lease_ttl: Duration::from_millis(settings.trainer.lease_ms),
             checkpoint_every: Duration::from_millis(settings.trainer.checkpoint_ms),
             max_attempts: settings.trainer.max_attempts,
+            calibrate: settings.trainer.calibrate,
+            memory_limit: Some(settings.trainer.memory_bytes).filter(|bytes| *bytes > 0),
         }
     }
 
     /// Runs jobs one after the other until `stop`.
     pub async fn run(self, stop: CancellationToken) {
+        if let Err(error) =
+            Calibrations::of(&self.store).introduce(&self.cache_dir, self.calibrate, self.memory_limit).await
+        {
+            tracing::warn!(%error, "jobs cannot be planned for this worker");
+        }
         tracing::info!(worker = self.name, "waiting for jobs");
         while !stop.is_cancelled() {
             let leased = tokio::select! {

@@ -32,6 +32,8 @@ pub fn command(name: &str) -> Command {
             command.env_remove(variable);
         }
     }
+    // Measuring the machine at every start would only make the tests slower; those about it switch it on.
+    command.env("TAILOR__TRAINER__CALIBRATE", "false");
     command
 }
 

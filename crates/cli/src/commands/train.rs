@@ -1,6 +1,6 @@
 //! `tailor train`: creates a job and follows it.
 
-mod job_file;
+pub mod job_file;
 
 use anyhow::Context as _;
 use tailor_pb::training as pb;

@@ -1,5 +1,7 @@
 //! The shim's functions against plain operators, and its errors.
 
+mod pool;
+
 use tailor_quant::{Backend, BlockSize, Code, Float, quantize};
 use tailor_torch::{QuantWeight, backward, lora, quant_linear, rng_state, set_rng_state};
 use tch::{Device, Kind, Tensor};

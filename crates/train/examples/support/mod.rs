@@ -12,12 +12,16 @@ pub const MIB: f64 = (1 << 20) as f64;
 pub fn figures_of_child(arguments: impl IntoIterator<Item = OsString>) -> Result<BTreeMap<String, f64>> {
     let output = Command::new(std::env::current_exe()?).args(arguments).output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
-    let text = String::from_utf8(output.stdout)?;
+    Ok(figures(&String::from_utf8(output.stdout)?))
+}
+
+/// `name value` lines.
+pub fn figures(text: &str) -> BTreeMap<String, f64> {
     let figure = |line: &str| -> Option<(String, f64)> {
         let (name, value) = line.split_once(' ')?;
         Some((name.to_owned(), value.parse().ok()?))
     };
-    Ok(text.lines().filter_map(figure).collect())
+    text.lines().filter_map(figure).collect()
 }
 
 /// Processor, threads and commit.

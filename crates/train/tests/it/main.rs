@@ -4,6 +4,7 @@ mod failures;
 mod invariance;
 mod learning;
 mod memory;
+mod plan;
 mod preference;
 mod prompt;
 mod properties;

@@ -1,0 +1,103 @@
+//! Peak memory of a training run, added up part by part.
+//!
+//! The parts are those of the QLoRA paper (arXiv 2305.14314 §4, figure 6): the 4-bit weights, the embeddings in the type
+//! of the arithmetic, the adapter with its gradients and the optimizer's states, the activations that the checkpointing
+//! policy keeps (arXiv 1604.06174), and what one layer, the head or the update needs for a moment. The dequantised weight
+//! is in the last: it is made again for each pass and never kept.
+//!
+//! `cargo xtask bench memory` holds the sum against measured peaks.
+
+pub(crate) mod activations;
+
+use serde::{Deserialize, Serialize};
+use tailor_domain::spec::Optimizer;
+
+use crate::adapter::Adapter;
+use crate::device::DeviceKind;
+use crate::settings::Settings;
+use crate::shape::Shape;
+
+/// Bytes by part; they add up to the peak.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Memory {
+    /// The libraries, before anything is loaded.
+    pub runtime: u64,
+    /// Linear layers in their code, norms beside them.
+    pub weights: u64,
+    /// Embedding and head.
+    pub embeddings: u64,
+    /// A and B in f32, and what else is trained.
+    pub adapter: u64,
+    pub gradients: u64,
+    /// Moments, and the copy of the best state.
+    pub optimizer: u64,
+    /// What is kept from the forward pass for the backward pass.
+    pub activations: u64,
+    /// What the costliest moment needs on top: one layer, the head or the update.
+    pub working_set: u64,
+}
+
+impl Memory {
+    pub fn total(&self) -> u64 {
+        self.parts().iter().map(|(_, bytes)| bytes).sum()
+    }
+
+    /// By name, in the order in which they come into being.
+    pub fn parts(&self) -> [(&'static str, u64); 8] {
+        [
+            ("runtime", self.runtime),
+            ("weights", self.weights),
+            ("embeddings", self.embeddings),
+            ("adapter", self.adapter),
+            ("gradients", self.gradients),
+            ("optimizer", self.optimizer),
+            ("activations", self.activations),
+            ("working set", self.working_set),
+        ]
+    }
+
+    /// What training with these settings takes on a device of this kind.
+    pub fn of(shape: &Shape, adapter: &Adapter, settings: &Settings, kind: DeviceKind) -> Self {
+        const F32: u64 = 4;
+        let element = settings.compute.bytes();
+        let trained = adapter.values();
+        let moments = match settings.optimizer {
+            Optimizer::AdamW => 2 * trained * F32,
+            // One byte each, and an f32 scale for 256 of them.
+            Optimizer::AdamW8bit => 2 * (trained + trained.div_ceil(256) * F32),
+        };
+        let best = if settings.measures { trained * F32 } else { 0 };
+        let kept = activations::kept(shape, adapter, settings);
+        let moment = activations::moment(shape, adapter, settings).max(update(trained, settings).saturating_sub(kept));
+        Self {
+            runtime: kind.runtime_bytes(),
+            weights: shape.weight_bytes(settings.code, element),
+            embeddings: shape.embedding_bytes(element),
+            adapter: trained * F32,
+            gradients: trained * F32,
+            optimizer: moments + best,
+            activations: kept,
+            working_set: moment + shape.largest_coded() * scratch_element(settings),
+        }
+    }
+}
+
+/// The update's temporaries: the gradient in one piece, and of each value its scaled gradient, two new moments and what is
+/// made of them. In 8 bits a slice of 2 Mi values is open at a time.
+fn update(trained: u64, settings: &Settings) -> u64 {
+    const F32: u64 = 4;
+    const SLICE: u64 = 1 << 21;
+    let at_once = match settings.optimizer {
+        Optimizer::AdamW => trained,
+        Optimizer::AdamW8bit => trained.min(SLICE),
+    };
+    trained * F32 + 6 * at_once * F32
+}
+
+/// A dequantised weight is written to one buffer, as large as the largest.
+fn scratch_element(settings: &Settings) -> u64 {
+    match settings.code {
+        tailor_domain::QuantCode::None => 0,
+        _ => settings.compute.bytes(),
+    }
+}

@@ -1,0 +1,147 @@
+//! What the layers keep for the backward pass, tensor by tensor, and what the costliest moment needs beside it.
+//!
+//! Counted from the models' own operators: `c` bytes for a value in the type of the arithmetic, 4 in f32. A norm keeps its
+//! input in f32; LoRA its input and x·Aᵀ; attention q, k, v and what it gives (FlashAttention, arXiv 2205.14135: no
+//! scores); the feed-forward both halves, what the activation gives, and their product.
+
+use tailor_domain::spec::Checkpointing;
+
+use crate::adapter::Adapter;
+use crate::settings::{Pass, Settings};
+use crate::shape::{Attention, Block, Shape, Stream};
+
+const F32: u64 = 4;
+/// Logits of one slice of the cross-entropy, as `tailor-train` cuts them.
+const SLICE_LOGITS: u64 = 1 << 24;
+
+/// Tokens of a block's own stream.
+pub fn tokens(pass: &Pass, stream: Stream) -> u64 {
+    pass.sequences * length(pass, stream)
+}
+
+pub fn length(pass: &Pass, stream: Stream) -> u64 {
+    match stream {
+        Stream::Input => pass.input,
+        Stream::Target => pass.target,
+    }
+}
+
+/// Bytes that are in memory when the forward pass has ended.
+pub fn kept(shape: &Shape, adapter: &Adapter, settings: &Settings) -> u64 {
+    let (pass, c) = (&settings.pass, settings.compute.bytes());
+    let blocks = match settings.checkpointing {
+        // Nothing below the first layer that learns has a gradient.
+        Checkpointing::None => learning(shape, adapter).map(|block| of_block(shape, adapter, block, settings)).sum(),
+        Checkpointing::Layers => {
+            shape.blocks.iter().map(|block| tokens(pass, block.stream) * shape.hidden * c).sum::<u64>()
+        }
+    };
+    // The last norm's input in f32, the hidden states, and those that carry a label.
+    let streams = [Stream::Input, Stream::Target].map(|stream| tokens(pass, stream));
+    let last = streams.iter().sum::<u64>() * shape.hidden * (F32 + 2 * c);
+    blocks + last + pass.labels * shape.hidden * c
+}
+
+/// Bytes beside [`kept`] at the costliest moment of a pass.
+pub fn moment(shape: &Shape, adapter: &Adapter, settings: &Settings) -> u64 {
+    let layer = |block: &Block| {
+        let again = match settings.checkpointing {
+            Checkpointing::None => 0,
+            Checkpointing::Layers => of_block(shape, adapter, block, settings),
+        };
+        again + backward(shape, block, settings)
+    };
+    let layer = shape.blocks.iter().map(layer).max().unwrap_or(0);
+    layer.max(head(shape, settings))
+}
+
+/// Blocks from the first one with an adapter on; an encoder's states come into every block of the decoder.
+fn learning<'a>(shape: &'a Shape, adapter: &'a Adapter) -> impl Iterator<Item = &'a Block> {
+    let learns = |block: &Block| linears_of(block).any(|linear| adapter.rank(linear) > 0);
+    let first = match adapter.virtual_tokens() {
+        0 => shape.blocks.iter().position(learns).unwrap_or(shape.blocks.len()),
+        _ => 0, // they stand before the first block
+    };
+    shape.blocks[first..].iter()
+}
+
+pub fn linears_of(block: &Block) -> impl Iterator<Item = usize> {
+    let attentions = std::iter::once(&block.attention).chain(&block.cross);
+    attentions.flat_map(|attention| attention.linears).chain([block.gate]).chain(block.up).chain([block.down])
+}
+
+/// What one block keeps.
+pub fn of_block(shape: &Shape, adapter: &Adapter, block: &Block, settings: &Settings) -> u64 {
+    let (pass, c, d) = (&settings.pass, settings.compute.bytes(), shape.hidden);
+    let own = tokens(pass, block.stream);
+    let lora = |linear: usize, tokens: u64| {
+        let dropped = if adapter.dropout() { tokens * shape.linears[linear].input * (c + 1) } else { 0 };
+        match adapter.rank(linear) {
+            0 => 0,
+            rank => tokens * rank * F32 + dropped,
+        }
+    };
+    // Layers that read the same tensor share it; with dropout each has its own, and the shared one is let go.
+    let input = |linears: &[usize], tokens: u64, width: u64| {
+        let is_kept = !adapter.dropout() && linears.iter().any(|linear| adapter.rank(*linear) > 0);
+        if is_kept { tokens * width * c } else { 0 }
+    };
+    let norms = if block.post_norms { 4 } else { 2 } + u64::from(block.cross.is_some());
+    let mut bytes = norms * own * d * F32;
+
+    let [q, k, v, o] = block.attention.linears;
+    bytes += input(&[q, k, v], own, d) + [q, k, v].map(|linear| lora(linear, own)).iter().sum::<u64>();
+    bytes += attended(&block.attention, own, own, length(pass, block.stream), pass, c);
+    bytes += lora(o, own);
+
+    if let Some(cross) = &block.cross {
+        let seen = tokens(pass, Stream::Input);
+        let [q, k, v, o] = cross.linears;
+        bytes += input(&[q], own, d) + lora(q, own) + lora(k, seen) + lora(v, seen) + lora(o, own);
+        bytes += attended(cross, own, seen, 0, pass, c);
+    }
+
+    let inner = shape.linears[block.gate].out;
+    let halves = match block.up {
+        Some(_) => 3, // before and after the activation, and the other half
+        None => 1,
+    };
+    let gates: Vec<usize> = [block.gate].into_iter().chain(block.up).collect();
+    bytes += input(&gates, own, d) + gates.iter().map(|linear| lora(*linear, own)).sum::<u64>();
+    bytes += halves * own * inner * c + input(&[block.down], own, inner) + lora(block.down, own);
+    bytes
+}
+
+/// What attention keeps: q, k and v as heads, what it gives, and one f32 a query and head. `length` is that of a sequence
+/// where scores or a mask of all its pairs are in memory.
+fn attended(attention: &Attention, queries: u64, keys: u64, length: u64, pass: &Pass, c: u64) -> u64 {
+    let Attention { heads, head_dim, .. } = *attention;
+    let width = heads * head_dim;
+    let pairs = pass.sequences * length * length;
+    let mut bytes = (2 * queries * width + 2 * keys * attention.kv_heads * head_dim) * c + queries * heads * F32;
+    if attention.normed {
+        bytes += (queries * width + keys * attention.kv_heads * head_dim) * F32;
+    }
+    let masked = pass.masked || attention.window.is_some_and(|window| length > window);
+    if attention.capped {
+        bytes += pairs * heads * (F32 + 2 * c); // under the cap, after it, and the weights
+    } else if masked {
+        bytes += pairs * c; // the mask as a term of the scores
+    }
+    bytes
+}
+
+/// A block's backward pass where it is widest, at the input of the feed-forward's last layer: LoRA's gradient of it in f32
+/// and rounded; and the gradients of the block's input.
+fn backward(shape: &Shape, block: &Block, settings: &Settings) -> u64 {
+    let (pass, c) = (&settings.pass, settings.compute.bytes());
+    let own = tokens(pass, block.stream);
+    let inner = shape.linears[block.gate].out;
+    own * inner * (F32 + c) + own * shape.hidden * (F32 + 2 * c)
+}
+
+/// One slice of logits: in f32, their logarithms, and the gradients of both. That is 16 bytes; measured are 15.
+fn head(shape: &Shape, settings: &Settings) -> u64 {
+    let rows = (SLICE_LOGITS / shape.vocab).max(1).min(settings.pass.labels);
+    rows * shape.vocab * 15 + settings.pass.labels * shape.hidden * F32
+}

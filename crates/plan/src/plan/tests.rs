@@ -1,0 +1,188 @@
+use std::collections::BTreeMap;
+
+use tailor_domain::LoraSpec;
+
+use super::*;
+use crate::work::Rates;
+
+const GB: u64 = 1_000_000_000;
+
+fn shape(config: &str) -> Shape {
+    Shape::parse(config.as_bytes()).expect("a known family")
+}
+
+fn llama(hidden: u64, inner: u64, layers: u64, heads: u64, kv: u64, vocab: u64) -> Shape {
+    shape(&format!(
+        r#"{{"model_type":"llama","hidden_size":{hidden},"intermediate_size":{inner},"num_hidden_layers":{layers},
+            "num_attention_heads":{heads},"num_key_value_heads":{kv},"vocab_size":{vocab}}}"#
+    ))
+}
+
+fn llama_2_70b() -> Shape {
+    llama(8192, 28672, 80, 64, 8, 32000)
+}
+
+fn t5_xxl() -> Shape {
+    shape(
+        r#"{"model_type":"t5","d_model":4096,"d_kv":64,"d_ff":10240,"num_layers":24,"num_heads":64,"vocab_size":32128,
+            "feed_forward_proj":"gated-gelu","tie_word_embeddings":false}"#,
+    )
+}
+
+/// One row of this many tokens in a pass, layers run again.
+fn recipe(tokens: u32, rows: u32) -> Recipe {
+    let mut recipe = Recipe::default();
+    recipe.train.max_tokens = tokens;
+    recipe.train.micro_batch_rows = rows;
+    recipe.train.checkpointing = Checkpointing::Layers;
+    recipe
+}
+
+fn rows(tokens: u64) -> Rows {
+    let target = tokens / 4;
+    Rows {
+        count: 1000,
+        tokens: 1000 * tokens,
+        longest: tokens,
+        longest_input: tokens,
+        longest_target: target,
+        most_labels: tokens,
+    }
+}
+
+fn ask(shape: &Shape, recipe: &Recipe, rows: Rows, trainers: &[Calibration]) -> Plan {
+    let cards = Device::cards();
+    let question = Question {
+        shape,
+        recipe,
+        code: QuantCode::Nf4,
+        dtype: "bf16",
+        rows,
+        trainers,
+        cards: &cards,
+        price_per_hour: 2.0,
+    };
+    plan(&question).expect("a plan")
+}
+
+fn fits(plan: &Plan, gigabytes: u64) -> bool {
+    plan.fits.iter().find(|fit| fit.device.memory_bytes == gigabytes * GB).expect("in the table").fits
+}
+
+fn trainer(memory_bytes: u64) -> Calibration {
+    let rates = Rates { flop: 1e11, dequantised: 1e9, moved: 1e9 };
+    Calibration {
+        device: Device::cpu("a host", memory_bytes),
+        threads: 2,
+        rates: BTreeMap::from([("bf16".to_owned(), rates)]),
+        measured_at_ms: 0,
+    }
+}
+
+#[test]
+fn a_70b_model_trains_on_one_80_gb_card_and_in_16_bits_on_none() {
+    let shape = llama_2_70b();
+    let plan = ask(&shape, &recipe(2048, 1), rows(2048), &[]);
+    assert!(fits(&plan, 80) && !fits(&plan, 40), "{:?}", plan.fits);
+    let total = plan.fits.last().expect("cards").memory.total();
+    assert!((38 * GB..48 * GB).contains(&total), "{total}");
+    let [ours, dense, full] = plan.ways.as_slice() else { panic!("three ways") };
+    assert!(dense.bytes > 138 * GB, "two bytes a parameter");
+    assert!(full.bytes > 1100 * GB && full.smallest.is_none(), "sixteen bytes a parameter");
+    assert!(ours.bytes * 3 < dense.bytes);
+}
+
+#[test]
+fn smaller_models_fit_smaller_cards() {
+    let llama_2_7b = llama(4096, 11008, 32, 32, 32, 32000);
+    let llama_3_8b = llama(4096, 14336, 32, 32, 8, 128_256);
+    let plan = ask(&llama_2_7b, &recipe(2048, 1), rows(2048), &[]);
+    assert!(fits(&plan, 24), "{:?}", plan.fits[0].memory);
+    let plan = ask(&llama_3_8b, &recipe(2048, 2), rows(2048), &[]);
+    assert!(fits(&plan, 24), "{:?}", plan.fits[0].memory);
+    let plan = ask(&t5_xxl(), &recipe(512, 4), rows(512), &[]);
+    // `wo` keeps its 16 bits.
+    assert!(fits(&plan, 24) && plan.fits[0].memory.weights > 8 * GB, "{:?}", plan.fits[0].memory);
+}
+
+#[test]
+fn parts_add_up_and_each_saving_saves_its_own_part() {
+    let shape = llama(1024, 2816, 12, 16, 16, 32000);
+    let memory = |change: &dyn Fn(&mut Recipe)| {
+        let mut recipe = recipe(512, 4);
+        recipe.train.checkpointing = Checkpointing::None;
+        change(&mut recipe);
+        ask(&shape, &recipe, rows(512), &[]).fits[0].memory
+    };
+    let plain = memory(&|_| {});
+    assert_eq!(plain.total(), plain.parts().iter().map(|(_, bytes)| bytes).sum::<u64>());
+    let again = memory(&|recipe| recipe.train.checkpointing = Checkpointing::Layers);
+    assert!(again.activations * 4 < plain.activations && again.weights == plain.weights);
+    let narrow = memory(&|recipe| recipe.train.optimizer = Optimizer::AdamW8bit);
+    assert!(plain.optimizer - narrow.optimizer > plain.adapter && narrow.activations == plain.activations);
+    let two = memory(&|recipe| recipe.lora = LoraSpec { rank: 32, ..LoraSpec::default() });
+    assert_eq!(two.adapter, 2 * plain.adapter);
+    let upper = memory(&|recipe| recipe.lora.layers = vec![10, 11]);
+    assert!(upper.activations * 4 < plain.activations, "below the first layer that learns nothing is kept");
+    let prompt = memory(&|recipe| recipe.prompt_tuning.virtual_tokens = 20);
+    assert_eq!(prompt.adapter, 20 * 1024 * 4);
+    assert!(prompt.activations > plain.activations / 2, "the gradient goes down to the embeddings");
+}
+
+#[test]
+fn what_does_not_fit_is_refused_with_settings_that_do() {
+    let shape = llama(1024, 2816, 12, 16, 16, 32000);
+    let mut wide = recipe(2048, 32);
+    wide.train.checkpointing = Checkpointing::None;
+    let plan = ask(&shape, &wide, rows(2048), &[trainer(4 * GB)]);
+    assert_eq!(plan.fits_a_trainer, Some(false));
+    let change = plan.nearest.first().expect("passes of fewer rows suffice");
+    assert_eq!(change.settings[0].0, "train.micro_batch_rows");
+    assert!(change.bytes <= 4 * GB);
+    let refusal = plan.refusal().expect("refused");
+    assert!(refusal.contains("activations") && refusal.contains("train.micro_batch_rows to"), "{refusal}");
+    // The changed job is one that fits.
+    wide.train.micro_batch_rows = change.settings[0].1.parse().expect("a number");
+    assert_eq!(ask(&shape, &wide, rows(2048), &[trainer(4 * GB)]).fits_a_trainer, Some(true));
+}
+
+#[test]
+fn several_changes_are_made_where_none_suffices_alone_and_none_is_invented() {
+    let shape = llama(1024, 2816, 12, 16, 16, 32000);
+    let mut recipe = recipe(4096, 8);
+    recipe.train.checkpointing = Checkpointing::None;
+    let small = trainer(1_100_000_000);
+    let plan = ask(&shape, &recipe, rows(4096), std::slice::from_ref(&small));
+    let change = plan.nearest.first().expect("together they suffice");
+    assert!(change.settings.len() > 1 && change.bytes <= small.device.memory_bytes, "{change:?}");
+    let plan = ask(&shape, &recipe, rows(4096), &[trainer(100_000_000)]);
+    assert!(plan.nearest.is_empty());
+    assert!(plan.refusal().expect("refused").contains("a smaller base or a larger machine"));
+}
+
+#[test]
+fn passes_shrink_by_themselves_where_the_settings_leave_it_open() {
+    let shape = llama(1024, 2816, 12, 16, 16, 32000);
+    let plan = ask(&shape, &recipe(2048, 0), rows(2048), &[trainer(2 * GB)]);
+    let fit = &plan.fits[0];
+    assert!(fit.fits && fit.micro_batch < 32, "{fit:?}");
+    assert!(plan.refusal().is_none());
+}
+
+#[test]
+fn time_and_money_come_from_the_trainers_rates_and_are_not_guessed_without() {
+    let shape = llama(512, 1408, 8, 8, 8, 8000);
+    let mut recipe = recipe(512, 32);
+    recipe.train.epochs = 2.0;
+    let of = |plan: &Plan| (plan.steps, plan.fits[0].seconds, plan.fits[0].cost);
+    let (steps, seconds, cost) = of(&ask(&shape, &recipe, rows(512), &[trainer(64 * GB)]));
+    assert_eq!(steps, 62, "980 rows in batches of 32, twice");
+    let seconds = seconds.expect("measured");
+    assert!((cost.expect("a price") - seconds / 1800.0).abs() < 1e-9);
+    recipe.train.epochs = 4.0;
+    let twice = of(&ask(&shape, &recipe, rows(512), &[trainer(64 * GB)])).1.expect("measured");
+    assert!((twice / seconds - 2.0).abs() < 0.05);
+    let unknown = ask(&shape, &recipe, rows(512), &[]);
+    assert!(unknown.fits.iter().all(|fit| fit.seconds.is_none() && fit.cost.is_none()));
+    assert_eq!(unknown.fits_a_trainer, None);
+}

@@ -1,0 +1,147 @@
+//! What this machine does in a second: measured once, so that jobs can be planned.
+//!
+//! A matrix product and a dequantisation are timed by themselves at the size of a layer; then a few steps are trained on a
+//! small random base, and what they take beyond those two is the rate of everything else.
+
+use std::path::Path;
+use std::time::Instant;
+
+use tailor_domain::{EvaluateSpec, QuantCode, Recipe, StepMetrics, TrainSpec};
+use tailor_models::{Base, Compute as Arithmetic, LoadOptions};
+use tailor_plan::{Adapter, Compute, Device as Place, Rates, Rows, Settings, Shape, Work};
+use tailor_quant::{Backend, BlockSize, Code, Float, QuantOptions, quantize, quantize_folder};
+use tailor_text::Example;
+use tailor_torch::guarded;
+use tch::{Device, Kind, Tensor};
+
+use crate::error::Error;
+use crate::summary::Observer;
+use crate::trainer::train;
+
+const CONFIG: &str = r#"{"model_type":"llama","hidden_size":512,"num_hidden_layers":2,"intermediate_size":1408,
+"num_attention_heads":8,"num_key_value_heads":8,"vocab_size":2048,"max_position_embeddings":512}"#;
+const VOCAB: u32 = 2048;
+const TOKENS: usize = 512;
+const STEPS: u64 = 4;
+/// The layer that is timed by itself.
+const INPUT: i64 = 1024;
+const OUT: i64 = 2816;
+const TIMES: usize = 4;
+
+/// This machine, as a plan names it.
+pub fn host() -> Place {
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+    let model = model.map_or("CPU", |(_, name)| name.trim());
+    Place::cpu(&format!("{model}, {} threads", threads()), tailor_torch::total_bytes().unwrap_or(u64::MAX))
+}
+
+/// Threads that share one operation.
+pub fn threads() -> u32 {
+    u32::try_from(tch::get_num_threads()).unwrap_or(1)
+}
+
+/// Measures for about a second. Writes a small base to `scratch`, an empty folder.
+///
+/// # Errors
+/// The disk is full, or libtorch failed.
+pub fn calibrate(scratch: &Path, compute: Compute) -> Result<Rates, Error> {
+    let place = "measuring this machine";
+    let (kind, arithmetic) = match compute {
+        Compute::Bf16 => (Kind::BFloat16, Arithmetic::Bf16),
+        Compute::F32 => (Kind::Float, Arithmetic::F32),
+    };
+    let flop = guarded(|| tailor_models::Result::Ok(product(kind))).map_err(Error::at(place))?;
+    let dequantised = dequantised(compute).map_err(Error::at(place))?;
+    let base = guarded(|| small_base(scratch, arithmetic)).map_err(Error::at(place))?;
+    let ids: Vec<u32> = (0..TOKENS as u32).map(|at| at * 7919 % VOCAB).collect();
+    let rows = [Example::Decoder { ids, in_loss: vec![true; TOKENS] }];
+    let recipe = Recipe {
+        train: TrainSpec { max_steps: STEPS, epochs: STEPS as f64, max_tokens: TOKENS as u32, ..TrainSpec::default() },
+        evaluate: EvaluateSpec { tuning_fraction: 0.0, ..EvaluateSpec::default() },
+        ..Recipe::default()
+    };
+    let mut best = Best(0.0);
+    train(&base, &recipe, &rows, "calibration", &mut best)?;
+    let seconds = TOKENS as f64 / best.0.max(1e-9);
+    let invalid = |error: tailor_plan::Error| Error::at(place)(tailor_models::Error::Request(error.to_string()));
+    let work = work(&recipe, compute).map_err(invalid)?;
+    // Never less than a twentieth of the step: a measurement that says so was disturbed.
+    let rest = (seconds - work.flop / flop - work.dequantised / dequantised).max(seconds / 20.0);
+    Ok(Rates { flop, dequantised, moved: work.moved / rest })
+}
+
+fn work(recipe: &Recipe, compute: Compute) -> tailor_plan::Result<Work> {
+    let shape = Shape::parse(CONFIG.as_bytes())?;
+    let tokens = TOKENS as u64;
+    let rows =
+        Rows { count: 1, tokens, longest: tokens, longest_input: tokens, longest_target: 0, most_labels: tokens };
+    let settings = Settings::of(recipe, shape.family, QuantCode::Nf4, compute, &rows, 1);
+    Ok(Work::of_step(&shape, &Adapter::of(&shape, recipe)?, &settings, 1.0))
+}
+
+fn small_base(scratch: &Path, compute: Arithmetic) -> tailor_models::Result<Base> {
+    let (dense, coded) = (scratch.join("dense"), scratch.join("nf4"));
+    if !coded.exists() {
+        std::fs::create_dir_all(&dense).map_err(|source| io(&dense, source))?;
+        Base::random(CONFIG.as_bytes(), Device::Cpu, 0)?.save_folder(&dense, Float::Bf16)?;
+        quantize_folder(&dense, &coded, &QuantOptions::default(), &mut |_| {})?;
+    }
+    Base::load(&coded, &LoadOptions { compute, ..LoadOptions::default() })
+}
+
+fn io(path: &Path, source: std::io::Error) -> tailor_models::Error {
+    tailor_models::Error::Io { path: path.display().to_string(), source }
+}
+
+/// FLOP a second of a layer's product; panics where libtorch does.
+fn product(kind: Kind) -> f64 {
+    let random = |rows: i64| Tensor::randn([rows, INPUT], (Kind::Float, Device::Cpu)).to_kind(kind);
+    let (x, weight) = (random(TOKENS as i64), random(OUT));
+    let seconds = fastest(|| {
+        let _ = x.linear(&weight, None::<&Tensor>);
+    });
+    2.0 * TOKENS as f64 * (INPUT * OUT) as f64 / seconds
+}
+
+/// Values a second.
+fn dequantised(compute: Compute) -> tailor_models::Result<f64> {
+    let (out, input) = (OUT as usize, INPUT as usize);
+    let values: Vec<f32> = (0..out * input).map(|at| (at * 37 % 101) as f32 / 100.0 - 0.5).collect();
+    let weight =
+        quantize(&values, &[out, input], Float::Bf16, Code::Nf4, BlockSize::DEFAULT, true, Backend::default())?;
+    let seconds = match compute {
+        Compute::F32 => {
+            let mut to = vec![0f32; out * input];
+            fastest(|| weight.dequantize_f32(&mut to))
+        }
+        Compute::Bf16 => {
+            let mut to = vec![half::bf16::ZERO; out * input];
+            fastest(|| weight.dequantize_bf16(&mut to))
+        }
+    };
+    Ok((out * input) as f64 / seconds)
+}
+
+/// Of some runs, the first of which only warms up: what others do on the machine can only lengthen them.
+fn fastest(mut work: impl FnMut()) -> f64 {
+    work();
+    let seconds = |()| {
+        let started = Instant::now();
+        work();
+        started.elapsed().as_secs_f64()
+    };
+    std::iter::repeat_n((), TIMES).map(seconds).fold(f64::INFINITY, f64::min).max(1e-9)
+}
+
+/// Tokens a second of the fastest step.
+struct Best(f64);
+
+impl Observer for Best {
+    fn on_step(&mut self, step: &StepMetrics) {
+        self.0 = self.0.max(step.tokens_per_second);
+    }
+    fn should_stop(&mut self) -> bool {
+        false
+    }
+}

@@ -1,0 +1,120 @@
+//! What a job would take: base, rows and trainers looked up, the arithmetic left to `tailor-plan`.
+
+use tailor_blobs::Store;
+use tailor_domain::{BaseManifest, BaseName, DatasetName, Recipe, Version};
+use tailor_pb::{dataset, registry};
+use tailor_plan::{Calibration, Device, Plan, Question, Rows, Shape};
+
+use crate::attempt::Clients;
+use crate::calibrations::Calibrations;
+use crate::error::{Error, Result};
+use crate::jobs::NewJob;
+
+const CONFIG: &str = "config.json";
+
+pub struct Planner<'a> {
+    pub store: &'a Store,
+    pub clients: &'a Clients,
+}
+
+/// What a plan is asked for, its names checked.
+pub struct PlanRequest {
+    pub base: BaseName,
+    pub dataset: DatasetName,
+    /// None: the latest.
+    pub dataset_version: Option<Version>,
+    pub recipe: Recipe,
+    /// Beside those of the table.
+    pub cards: Vec<Device>,
+    pub price_per_hour: f64,
+}
+
+impl Planner<'_> {
+    /// # Errors
+    /// A setting outside its limits; base or dataset are not there; a service or the store is away.
+    pub async fn plan(&self, request: &PlanRequest) -> Result<Plan> {
+        request.recipe.validate()?;
+        let base = registry::GetBaseRequest { name: request.base.to_string() };
+        let base = self.clients.registry().get_base(base).await.map_err(Error::service("registry"))?.into_inner();
+        let base = BaseManifest::try_from(base)?;
+        let version = request.dataset_version.map_or(0, |version| version.0);
+        let rows = self.rows(&base, &request.dataset, version, &request.recipe).await?;
+        let shape = self.shape(&base).await?;
+        let trainers = Calibrations::of(self.store).all().await?;
+        let cards: Vec<Device> = Device::cards().into_iter().chain(request.cards.iter().cloned()).collect();
+        let (recipe, price_per_hour) = (&request.recipe, request.price_per_hour);
+        ask(&base, &shape, recipe, rows, &trainers, &cards, price_per_hour)
+    }
+
+    /// Refuses a job that no trainer can hold, with what would fit.
+    ///
+    /// # Errors
+    /// [`Error::DoesNotFit`]; as [`Self::plan`].
+    pub async fn require_fit(&self, base: BaseManifest, new: &NewJob, version: u64) -> Result<()> {
+        let trainers = Calibrations::of(self.store).all().await?;
+        if trainers.is_empty() {
+            return Ok(());
+        }
+        let shape = self.shape(&base).await?;
+        // As if every row were as long as is allowed: what fits then fits, and nothing need be tokenised to know it.
+        let longest = u64::from(new.recipe.train.max_tokens);
+        let rows = Rows {
+            count: u64::from(new.recipe.train.batch_rows),
+            tokens: longest,
+            longest,
+            longest_input: longest,
+            longest_target: longest,
+            most_labels: longest,
+        };
+        if ask(&base, &shape, &new.recipe, rows, &trainers, &[], 0.0)?.refusal().is_none() {
+            return Ok(());
+        }
+        let rows = self.rows(&base, &new.dataset, version, &new.recipe).await?;
+        match ask(&base, &shape, &new.recipe, rows, &trainers, &[], 0.0)?.refusal() {
+            None => Ok(()),
+            Some(refusal) => Err(Error::DoesNotFit(refusal)),
+        }
+    }
+
+    async fn shape(&self, base: &BaseManifest) -> Result<Shape> {
+        let missing = || tailor_plan::Error::Config(format!("base {} has no {CONFIG}", base.name));
+        let file = base.file(CONFIG).ok_or_else(missing)?;
+        Ok(Shape::parse(&self.store.get_blob(&file.digest).await?)?)
+    }
+
+    async fn rows(&self, base: &BaseManifest, name: &DatasetName, version: u64, recipe: &Recipe) -> Result<Rows> {
+        let request = dataset::PrepareShardsRequest {
+            name: name.to_string(),
+            version,
+            base: base.name.to_string(),
+            max_tokens: recipe.train.max_tokens,
+            loss_on: recipe.train.loss_on.to_string(),
+            objective: recipe.train.objective.to_string(),
+        };
+        let shards = self.clients.dataset().prepare_shards(request).await.map_err(Error::service("dataset"))?;
+        let shards = shards.into_inner();
+        // 0 stands for "not counted": then the longest that is allowed.
+        let or_limit = |tokens: u64| if tokens == 0 { u64::from(recipe.train.max_tokens) } else { tokens };
+        Ok(Rows {
+            count: shards.train_rows,
+            tokens: shards.train_tokens,
+            longest: or_limit(shards.longest_row),
+            longest_input: or_limit(shards.longest_input),
+            longest_target: shards.longest_target,
+            most_labels: or_limit(shards.most_in_loss),
+        })
+    }
+}
+
+fn ask(
+    base: &BaseManifest,
+    shape: &Shape,
+    recipe: &Recipe,
+    rows: Rows,
+    trainers: &[Calibration],
+    cards: &[Device],
+    price_per_hour: f64,
+) -> Result<Plan> {
+    let (code, dtype) = (base.quant, base.dtype.as_str());
+    Ok(tailor_plan::plan(&Question { shape, recipe, code, dtype, rows, trainers, cards, price_per_hour })?)
+}
