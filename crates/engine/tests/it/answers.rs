@@ -54,7 +54,7 @@ async fn one_seed_gives_one_answer_and_temperature_gives_many() {
     let tiny = TinyBase::llama();
     let engine = tiny.engine(EngineOptions::default()).await;
     let sample = async |seed| {
-        let sampling = Sampling { temperature: 2.0, top_p: 0.95, top_k: 50, seed: Some(seed) };
+        let sampling = Sampling { temperature: 2.0, top_p: 0.95, top_k: 50, seed: Some(seed), ..Sampling::GREEDY };
         let job = GenerateJob { sampling, ..job(prompt(2), None, 16) };
         read(engine.generate(job).await.expect("accepted")).await.expect("answers").0
     };

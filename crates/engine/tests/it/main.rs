@@ -2,6 +2,9 @@
 
 mod admission;
 mod answers;
+mod cache;
+mod choosing;
+mod fairness;
 mod residency;
 mod scores;
 
@@ -9,7 +12,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use tailor_domain::Digest;
-use tailor_engine::{EndReason, Engine, EngineOptions, Error, Event, GenerateJob, Sampling};
+use tailor_engine::{EndReason, Engine, EngineOptions, Error, Event, GenerateJob};
 use tailor_models::{Base, Greedy, LoadOptions, LoraSet};
 use tailor_peft::{Adapter, AdapterConfig, Dtype, LoraPair, WholeTensor};
 use tailor_testkit::{LlamaShape, T5Shape, TempDir};
@@ -105,7 +108,7 @@ fn prompt(n: u32) -> Vec<u32> {
 }
 
 fn job(prompt_ids: Vec<u32>, adapter: Option<&Digest>, max_new_tokens: u32) -> GenerateJob {
-    GenerateJob { prompt_ids, adapter: adapter.cloned(), sampling: Sampling::GREEDY, max_new_tokens }
+    GenerateJob::new(prompt_ids, adapter.cloned(), max_new_tokens)
 }
 
 type Stream = mpsc::Receiver<Result<Event, Error>>;
@@ -115,8 +118,8 @@ async fn read(mut stream: Stream) -> Result<(Vec<u32>, EndReason), Error> {
     let mut tokens = Vec::new();
     while let Some(event) = stream.recv().await {
         match event? {
-            Event::Token { id } => tokens.push(id),
-            Event::End { reason } => {
+            Event::Token { id, .. } => tokens.push(id),
+            Event::End { reason, .. } => {
                 assert!(stream.recv().await.is_none(), "nothing follows the end");
                 return Ok((tokens, reason));
             }
