@@ -65,10 +65,10 @@ impl Format {
             _ => Ok(()),
         };
         Ok(match self {
-            Self::JsonObject => TopLevelGrammar::from_json_schema(serde_json::json!({ "type": "object" })),
+            Self::JsonObject => TopLevelGrammar::from_json_schema(bounded(serde_json::json!({ "type": "object" }))),
             Self::JsonSchema(schema) => {
                 within(schema.to_string().len())?;
-                TopLevelGrammar::from_json_schema(schema.clone())
+                TopLevelGrammar::from_json_schema(bounded(schema.clone()))
             }
             Self::Regex(pattern) => {
                 within(pattern.len())?;
@@ -80,6 +80,15 @@ impl Format {
             }
         })
     }
+}
+
+/// Between JSON's tokens a model may go on with blanks for ever: some do.
+fn bounded(mut schema: Value) -> Value {
+    if let Some(fields) = schema.as_object_mut() {
+        let blanks = serde_json::json!({ "whitespace_pattern": r"[\x20\x0A\x0D\x09]{0,16}" });
+        fields.entry("x-guidance").or_insert(blanks);
+    }
+    schema
 }
 
 /// What one tokenizer can be held to. Made once for each base.

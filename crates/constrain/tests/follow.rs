@@ -89,6 +89,28 @@ fn a_schema_gives_json_of_that_schema() {
 }
 
 #[test]
+fn a_model_that_likes_blanks_gets_to_the_end_all_the_same() {
+    let (constraints, tokenizer) = (constraints(), tokenizer());
+    let blank = tokenizer.token_id(" ").expect("a blank");
+    let schema = json!({ "type": "array", "items": { "enum": [7] }, "minItems": 2, "maxItems": 2 });
+    let mut follower = constraints.begin(&Format::JsonSchema(schema)).expect("can be followed");
+    let mut said = Vec::new();
+    for _ in 0..200 {
+        let mut logits = vec![0.0; VOCABULARY];
+        logits[blank as usize] = 1.0;
+        follower.mask(&mut logits).expect("something may come next");
+        let best = (0..).zip(&logits).max_by(|a, b| a.1.total_cmp(b.1)).map(|(token, _)| token).expect("a token");
+        said.push(best);
+        if best == EOS || !follower.accept(best).expect("it was allowed") {
+            let text = tokenizer.decode(&said, true).expect("text");
+            assert_eq!(serde_json::from_str::<Value>(&text).expect("JSON"), json!([7, 7]), "{text:?}");
+            return;
+        }
+    }
+    panic!("no end: {:?}", tokenizer.decode(&said, true));
+}
+
+#[test]
 fn a_pattern_is_matched_as_a_whole() {
     let constraints = constraints();
     for seed in 1..12 {

@@ -74,23 +74,28 @@ impl Sampler {
         }
     }
 
-    /// What may be drawn, likeliest first, with weights relative to the likeliest's 1.
+    /// What may be drawn, with weights relative to the likeliest's 1.
     fn candidates(&self, logits: &[f32]) -> Vec<(u32, f32)> {
         let mut kept = self.likeliest(logits);
-        let Some(&(_, top)) = kept.first() else { return kept };
-        let mut total = 0.0;
-        // In f64 and from the largest down, so that the sum does not depend on how many small ones follow.
+        let top = kept.iter().map(|(_, logit)| *logit).fold(f32::NEG_INFINITY, f32::max);
         for (_, logit) in &mut kept {
             *logit = ((*logit - top) / self.sampling.temperature).exp();
-            total += f64::from(*logit);
         }
-        kept.truncate(self.nucleus(&kept, total));
-        let least = self.sampling.min_p;
-        kept.truncate(kept.iter().take_while(|(_, weight)| *weight >= least).count().max(1));
+        if let Some(top_p) = self.top_p() {
+            kept.truncate(nucleus(&kept, top_p));
+        }
+        kept.retain(|(_, weight)| *weight >= self.sampling.min_p);
         kept
     }
 
-    /// Finite logits with their tokens, likeliest first: the `top_k` likeliest and what equals the last of them.
+    /// None where nothing is cut by it.
+    fn top_p(&self) -> Option<f64> {
+        let top_p = f64::from(self.sampling.top_p);
+        (top_p > 0.0 && top_p < 1.0).then_some(top_p)
+    }
+
+    /// Finite logits with their tokens: the `top_k` likeliest and what equals the last of them. In order only where the
+    /// nucleus needs it: sorting a whole vocabulary takes longer than all the rest.
     fn likeliest(&self, logits: &[f32]) -> Vec<(u32, f32)> {
         let descending = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
         let mut kept: Vec<(u32, f32)> = (0..).zip(logits.iter().copied()).filter(|(_, l)| l.is_finite()).collect();
@@ -100,25 +105,25 @@ impl Sampler {
             let least = last.1;
             kept.retain(|(_, logit)| *logit >= least);
         }
-        kept.sort_unstable_by(descending);
+        if k > 0 || self.top_p().is_some() {
+            kept.sort_unstable_by(descending);
+        }
         kept
     }
+}
 
-    /// How many of `kept` (weights, likeliest first) reach `top_p`; at least one.
-    fn nucleus(&self, kept: &[(u32, f32)], total: f64) -> usize {
-        let top_p = f64::from(self.sampling.top_p);
-        if top_p <= 0.0 || top_p >= 1.0 {
-            return kept.len();
+/// How many of `kept` (weights, likeliest first) reach `top_p`; at least one.
+fn nucleus(kept: &[(u32, f32)], top_p: f64) -> usize {
+    // In f64 and from the largest down, so that the sum does not depend on how many small ones follow.
+    let total: f64 = kept.iter().map(|(_, weight)| f64::from(*weight)).sum();
+    let mut sum = 0.0;
+    for (index, (_, weight)) in kept.iter().enumerate() {
+        sum += f64::from(*weight);
+        if sum >= top_p * total {
+            return index + 1;
         }
-        let mut sum = 0.0;
-        for (index, (_, weight)) in kept.iter().enumerate() {
-            sum += f64::from(*weight);
-            if sum >= top_p * total {
-                return index + 1;
-            }
-        }
-        kept.len()
     }
+    kept.len()
 }
 
 /// The first of the largest logits; None when all are NaN or there are none.

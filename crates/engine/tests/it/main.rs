@@ -5,6 +5,7 @@ mod answers;
 mod cache;
 mod choosing;
 mod fairness;
+mod faults;
 mod residency;
 mod scores;
 
