@@ -10,6 +10,11 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 /// An error that says what its caller can do about it.
 pub trait Coded: Display {
     fn code(&self) -> ErrorCode;
+
+    /// When the same request may succeed, where that is known better than by its code.
+    fn retry_after(&self) -> Option<Duration> {
+        None
+    }
 }
 
 impl Coded for Invalid {
@@ -70,7 +75,7 @@ pub fn status<E: Coded + ?Sized>(error: &E) -> Status {
     let mut details = ErrorDetails::new();
     details.set_error_info(reason(code), "tailor", std::collections::HashMap::new());
     if code.retryable() {
-        details.set_retry_info(Some(RETRY_AFTER));
+        details.set_retry_info(Some(error.retry_after().unwrap_or(RETRY_AFTER)));
     }
     Status::with_error_details(grpc_code(code), error.to_string(), details)
 }
