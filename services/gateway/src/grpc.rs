@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use tailor_engine::Event;
 use tailor_pb::inference as pb;
 use tailor_pb::inference::inference_service_server::InferenceService;
 use tailor_pb::{common, registry};
@@ -12,7 +11,9 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use crate::answer::{self, Answer};
+use crate::answer::{self, Answer, SaidToken};
+use crate::ask::Ask;
+use crate::caller::Caller;
 use crate::error::{Error, Result};
 use crate::models::{Model, Models};
 
@@ -28,9 +29,13 @@ impl Api {
         Self { models }
     }
 
-    async fn begin(&self, request: &pb::GenerateRequest) -> Result<(Model, Answer)> {
-        let model = self.models.find(&request.base, &request.adapter).await?;
-        let answer = answer::generate(&model, request).await?;
+    async fn begin(&self, request: Request<pb::GenerateRequest>) -> Result<(Model, Answer)> {
+        let caller = Caller::of(request.metadata());
+        let request = request.into_inner();
+        let (base, adapter) = (request.base.clone(), request.adapter.clone());
+        let ask = Ask { tenant: caller.tenant, deadline: caller.deadline, ..request.try_into()? };
+        let model = self.models.find(&base, &adapter).await?;
+        let answer = answer::generate(&model, ask).await?;
         Ok((model, answer))
     }
 }
@@ -38,18 +43,16 @@ impl Api {
 #[tonic::async_trait]
 impl InferenceService for Api {
     async fn generate(&self, request: Request<pb::GenerateRequest>) -> Result<Response<pb::GenerateResponse>, Status> {
-        let (model, answer) = self.begin(&request.into_inner()).await.map_err(|error| status(&error))?;
-        let (pieces, mut text) = mpsc::channel::<String>(STREAM_BUFFER);
-        let collect = async {
-            let mut whole = String::new();
-            while let Some(piece) = text.recv().await {
-                whole.push_str(&piece);
+        let generated = async {
+            let (model, mut answer) = self.begin(request).await?;
+            let (mut text, mut tokens) = (String::new(), Vec::new());
+            while let Some(piece) = answer.next().await? {
+                text.push_str(&piece.text);
+                tokens.extend(piece.tokens.into_iter().map(wire));
             }
-            whole
+            Ok::<_, Error>(pb::GenerateResponse { text, tokens, ..figures(&model, &answer) })
         };
-        let (end, text) = tokio::join!(pump(&model, answer, pieces), collect);
-        let end = end.map_err(|error| status(&error))?;
-        Ok(Response::new(pb::GenerateResponse { text, ..end }))
+        Ok(Response::new(generated.await.map_err(|error| status(&error))?))
     }
 
     type GenerateStreamStream = ReceiverStream<Result<pb::GenerateChunk, Status>>;
@@ -58,33 +61,40 @@ impl InferenceService for Api {
         &self,
         request: Request<pb::GenerateRequest>,
     ) -> Result<Response<Self::GenerateStreamStream>, Status> {
-        let (model, answer) = self.begin(&request.into_inner()).await.map_err(|error| status(&error))?;
+        let (model, mut answer) = self.begin(request).await.map_err(|error| status(&error))?;
         let (chunks, stream) = mpsc::channel(STREAM_BUFFER);
         tokio::spawn(async move {
-            let (pieces, mut text) = mpsc::channel(STREAM_BUFFER);
-            let forward = async {
-                while let Some(text) = text.recv().await {
-                    // A reader that is gone drops `text`, and with it the work.
-                    if chunks.send(Ok(pb::GenerateChunk { text, end: None })).await.is_err() {
-                        return;
+            loop {
+                // A reader that is gone ends the work, also while nothing is there to be sent.
+                let next = tokio::select! {
+                    next = answer.next() => next,
+                    () = chunks.closed() => return,
+                };
+                let (chunk, over) = match next {
+                    Ok(Some(piece)) => {
+                        let tokens = piece.tokens.into_iter().map(wire).collect();
+                        (Ok(pb::GenerateChunk { text: piece.text, end: None, tokens }), false)
                     }
+                    Ok(None) => {
+                        let end = Some(figures(&model, &answer));
+                        (Ok(pb::GenerateChunk { end, ..Default::default() }), true)
+                    }
+                    Err(error) => (Err(status(&error)), true),
+                };
+                if chunks.send(chunk).await.is_err() || over {
+                    return;
                 }
-            };
-            let (end, ()) = tokio::join!(pump(&model, answer, pieces), forward);
-            let last = match end {
-                Ok(end) => Ok(pb::GenerateChunk { text: String::new(), end: Some(end) }),
-                Err(error) => Err(status(&error)),
-            };
-            let _ = chunks.send(last).await;
+            }
         });
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 
     async fn score(&self, request: Request<pb::ScoreRequest>) -> Result<Response<pb::ScoreResponse>, Status> {
+        let caller = Caller::of(request.metadata());
         let request = request.into_inner();
         let scored = async {
             let model = self.models.find(&request.base, &request.adapter).await?;
-            let tokens = answer::score(&model, &request).await?;
+            let tokens = answer::score(&model, &request, &caller).await?;
             Ok::<_, Error>(pb::ScoreResponse {
                 tokens,
                 adapter_digest: model.adapter.as_ref().map(|v| v.digest.to_string()).unwrap_or_default(),
@@ -101,40 +111,29 @@ impl InferenceService for Api {
     }
 }
 
-/// Turns tokens into text as they come; returns the figures of the whole answer, its text left out.
-async fn pump(model: &Model, mut answer: Answer, pieces: mpsc::Sender<String>) -> Result<pb::GenerateResponse> {
-    let mut decoder = model.base.tokenizer.stream(true);
-    let mut completion_tokens = 0;
-    let mut finish_reason = "stop";
-    while let Some(event) = answer.events.recv().await {
-        match event? {
-            Event::Token { id } => {
-                completion_tokens += 1;
-                let piece = decoder.push(id)?;
-                if !piece.is_empty() && pieces.send(piece).await.is_err() {
-                    break;
-                }
-            }
-            Event::End { reason } => finish_reason = reason.as_str(),
-        }
-    }
-    let rest = decoder.finish()?;
-    if !rest.is_empty() {
-        let _ = pieces.send(rest).await;
-    }
-    Ok(pb::GenerateResponse {
+fn wire(token: SaidToken) -> pb::GeneratedToken {
+    let top =
+        token.top.into_iter().map(|(id, text, logprob)| pb::ScoredToken { id, text, logprob: Some(logprob.into()) });
+    pb::GeneratedToken { id: token.id, text: token.text, logprob: token.logprob.into(), top: top.collect() }
+}
+
+/// The figures of the whole answer, its text left out.
+fn figures(model: &Model, answer: &Answer) -> pb::GenerateResponse {
+    pb::GenerateResponse {
         text: String::new(),
-        finish_reason: finish_reason.into(),
+        finish_reason: answer.finish_reason.into(),
         prompt_tokens: answer.prompt_tokens,
-        completion_tokens,
+        completion_tokens: answer.completion_tokens,
         adapter_digest: model.adapter.as_ref().map(|v| v.digest.to_string()).unwrap_or_default(),
         adapter_version: model.adapter.as_ref().map_or(0, |v| v.version.0),
         base_fingerprint: model.base.manifest.fingerprint.to_string(),
-    })
+        cached_tokens: answer.cached_tokens,
+        tokens: Vec::new(),
+    }
 }
 
 /// Every base, and of every adapter the versions that have a name: an alias, or being the newest.
-async fn list(models: &Models) -> Result<Vec<pb::Model>> {
+pub async fn list(models: &Models) -> Result<Vec<pb::Model>> {
     let mut client = models.registry();
     let mut listed = Vec::new();
     let mut token = String::new();

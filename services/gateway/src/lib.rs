@@ -1,9 +1,9 @@
 //! InferenceService: edge (names, templates, admission) and engine (adapters on one 4-bit base) in one process.
 //!
 //! ```text
-//! grpc ──▶ models ──▶ registry (what does this name mean?)
-//!             ├─────▶ bases    (one engine a base, started at its first use)
-//!             └─────▶ adapters (fetched by digest, checked, made resident once)
+//! grpc, http ──▶ models ──▶ registry (what does this name mean?)
+//!                   ├─────▶ bases    (one engine a base, started at its first use)
+//!                   └─────▶ adapters (fetched by digest, checked, made resident once)
 //!      ──▶ answer ──▶ engine   (tokens)
 //! ```
 //!
@@ -11,10 +11,16 @@
 
 mod admin;
 mod answer;
+mod ask;
 mod bases;
+mod caller;
 mod error;
 mod grpc;
+mod http;
 mod models;
+mod resident;
+mod stop;
+mod tenants;
 
 use std::sync::Arc;
 
@@ -25,6 +31,7 @@ use tailor_serverkit::{Serving, Settings, limited, serve};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
+use tonic_web::GrpcWebLayer;
 
 pub use error::{Error, Result};
 
@@ -43,6 +50,9 @@ pub async fn start(
     let models = Arc::new(Models::new(settings, store)?);
     let routes = Routes::default()
         .add_service(limited!(InferenceServiceServer::new(grpc::Api::new(models.clone()))))
-        .add_service(limited!(AdapterAdminServer::new(admin::Api::new(models))));
+        .add_service(limited!(AdapterAdminServer::new(admin::Api::new(models.clone()))));
+    // Browsers speak gRPC-Web; what is no gRPC at all is OpenAI's API on the same port.
+    let grpc = routes.into_axum_router().reset_fallback().layer(GrpcWebLayer::new());
+    let routes = Routes::from(grpc.merge(http::routes(models, settings)?));
     serve("tailor-gateway", listener, routes, settings, stop).await.map_err(Error::Listen)
 }

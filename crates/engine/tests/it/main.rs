@@ -8,6 +8,7 @@ mod fairness;
 mod faults;
 mod residency;
 mod scores;
+mod transformers;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -15,7 +16,7 @@ use std::path::PathBuf;
 use tailor_domain::Digest;
 use tailor_engine::{EndReason, Engine, EngineOptions, Error, Event, GenerateJob};
 use tailor_models::{Base, Greedy, LoadOptions, LoraSet};
-use tailor_peft::{Adapter, AdapterConfig, Dtype, LoraPair, WholeTensor};
+use tailor_peft::{Adapter, AdapterConfig, Dtype, LoraPair, PromptEmbeddings, Tensors, WholeTensor};
 use tailor_testkit::{LlamaShape, T5Shape, TempDir};
 use tokio::sync::mpsc;
 
@@ -93,6 +94,19 @@ impl TinyBase {
         let bytes = values.flat_map(f32::to_le_bytes).collect();
         tensors.whole.insert("lm_head.weight".into(), WholeTensor { dtype: Dtype::F32, shape, bytes });
         (Digest::of(format!("DoRA {seed}").as_bytes()), Adapter::with_tensors(config, tensors).expect("sound"))
+    }
+
+    /// An adapter of virtual tokens and nothing else.
+    fn virtual_tokens(&self, seed: u32, count: u32) -> (Digest, Adapter) {
+        let width = self.base.embedding_size();
+        let task = self.base.family().task_type();
+        let config = AdapterConfig::prompt_tuning(task, count, width as u32).expect("valid");
+        let value = |at: usize| ((at * 31 + seed as usize * 17) % 101) as f32 * 0.04 - 2.0;
+        let rows = count as usize;
+        let prompt = PromptEmbeddings { rows, token_dim: width, values: (0..rows * width).map(value).collect() };
+        let tensors = Tensors { prompt: Some(prompt), ..Tensors::default() };
+        let digest = Digest::of(format!("virtual tokens {seed} {count}").as_bytes());
+        (digest, Adapter::with_tensors(config, tensors).expect("sound"))
     }
 
     /// The model's own greedy answer to one prompt alone.
