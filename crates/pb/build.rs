@@ -4,12 +4,14 @@ use std::path::PathBuf;
 
 use prost::Message as _;
 
-const PROTOS: [&str; 5] = [
+const PROTOS: [&str; 7] = [
     "tailor/dataset/v1/dataset.proto",
     "tailor/training/v1/training.proto",
     "tailor/registry/v1/registry.proto",
+    "tailor/registry/v1/rollouts.proto",
     "tailor/inference/v1/inference.proto",
     "tailor/inference/v1/adapter_admin.proto",
+    "tailor/inference/v1/rollout_admin.proto",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -10,7 +10,7 @@ use crate::support::process::command;
 use crate::support::{Cli, Family, Process, Training, Up, repository, rows};
 
 /// Every command with the words that its help must teach.
-const HELP: [(&[&str], &[&str]); 35] = [
+const HELP: [(&[&str], &[&str]); 40] = [
     (&[], &["A first walk", "tailor demo", "tailor up", "TAILOR_TRAINER_URL", "--json"]),
     (&["up"], &["--port", "0 finds free ones"]),
     (&["demo"], &["--base", "tiny-t5", "tiny-llama"]),
@@ -46,6 +46,11 @@ const HELP: [(&[&str], &[&str]); 35] = [
     (&["adapter"], &["list", "show", "versions", "set-alias", "rollback", "history", "export", "import"]),
     (&["adapter", "show"], &["name@version", "name@alias"]),
     (&["adapter", "set-alias"], &["--expect", "VERSION"]),
+    (&["adapter", "policy", "set"], &["--min", "--max-drop", "--approvals", "--same-base", "--serving", "Examples"]),
+    (&["adapter", "policy", "check"], &["gate by gate"]),
+    (&["adapter", "approve"], &["--alias", "unless you published it"]),
+    (&["rollout"], &["set", "status", "abort", "promote"]),
+    (&["rollout", "set"], &["--canary", "--percent", "--shadow-percent", "--golden", "Examples", "moves nobody back"]),
     (&["adapter", "rollback"], &["--why"]),
     (&["adapter", "history"], &["ALIAS"]),
     (&["adapter", "export"], &["PEFT", "DIR", "Examples", "--format", "gguf", "--lora", "DoRA"]),

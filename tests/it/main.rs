@@ -18,6 +18,7 @@ mod kinds;
 mod openai;
 mod otlp;
 mod reflection;
+mod rollout;
 mod sentencepiece;
 mod services;
 mod shipped;

@@ -3,6 +3,8 @@
 mod adapter;
 mod base;
 mod dataset;
+mod policy;
+mod rollout;
 mod train;
 mod values;
 
@@ -13,6 +15,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 pub use self::adapter::{Adapter, Compress, Export, Merge};
 pub use self::base::Base;
 pub use self::dataset::{Dataset, Push};
+pub use self::policy::{Policy, SetPolicy};
+pub use self::rollout::{Rollout, SetRollout};
 pub use self::train::{Job, Train};
 pub use self::values::{ByteSize, VersionedName};
 
@@ -79,6 +83,9 @@ pub enum Command {
     /// Adapter versions and aliases
     #[command(subcommand)]
     Adapter(Adapter),
+    /// A new version behind an alias, for a share of the callers first
+    #[command(subcommand)]
+    Rollout(Rollout),
     /// Generate text, streaming
     Generate(Generate),
     /// Log-probability of each token of a text
@@ -97,6 +104,7 @@ impl Command {
             Self::Train(_) => "train",
             Self::Job(_) => "job",
             Self::Adapter(_) => "adapter",
+            Self::Rollout(_) => "rollout",
             Self::Generate(_) => "generate",
             Self::Score(_) => "score",
             Self::Completions { .. } => "completions",
@@ -183,6 +191,13 @@ pub struct Generate {
     /// Overrides the adapter's prompt template.
     #[arg(long)]
     pub template: Option<String>,
+    /// Whom the answer is for: in a rollout the same session, user or tenant meets the same version.
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub session: String,
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub user: String,
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub tenant: String,
 }
 
 #[derive(Debug, Args)]

@@ -11,6 +11,8 @@ pub mod job;
 pub mod lowrank;
 pub mod merge;
 mod oci;
+pub mod policy;
+pub mod rollout;
 pub mod score;
 pub mod train;
 pub mod up;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use tailor_pb::dataset::dataset_service_client::DatasetServiceClient;
 use tailor_pb::inference::inference_service_client::InferenceServiceClient;
+use tailor_pb::inference::rollout_admin_client::RolloutAdminClient;
 use tailor_pb::registry::adapter_registry_client::AdapterRegistryClient;
 use tailor_pb::training::training_service_client::TrainingServiceClient;
 use tailor_serverkit::client::{Client, Error};
@@ -86,6 +87,10 @@ impl Endpoints {
     pub fn registry(&self) -> Result<AdapterRegistryClient<Client>, Error> {
         let client = AdapterRegistryClient::new(self.channel("registry", &self.addresses.registry)?);
         Ok(client.max_decoding_message_size(max_message_bytes()))
+    }
+
+    pub fn rollouts(&self) -> Result<RolloutAdminClient<Client>, Error> {
+        Ok(RolloutAdminClient::new(self.channel("gateway", &self.addresses.gateway)?))
     }
 
     pub fn inference(&self) -> Result<InferenceServiceClient<Client>, Error> {

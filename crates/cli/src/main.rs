@@ -49,6 +49,7 @@ async fn run(cli: Cli, output: &Output) -> anyhow::Result<()> {
         | Command::Train(_)
         | Command::Job(_)
         | Command::Adapter(_)
+        | Command::Rollout(_)
         | Command::Generate(_)
         | Command::Score(_) => {}
     }
@@ -65,6 +66,7 @@ async fn run(cli: Cli, output: &Output) -> anyhow::Result<()> {
             Command::Train(train) => commands::train::run(&endpoints, train, output).await,
             Command::Job(command) => commands::job::run(&endpoints, command, output).await,
             Command::Adapter(command) => commands::adapter::run(&endpoints, command, output).await,
+            Command::Rollout(command) => commands::rollout::run(&endpoints, command, output).await,
             Command::Generate(generate) => commands::generate::run(&endpoints, generate, output).await,
             Command::Score(score) => commands::score::run(&endpoints, score, output).await,
             Command::Up(_) | Command::Demo(_) | Command::Completions { .. } => Ok(()),

@@ -35,6 +35,9 @@ pub struct AdapterManifest {
     pub fence: u64,
     pub metrics: BTreeMap<String, f64>,
     pub notes: String,
+    /// Who published it, as the caller says.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub published_by: String,
     pub created_at_ms: u64,
 }
 

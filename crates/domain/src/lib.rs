@@ -8,7 +8,9 @@ pub mod dataset;
 pub mod error;
 pub mod ids;
 pub mod job;
+pub mod policy;
 pub mod prediction;
+pub mod rollout;
 pub mod spec;
 
 pub use adapter::{AdapterManifest, AdapterRef, AliasMove, Selector};
@@ -17,5 +19,7 @@ pub use dataset::{DatasetKind, DatasetManifest, DropReason, Report};
 pub use error::{ErrorCode, Invalid};
 pub use ids::{AdapterName, AliasName, BaseName, DatasetName, Digest, JobId, Version};
 pub use job::{JobEvent, JobState, LogEntry, LogKind, StepMetrics, TuningMetrics};
+pub use policy::{Approval, Gates, Policy};
 pub use prediction::Predicted;
+pub use rollout::{Rollout, RolloutState};
 pub use spec::{EvaluateSpec, JobSpec, LoraSpec, PreferenceSpec, PromptTuningSpec, Recipe, StopSpec, TrainSpec};

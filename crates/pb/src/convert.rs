@@ -1,6 +1,7 @@
 //! Between wire and domain. Into the domain everything is checked; out of it nothing can fail.
 
 mod recipe;
+mod rollout;
 
 use tailor_domain as domain;
 use tailor_domain::{AdapterManifest, AliasMove, BaseManifest, DatasetManifest, Digest, Family, Invalid, QuantCode};
@@ -8,6 +9,7 @@ use tailor_domain::{AdapterManifest, AliasMove, BaseManifest, DatasetManifest, D
 use crate::{common, dataset, registry, training};
 
 pub use recipe::take_recipe;
+pub use rollout::{approval, limits, policy, rollout};
 
 impl From<&domain::FileRef> for common::FileRef {
     fn from(file: &domain::FileRef) -> Self {
@@ -115,6 +117,7 @@ impl From<&AdapterManifest> for registry::AdapterVersion {
             notes: manifest.notes.clone(),
             created_at_ms: manifest.created_at_ms,
             aliases: Vec::new(),
+            published_by: manifest.published_by.clone(),
         }
     }
 }

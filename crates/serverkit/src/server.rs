@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
 
 use crate::auth::AuthLayer;
 use crate::settings::Settings;
@@ -116,6 +116,8 @@ pub async fn serve(
         (Ok(v1), Ok(alpha)) => router.add_service(v1).add_service(alpha),
         (Err(error), _) | (_, Err(error)) => return Err(std::io::Error::other(error)),
     };
+    // Without it the kernel holds a stream's small messages back until the one before is acknowledged: 40 ms for a token.
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     let ends = stop.clone();
     let task = tokio::spawn(async move {
         let stop = ends;
@@ -125,7 +127,7 @@ pub async fn serve(
             health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
             tracing::info!(service, %address, "draining");
         };
-        let serving = router.serve_with_incoming_shutdown(TcpListenerStream::new(listener), end);
+        let serving = router.serve_with_incoming_shutdown(incoming, end);
         tokio::select! {
             outcome = serving => outcome.map_err(|problem| Error::Serve { address, problem }),
             () = after(stop, grace) => {

@@ -136,6 +136,9 @@ pub struct Dataset {
 pub struct Registry {
     /// Largest blob taken: one file of a base's folder.
     pub max_blob_bytes: u64,
+    /// How often the log of changes is looked at while somebody watches. Changes made by this registry itself are told at
+    /// once; this is for those of others on the same store, and for telling watchers that they are up to date.
+    pub watch_poll_ms: u64,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -171,8 +174,10 @@ pub struct Gateway {
     pub kv_bytes: u64,
     /// Memory for adapters; the longest unused leave when it is full. What is in use or pinned stays.
     pub adapter_bytes: u64,
-    /// How long an alias' target may be remembered.
+    /// How long after the registry last said so an alias' target may be taken for true. Later the registry is asked.
     pub alias_ttl_ms: u64,
+    /// How long aliases go on meaning what they last meant while no registry answers; 0: not at all.
+    pub outage_grace_ms: u64,
 }
 
 impl Default for Settings {
@@ -240,7 +245,7 @@ impl Default for Dataset {
 
 impl Default for Registry {
     fn default() -> Self {
-        Self { max_blob_bytes: 64 << 30 }
+        Self { max_blob_bytes: 64 << 30, watch_poll_ms: 40 }
     }
 }
 
@@ -261,6 +266,7 @@ impl Default for Gateway {
             kv_bytes: 4 << 30,
             adapter_bytes: 8 << 30,
             alias_ttl_ms: 100,
+            outage_grace_ms: 600_000,
         }
     }
 }
@@ -304,6 +310,7 @@ impl Settings {
         positive("dataset.max_upload_bytes", self.dataset.max_upload_bytes)?;
         positive("dataset.max_line_bytes", self.dataset.max_line_bytes as u64)?;
         positive("registry.max_blob_bytes", self.registry.max_blob_bytes)?;
+        positive("registry.watch_poll_ms", self.registry.watch_poll_ms)?;
         positive("trainer.reconcile_ms", self.trainer.reconcile_ms)?;
         positive("trainer.checkpoint_ms", self.trainer.checkpoint_ms)?;
         positive("trainer.max_attempts", self.trainer.max_attempts)?;

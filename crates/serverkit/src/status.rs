@@ -15,6 +15,20 @@ pub trait Coded: Display {
     fn retry_after(&self) -> Option<Duration> {
         None
     }
+
+    /// For a failed precondition: which conditions do not hold, for programs to read.
+    fn violations(&self) -> Vec<Violation> {
+        Vec::new()
+    }
+}
+
+/// One condition that does not hold, sent in `google.rpc.PreconditionFailure`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violation {
+    /// E.g. `METRIC_AT_LEAST`.
+    pub kind: String,
+    pub subject: String,
+    pub description: String,
 }
 
 impl Coded for Invalid {
@@ -76,6 +90,9 @@ pub fn status<E: Coded + ?Sized>(error: &E) -> Status {
     details.set_error_info(reason(code), "tailor", std::collections::HashMap::new());
     if code.retryable() {
         details.set_retry_info(Some(error.retry_after().unwrap_or(RETRY_AFTER)));
+    }
+    for violation in error.violations() {
+        details.add_precondition_failure_violation(violation.kind, violation.subject, violation.description);
     }
     Status::with_error_details(grpc_code(code), error.to_string(), details)
 }

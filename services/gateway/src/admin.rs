@@ -8,16 +8,19 @@ use tailor_pb::inference::adapter_admin_server::AdapterAdmin;
 use tailor_serverkit::status;
 use tonic::{Request, Response, Status};
 
+use crate::error::Error;
 use crate::models::Models;
 use crate::resident::Entry;
+use crate::rollout::Rollouts;
 
 pub struct Api {
     models: Arc<Models>,
+    rollouts: Arc<Rollouts>,
 }
 
 impl Api {
-    pub fn new(models: Arc<Models>) -> Self {
-        Self { models }
+    pub fn new(models: Arc<Models>, rollouts: Arc<Rollouts>) -> Self {
+        Self { models, rollouts }
     }
 }
 
@@ -55,6 +58,9 @@ impl AdapterAdmin for Api {
 
     async fn unload(&self, request: Request<pb::UnloadRequest>) -> Result<Response<pb::UnloadResponse>, Status> {
         let digest = Digest::try_new(request.into_inner().digest).map_err(|error| status(&error))?;
+        if let Some(why) = self.rollouts.holds(&digest) {
+            return Err(status(&Error::Held { digest: digest.to_string(), why }));
+        }
         self.models.unload(&digest).await.map_err(|error| status(&error))?;
         Ok(Response::new(pb::UnloadResponse {}))
     }

@@ -19,6 +19,9 @@ use crate::resident::Lease;
 use crate::stop::StopScanner;
 use crate::tenants::Reservation;
 
+/// Pieces of text on their way to one reader.
+pub const STREAM_BUFFER: usize = 32;
+
 /// Tokens made when the caller does not say.
 const DEFAULT_NEW_TOKENS: u32 = 128;
 
@@ -110,6 +113,16 @@ pub async fn generate(model: &Model, ask: Ask) -> Result<Answer> {
         begun: Instant::now(),
         span,
     })
+}
+
+/// The text of a whole answer, for those who do not wait for its pieces.
+pub async fn whole(model: &Model, ask: Ask) -> Result<String> {
+    let mut answer = generate(model, ask).await?;
+    let mut whole = String::new();
+    while let Some(piece) = answer.next().await? {
+        whole.push_str(&piece.text);
+    }
+    Ok(whole)
 }
 
 fn new_tokens(base: &Base, asked: MaxNew, prompt_tokens: u32) -> u32 {

@@ -25,6 +25,13 @@ pub enum Error {
     Quarantined { adapter: String, digest: Digest, reason: String },
     #[error("no adapter with digest {0} is resident")]
     NotResident(String),
+    #[error("adapter {digest} stays resident: {why}; end that first")]
+    Held { digest: String, why: String },
+    #[error("digest {0} is no side of a rollout that runs; take it from an answer's adapter_digest")]
+    NotASide(String),
+    /// It answers, but not as it must.
+    #[error("adapter {adapter} answers the golden prompt with {said:?}, where {expect:?} is demanded")]
+    Golden { adapter: String, said: String, expect: String },
     #[error("{service}: {}", .status.message())]
     Service { service: &'static str, status: Box<tonic::Status> },
     #[error(transparent)]
@@ -60,8 +67,10 @@ impl Error {
             Self::OtherBase { .. }
             | Self::OtherFingerprint { .. }
             | Self::BadAdapter { .. }
-            | Self::Quarantined { .. } => ErrorCode::FailedPrecondition,
-            Self::NotResident(_) => ErrorCode::NotFound,
+            | Self::Quarantined { .. }
+            | Self::Held { .. }
+            | Self::Golden { .. } => ErrorCode::FailedPrecondition,
+            Self::NotResident(_) | Self::NotASide(_) => ErrorCode::NotFound,
             Self::Service { status, .. } => code_of(status),
             Self::Store(error) => error.code(),
             Self::Text(error) => error.code(),

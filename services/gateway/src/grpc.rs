@@ -11,48 +11,134 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use crate::answer::{self, Answer, SaidToken};
+use crate::answer::{self, Answer, Piece, STREAM_BUFFER, SaidToken};
 use crate::ask::Ask;
 use crate::caller::Caller;
 use crate::error::{Error, Result};
-use crate::models::{Model, Models};
-
-/// Chunks on their way to one reader.
-const STREAM_BUFFER: usize = 32;
+use crate::models::Models;
+use crate::rollout::{Choice, Rollouts};
 
 pub struct Api {
-    models: Arc<Models>,
+    rollouts: Arc<Rollouts>,
+}
+
+/// An answer that has begun, and what it began from.
+struct Begun {
+    choice: Choice,
+    answer: Answer,
 }
 
 impl Api {
-    pub fn new(models: Arc<Models>) -> Self {
-        Self { models }
+    pub fn new(rollouts: Arc<Rollouts>) -> Self {
+        Self { rollouts }
     }
 
-    async fn begin(&self, request: Request<pb::GenerateRequest>) -> Result<(Model, Answer)> {
-        let caller = Caller::of(request.metadata());
+    /// Chooses who answers, and lets it begin; the other side of a rollout where the first fails by its own fault.
+    async fn begin(rollouts: &Arc<Rollouts>, request: Request<pb::GenerateRequest>) -> Result<(Begun, Ask)> {
+        let sent = Caller::of(request.metadata());
         let request = request.into_inner();
         let (base, adapter) = (request.base.clone(), request.adapter.clone());
-        let ask = Ask { tenant: caller.tenant, deadline: caller.deadline, ..request.try_into()? };
-        let model = self.models.find(&base, &adapter).await?;
-        let answer = answer::generate(&model, ask).await?;
-        Ok((model, answer))
+        let caller: tailor_domain::rollout::Caller = request.caller.clone().unwrap_or_default().try_into()?;
+        let tenant = if caller.tenant.is_empty() { sent.tenant } else { caller.tenant.clone() };
+        let ask = Ask { tenant, deadline: sent.deadline, ..request.try_into()? };
+        let choice = rollouts.choose(&base, &adapter, &caller).await?;
+        Ok((Self::begin_with(rollouts, choice, &ask).await?, ask))
+    }
+
+    async fn begin_with(rollouts: &Arc<Rollouts>, mut choice: Choice, ask: &Ask) -> Result<Begun> {
+        loop {
+            let error = match answer::generate(&choice.model, ask.clone()).await {
+                Ok(answer) => return Ok(Begun { choice, answer }),
+                Err(error) => error,
+            };
+            choice = instead(rollouts, choice, error).await?;
+        }
+    }
+
+    /// The whole of an answer, its pieces sent as they come. Begins anew where the first side fails before its first piece.
+    async fn answer(
+        rollouts: &Arc<Rollouts>,
+        mut begun: Begun,
+        ask: &Ask,
+        to: &mpsc::Sender<Piece>,
+    ) -> Result<pb::GenerateResponse> {
+        loop {
+            let Begun { choice, mut answer } = begun;
+            let mut whole = String::new();
+            let end = loop {
+                // A reader that is gone ends the work, also while nothing is there to be sent.
+                let next = tokio::select! {
+                    next = answer.next() => next,
+                    () = to.closed() => break Ok(()),
+                };
+                match next {
+                    Ok(Some(piece)) => {
+                        whole.push_str(&piece.text);
+                        if to.send(piece).await.is_err() {
+                            break Ok(());
+                        }
+                    }
+                    Ok(None) => break Ok(()),
+                    Err(error) => break Err(error),
+                }
+            };
+            match end {
+                Ok(()) => {
+                    let end = figures(&choice, &answer);
+                    // Of an answer that nobody has heard to its end, nothing can be said.
+                    if let Some(turn) = choice.turn.filter(|_| !to.is_closed()) {
+                        let ask = ask.clone();
+                        turn.answered(whole, move |model| async move { answer::whole(&model, ask).await });
+                    }
+                    return Ok(end);
+                }
+                Err(error) if whole.is_empty() => {
+                    drop(answer);
+                    let other = instead(rollouts, choice, error).await?;
+                    begun = Self::begin_with(rollouts, other, ask).await?;
+                }
+                Err(error) => {
+                    // Too late for the other side: it is counted, and told.
+                    if let Some(turn) = choice.turn {
+                        turn.failed(&error);
+                    }
+                    return Err(error);
+                }
+            }
+        }
+    }
+}
+
+/// Who answers after a failure, or the failure.
+pub async fn instead(rollouts: &Arc<Rollouts>, choice: Choice, error: Error) -> Result<Choice> {
+    let Some(turn) = choice.turn else { return Err(error) };
+    match rollouts.instead(turn, &error).await? {
+        Some(other) => Ok(other),
+        None => Err(error),
     }
 }
 
 #[tonic::async_trait]
 impl InferenceService for Api {
     async fn generate(&self, request: Request<pb::GenerateRequest>) -> Result<Response<pb::GenerateResponse>, Status> {
-        let generated = async {
-            let (model, mut answer) = self.begin(request).await?;
+        let (begun, ask) = Self::begin(&self.rollouts, request).await.map_err(|error| status(&error))?;
+        let (pieces, mut said) = mpsc::channel::<Piece>(STREAM_BUFFER);
+        let collect = async {
             let (mut text, mut tokens) = (String::new(), Vec::new());
-            while let Some(piece) = answer.next().await? {
+            while let Some(piece) = said.recv().await {
                 text.push_str(&piece.text);
                 tokens.extend(piece.tokens.into_iter().map(wire));
             }
-            Ok::<_, Error>(pb::GenerateResponse { text, tokens, ..figures(&model, &answer) })
+            (text, tokens)
         };
-        Ok(Response::new(generated.await.map_err(|error| status(&error))?))
+        let answer = async {
+            let end = Self::answer(&self.rollouts, begun, &ask, &pieces).await;
+            drop(pieces);
+            end
+        };
+        let (end, (text, tokens)) = tokio::join!(answer, collect);
+        let end = end.map_err(|error| status(&error))?;
+        Ok(Response::new(pb::GenerateResponse { text, tokens, ..end }))
     }
 
     type GenerateStreamStream = ReceiverStream<Result<pb::GenerateChunk, Status>>;
@@ -61,40 +147,55 @@ impl InferenceService for Api {
         &self,
         request: Request<pb::GenerateRequest>,
     ) -> Result<Response<Self::GenerateStreamStream>, Status> {
-        let (model, mut answer) = self.begin(request).await.map_err(|error| status(&error))?;
+        let (begun, ask) = Self::begin(&self.rollouts, request).await.map_err(|error| status(&error))?;
         let (chunks, stream) = mpsc::channel(STREAM_BUFFER);
+        let rollouts = self.rollouts.clone();
         tokio::spawn(async move {
-            loop {
-                // A reader that is gone ends the work, also while nothing is there to be sent.
-                let next = tokio::select! {
-                    next = answer.next() => next,
-                    () = chunks.closed() => return,
-                };
-                let (chunk, over) = match next {
-                    Ok(Some(piece)) => {
-                        let tokens = piece.tokens.into_iter().map(wire).collect();
-                        (Ok(pb::GenerateChunk { text: piece.text, end: None, tokens }), false)
+            let (pieces, mut said) = mpsc::channel::<Piece>(STREAM_BUFFER);
+            let forward = async {
+                while let Some(Some(piece)) = tokio::select! {
+                    piece = said.recv() => Some(piece),
+                    // Dropping `said` ends the work.
+                    () = chunks.closed() => None,
+                } {
+                    let tokens = piece.tokens.into_iter().map(wire).collect();
+                    if chunks.send(Ok(pb::GenerateChunk { text: piece.text, end: None, tokens })).await.is_err() {
+                        break;
                     }
-                    Ok(None) => {
-                        let end = Some(figures(&model, &answer));
-                        (Ok(pb::GenerateChunk { end, ..Default::default() }), true)
-                    }
-                    Err(error) => (Err(status(&error)), true),
-                };
-                if chunks.send(chunk).await.is_err() || over {
-                    return;
                 }
-            }
+                drop(said);
+            };
+            let answer = async {
+                let end = Self::answer(&rollouts, begun, &ask, &pieces).await;
+                drop(pieces);
+                end
+            };
+            let (end, ()) = tokio::join!(answer, forward);
+            let last = match end {
+                Ok(end) => Ok(pb::GenerateChunk { end: Some(end), ..Default::default() }),
+                Err(error) => Err(status(&error)),
+            };
+            let _ = chunks.send(last).await;
         });
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 
     async fn score(&self, request: Request<pb::ScoreRequest>) -> Result<Response<pb::ScoreResponse>, Status> {
-        let caller = Caller::of(request.metadata());
+        let mut sent = Caller::of(request.metadata());
         let request = request.into_inner();
         let scored = async {
-            let model = self.models.find(&request.base, &request.adapter).await?;
-            let tokens = answer::score(&model, &request, &caller).await?;
+            let caller: tailor_domain::rollout::Caller = request.caller.clone().unwrap_or_default().try_into()?;
+            if !caller.tenant.is_empty() {
+                sent.tenant.clone_from(&caller.tenant);
+            }
+            let mut choice = self.rollouts.choose(&request.base, &request.adapter, &caller).await?;
+            let tokens = loop {
+                match answer::score(&choice.model, &request, &sent).await {
+                    Ok(tokens) => break tokens,
+                    Err(error) => choice = instead(&self.rollouts, choice, error).await?,
+                }
+            };
+            let model = choice.model;
             Ok::<_, Error>(pb::ScoreResponse {
                 tokens,
                 adapter_digest: model.adapter.as_ref().map(|v| v.digest.to_string()).unwrap_or_default(),
@@ -106,7 +207,7 @@ impl InferenceService for Api {
     }
 
     async fn list_models(&self, _: Request<pb::ListModelsRequest>) -> Result<Response<pb::ListModelsResponse>, Status> {
-        let models = list(&self.models).await.map_err(|error| status(&error))?;
+        let models = list(self.rollouts.models()).await.map_err(|error| status(&error))?;
         Ok(Response::new(pb::ListModelsResponse { models }))
     }
 }
@@ -118,7 +219,8 @@ fn wire(token: SaidToken) -> pb::GeneratedToken {
 }
 
 /// The figures of the whole answer, its text left out.
-fn figures(model: &Model, answer: &Answer) -> pb::GenerateResponse {
+fn figures(choice: &Choice, answer: &Answer) -> pb::GenerateResponse {
+    let model = &choice.model;
     pb::GenerateResponse {
         text: String::new(),
         finish_reason: answer.finish_reason.into(),
@@ -129,6 +231,7 @@ fn figures(model: &Model, answer: &Answer) -> pb::GenerateResponse {
         base_fingerprint: model.base.manifest.fingerprint.to_string(),
         cached_tokens: answer.cached_tokens,
         tokens: Vec::new(),
+        rollout_side: choice.side().to_owned(),
     }
 }
 

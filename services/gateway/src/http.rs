@@ -30,18 +30,23 @@ use tailor_serverkit::{Settings, connect, server};
 use self::error::ApiError;
 use crate::error::Result;
 use crate::models::Models;
+use crate::rollout::Rollouts;
 
 /// Largest JSON body.
 const MAX_BODY_BYTES: usize = 4 << 20;
 
 #[derive(Clone)]
 struct Http {
-    models: Arc<Models>,
+    rollouts: Arc<Rollouts>,
     dataset: Client,
     trainer: Client,
 }
 
 impl Http {
+    fn models(&self) -> &Models {
+        self.rollouts.models()
+    }
+
     fn dataset(&self) -> DatasetServiceClient<Client> {
         DatasetServiceClient::new(self.dataset.clone()).max_decoding_message_size(server::max_message_bytes())
     }
@@ -53,10 +58,10 @@ impl Http {
 
 /// # Errors
 /// The address of the dataset or training service cannot be one.
-pub fn routes(models: Arc<Models>, settings: &Settings) -> Result<Router> {
+pub fn routes(rollouts: Arc<Rollouts>, settings: &Settings) -> Result<Router> {
     let token = settings.auth.token.as_deref();
     let http = Http {
-        models,
+        rollouts,
         dataset: connect("dataset", &settings.services.dataset, token)?,
         trainer: connect("trainer", &settings.services.trainer, token)?,
     };

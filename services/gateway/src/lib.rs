@@ -1,9 +1,10 @@
 //! InferenceService: edge (names, templates, admission) and engine (adapters on one 4-bit base) in one process.
 //!
 //! ```text
-//! grpc, http ──▶ models ──▶ registry (what does this name mean?)
-//!                   ├─────▶ bases    (one engine a base, started at its first use)
-//!                   └─────▶ adapters (fetched by digest, checked, made resident once)
+//! grpc, http ──▶ rollout ─▶ routes   (what does this name mean? a table that the registry's watch keeps)
+//!                   └─────▶ models
+//!                             ├──▶ bases    (one engine a base, started at its first use)
+//!                             └──▶ adapters (fetched by digest, checked, made resident once)
 //!      ──▶ answer ──▶ engine   (tokens)
 //! ```
 //!
@@ -19,6 +20,9 @@ mod grpc;
 mod http;
 mod models;
 mod resident;
+mod rollout;
+mod rollout_admin;
+mod routes;
 mod stop;
 mod tenants;
 
@@ -27,6 +31,7 @@ use std::sync::Arc;
 use tailor_blobs::Store;
 use tailor_pb::inference::adapter_admin_server::AdapterAdminServer;
 use tailor_pb::inference::inference_service_server::InferenceServiceServer;
+use tailor_pb::inference::rollout_admin_server::RolloutAdminServer;
 use tailor_serverkit::{Serving, Settings, limited, serve};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -36,6 +41,8 @@ use tonic_web::GrpcWebLayer;
 pub use error::{Error, Result};
 
 use crate::models::Models;
+use crate::rollout::Rollouts;
+use crate::routes::Routes as RoutingTable;
 
 /// Serves until `stop`. Bases are loaded at their first use.
 ///
@@ -47,12 +54,16 @@ pub async fn start(
     listener: TcpListener,
     stop: CancellationToken,
 ) -> Result<Serving> {
-    let models = Arc::new(Models::new(settings, store)?);
+    let table = Arc::new(RoutingTable::new(settings)?);
+    let models = Arc::new(Models::new(settings, store, table.clone()));
+    let rollouts = Arc::new(Rollouts::new(models.clone()));
     let routes = Routes::default()
-        .add_service(limited!(InferenceServiceServer::new(grpc::Api::new(models.clone()))))
-        .add_service(limited!(AdapterAdminServer::new(admin::Api::new(models.clone()))));
+        .add_service(limited!(InferenceServiceServer::new(grpc::Api::new(rollouts.clone()))))
+        .add_service(limited!(RolloutAdminServer::new(rollout_admin::Api::new(rollouts.clone()))))
+        .add_service(limited!(AdapterAdminServer::new(admin::Api::new(models, rollouts.clone()))));
     // Browsers speak gRPC-Web; what is no gRPC at all is OpenAI's API on the same port.
     let grpc = routes.into_axum_router().reset_fallback().layer(GrpcWebLayer::new());
-    let routes = Routes::from(grpc.merge(http::routes(models, settings)?));
-    serve("tailor-gateway", listener, routes, settings, stop).await.map_err(Error::Listen)
+    let routes = Routes::from(grpc.merge(http::routes(rollouts.clone(), settings)?));
+    let serving = serve("tailor-gateway", listener, routes, settings, stop.clone()).await.map_err(Error::Listen)?;
+    Ok(serving.beside("routes", table.follow(stop.clone())).beside("rollouts", rollouts.attend(stop)))
 }

@@ -1,5 +1,5 @@
-//! From names to something that answers: references are resolved by the registry at each request, so a moved alias takes
-//! effect at once; what they resolve to is kept by digest.
+//! From names to something that answers: what a reference means is [`Routes`]' to say; what it leads to is kept by digest,
+//! so a moved alias can never meet stale state.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,13 +9,14 @@ use tailor_domain::{BaseManifest, BaseName, Digest, Version};
 use tailor_pb::registry;
 use tailor_pb::registry::adapter_registry_client::AdapterRegistryClient;
 use tailor_peft::{Adapter, Limits};
+use tailor_serverkit::Settings;
 use tailor_serverkit::client::Client;
-use tailor_serverkit::{Settings, connect, server};
 use tokio::sync::Mutex;
 
 use crate::bases::{Base, Bases};
 use crate::error::{Error, Result};
 use crate::resident::{Entry, Lease, Resident};
+use crate::routes::Routes;
 use crate::tenants::{TenantLimits, Tenants};
 
 /// One resolved adapter version.
@@ -28,6 +29,7 @@ pub struct AdapterVersion {
 }
 
 /// A base, perhaps with an adapter that is resident on it.
+#[derive(Clone)]
 pub struct Model {
     pub base: Arc<Base>,
     pub adapter: Option<AdapterVersion>,
@@ -40,7 +42,7 @@ pub struct Model {
 const MAX_QUARANTINED: usize = 10_000;
 
 pub struct Models {
-    registry: Client,
+    routes: Arc<Routes>,
     store: Store,
     pub bases: Bases,
     tenants: Arc<Tenants>,
@@ -50,26 +52,31 @@ pub struct Models {
 }
 
 impl Models {
-    pub fn new(settings: &Settings, store: Store) -> Result<Self> {
+    pub fn new(settings: &Settings, store: Store, routes: Arc<Routes>) -> Self {
         let limits = TenantLimits {
             requests_per_minute: settings.gateway.tenant_requests_per_minute,
             tokens_per_minute: settings.gateway.tenant_tokens_per_minute,
         };
-        Ok(Self {
+        Self {
             tenants: Arc::new(Tenants::new(limits)),
-            registry: connect("registry", &settings.services.registry, settings.auth.token.as_deref())?,
             bases: Bases::new(settings, store.clone()),
+            routes,
             store,
             resident: Resident::new(settings.gateway.adapter_bytes),
             quarantine: Mutex::default(),
-        })
+        }
+    }
+
+    pub fn routes(&self) -> &Arc<Routes> {
+        &self.routes
     }
 
     pub fn registry(&self) -> AdapterRegistryClient<Client> {
-        AdapterRegistryClient::new(self.registry.clone()).max_decoding_message_size(server::max_message_bytes())
+        self.routes.registry()
     }
 
-    /// Finds base and adapter and makes both ready. Either name may be empty, not both.
+    /// Finds base and adapter and makes both ready. Either name may be empty, not both. Takes no part in rollouts: an alias
+    /// is what it points to.
     pub async fn find(&self, base: &str, adapter: &str) -> Result<Model> {
         if adapter.is_empty() {
             if base.is_empty() {
@@ -79,6 +86,12 @@ impl Models {
             return Ok(Model { base, adapter: None, lease: None, tenants: Arc::clone(&self.tenants) });
         }
         let found = self.resolve(adapter).await?;
+        self.ready(base, &found).await
+    }
+
+    /// Makes a version and its base ready. `base` is what the caller named, if anything.
+    pub async fn ready(&self, base: &str, found: &registry::AdapterVersion) -> Result<Model> {
+        let adapter = found.adapter.as_str();
         let its_base: BaseName = found.base.parse()?;
         if !base.is_empty() && base != its_base.as_str() {
             let asked = BaseName::try_new(base)?;
@@ -87,7 +100,7 @@ impl Models {
         let base = self.base(&its_base).await?;
         let fingerprint = base.manifest.fingerprint.to_string();
         if fingerprint != found.base_fingerprint {
-            let wanted = found.base_fingerprint;
+            let wanted = found.base_fingerprint.clone();
             return Err(Error::OtherFingerprint {
                 adapter: adapter.to_owned(),
                 base: its_base,
@@ -101,13 +114,14 @@ impl Models {
             digest: Digest::try_new(found.digest.clone())?,
             prompt_template: found.prompt_template.clone(),
         };
-        let lease = Some(self.make_resident(&base, &version, &found).await?);
+        let lease = Some(self.make_resident(&base, &version, found).await?);
         Ok(Model { base, adapter: Some(version), lease, tenants: Arc::clone(&self.tenants) })
     }
 
     pub async fn resolve(&self, reference: &str) -> Result<registry::AdapterVersion> {
-        let request = registry::ResolveRequest { reference: reference.to_owned() };
-        Ok(self.registry().resolve(request).await.map_err(Error::service("registry"))?.into_inner())
+        let found = self.routes.find(reference).await?;
+        let gone = || Error::service("registry")(tonic::Status::not_found("the alias' version was deleted"));
+        found.route.target.clone().ok_or_else(gone)
     }
 
     async fn base(&self, name: &BaseName) -> Result<Arc<Base>> {

@@ -8,6 +8,7 @@ use tailor_blobs::numbered_key;
 use tailor_domain::{AdapterName, AliasMove, AliasName, Invalid, Version};
 use tailor_serverkit::hint::one_of;
 
+use crate::changes::{Announced, Kind};
 use crate::{Error, Registry, Result};
 
 const READS_AT_ONCE: usize = 16;
@@ -43,11 +44,19 @@ pub enum Expected {
     Version(Version),
 }
 
-fn aliases_prefix(adapter: &AdapterName) -> String {
+/// Whether a move has to pass the alias' policy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Gated {
+    Yes,
+    /// It has passed before it was announced that it would be made.
+    Before,
+}
+
+pub(crate) fn aliases_prefix(adapter: &AdapterName) -> String {
     format!("adapters/{adapter}/aliases")
 }
 
-fn log_prefix(adapter: &AdapterName, alias: &AliasName) -> String {
+pub(crate) fn log_prefix(adapter: &AdapterName, alias: &AliasName) -> String {
     format!("{}/{alias}", aliases_prefix(adapter))
 }
 
@@ -56,6 +65,7 @@ impl Registry {
     ///
     /// # Errors
     /// [`Error::NotFound`]: no such version. [`Error::Superseded`]: the alias points elsewhere than expected.
+    /// [`Error::Gates`]: the alias' policy refuses the version.
     pub async fn set_alias(
         &self,
         adapter: &AdapterName,
@@ -64,11 +74,23 @@ impl Registry {
         expected: Expected,
         reason: Reason,
     ) -> Result<AliasMove> {
+        self.move_alias(adapter, alias, version, expected, reason, Gated::Yes).await
+    }
+
+    pub(crate) async fn move_alias(
+        &self,
+        adapter: &AdapterName,
+        alias: &AliasName,
+        version: Version,
+        expected: Expected,
+        reason: Reason,
+        gated: Gated,
+    ) -> Result<AliasMove> {
         if alias.as_str().bytes().all(|byte| byte.is_ascii_digit()) {
             let problem = format!("{alias} would read as a version number in {adapter}@{alias}; use a word");
             return Err(Invalid::new("alias", problem).into());
         }
-        self.manifest(adapter, version).await?;
+        let manifest = self.manifest(adapter, version).await?;
         loop {
             let last = self.last_move(adapter, alias).await?;
             let points_to = last.as_ref().map(|last| last.to);
@@ -82,6 +104,9 @@ impl Registry {
             }
             if !as_expected {
                 return Err(moved(adapter, alias, points_to, expected));
+            }
+            if gated == Gated::Yes {
+                self.pass_gates(&manifest, alias, points_to, &reason.who).await?;
             }
             let next = AliasMove {
                 alias: alias.clone(),
@@ -100,7 +125,7 @@ impl Registry {
         }
     }
 
-    /// Undoes the last move, whatever it was: a second rollback undoes the first.
+    /// Undoes the last move, whatever it was: a second rollback undoes the first. No gate stands in its way.
     ///
     /// # Errors
     /// [`Error::NotFound`]: no such alias. [`Error::NotReady`]: it has had one target only. [`Error::Superseded`]:
@@ -180,8 +205,17 @@ impl Registry {
 
     /// Whether this call took the next number.
     async fn append(&self, adapter: &AdapterName, next: &AliasMove) -> Result<bool> {
+        let announced = Announced {
+            kind: Kind::Alias,
+            adapter: adapter.clone(),
+            alias: next.alias.clone(),
+            seq: next.seq,
+            at_ms: next.at_ms,
+        };
+        self.changes.announce(announced).await?;
         let key = numbered_key(&log_prefix(adapter, &next.alias), next.seq);
         let created = self.store.create_json(&key, next).await?.is_created();
+        self.changes.made();
         if created {
             let from = next.from.map_or(0, |version| version.0);
             tracing::info!(%adapter, alias = %next.alias, from, to = next.to.0, who = %next.who, "alias moved");

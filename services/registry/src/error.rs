@@ -1,6 +1,8 @@
 //! What can go wrong in the registry, by what the caller can do about it.
 
-use tailor_domain::{Digest, ErrorCode, Invalid};
+use tailor_domain::policy::Gate;
+use tailor_domain::{AdapterName, AliasName, Digest, ErrorCode, Invalid, Version};
+use tailor_serverkit::status::Violation;
 use tailor_serverkit::{Coded, spool};
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -24,6 +26,10 @@ pub enum Error {
     /// Another writer was faster, or a newer attempt took over.
     #[error("{what}; {remedy}")]
     Superseded { what: String, remedy: String },
+
+    /// At least one of the gates is not passed.
+    #[error("version {version} of adapter {adapter} was not put behind alias {alias}: {}", listed(.gates))]
+    Gates { adapter: AdapterName, version: Version, alias: AliasName, gates: Vec<Gate> },
 
     #[error("blob {digest} was not stored: {problem}; upload it again")]
     WrongBytes { digest: Digest, problem: String },
@@ -57,7 +63,7 @@ impl Coded for Error {
             Self::Invalid(error) => error.code(),
             Self::NotFound { .. } => ErrorCode::NotFound,
             Self::AlreadyExists { .. } => ErrorCode::AlreadyExists,
-            Self::NotReady { .. } => ErrorCode::FailedPrecondition,
+            Self::NotReady { .. } | Self::Gates { .. } => ErrorCode::FailedPrecondition,
             Self::Superseded { .. } => ErrorCode::Aborted,
             Self::WrongBytes { .. } | Self::Base { .. } => ErrorCode::InvalidArgument,
             // For a publish, what was sent is wrong, whichever way it is wrong.
@@ -71,4 +77,18 @@ impl Coded for Error {
             Self::Listener(_) => ErrorCode::Internal,
         }
     }
+
+    fn violations(&self) -> Vec<Violation> {
+        let Self::Gates { gates, .. } = self else { return Vec::new() };
+        let violation = |gate: &Gate| Violation {
+            kind: gate.kind.to_uppercase().replace('.', "_"),
+            subject: gate.subject.clone(),
+            description: gate.to_string(),
+        };
+        gates.iter().filter(|gate| !gate.passed).map(violation).collect()
+    }
+}
+
+fn listed(gates: &[Gate]) -> String {
+    gates.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }

@@ -1,5 +1,9 @@
 //! The wire: parse into domain types, call the logic, convert. No decision is made here.
 
+mod policy;
+mod rollouts;
+mod watch;
+
 use futures::stream::BoxStream;
 use futures::{StreamExt as _, TryStreamExt as _};
 use tailor_domain::{AdapterName, AliasName, BaseName, Digest, Invalid, JobId, Version};
@@ -7,14 +11,18 @@ use tailor_pb::convert;
 use tailor_pb::registry::adapter_registry_server::AdapterRegistry;
 use tailor_pb::registry::upload_blob_request::Part;
 use tailor_pb::registry::{
-    Adapter, AdapterVersion, Alias, Base, DownloadBlobRequest, DownloadBlobResponse, GetAliasHistoryRequest,
-    GetAliasHistoryResponse, GetBaseRequest, GetUploadRequest, GetUploadResponse, GetVersionRequest,
-    ListAdaptersRequest, ListAdaptersResponse, ListBasesRequest, ListBasesResponse, ListVersionsRequest,
-    ListVersionsResponse, PublishVersionRequest, RegisterBaseRequest, ResolveRequest, RollbackRequest, SetAliasRequest,
-    SignDownloadRequest, SignDownloadResponse, UploadBlobRequest, UploadBlobResponse,
+    Adapter, AdapterVersion, Alias, Approval, ApproveVersionRequest, Base, CheckPolicyRequest, CheckPolicyResponse,
+    DownloadBlobRequest, DownloadBlobResponse, GetAliasHistoryRequest, GetAliasHistoryResponse, GetBaseRequest,
+    GetPolicyRequest, GetUploadRequest, GetUploadResponse, GetVersionRequest, ListAdaptersRequest,
+    ListAdaptersResponse, ListBasesRequest, ListBasesResponse, ListVersionsRequest, ListVersionsResponse, Policy,
+    PublishVersionRequest, RegisterBaseRequest, ResolveRequest, RollbackRequest, SetAliasRequest, SetPolicyRequest,
+    SignDownloadRequest, SignDownloadResponse, UploadBlobRequest, UploadBlobResponse, WatchRequest,
 };
 use tailor_serverkit::{Page, status};
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
+
+pub use self::rollouts::RolloutApi;
 
 use crate::aliases::{Expected, Reason};
 use crate::bases::NewBase;
@@ -33,11 +41,13 @@ const MAX_LIFETIME_MS: u64 = 7 * 24 * 3_600_000;
 
 pub struct Api {
     registry: Registry,
+    /// Ends the streams that would otherwise never end.
+    stop: CancellationToken,
 }
 
 impl Api {
-    pub fn new(registry: Registry) -> Self {
-        Self { registry }
+    pub fn new(registry: Registry, stop: CancellationToken) -> Self {
+        Self { registry, stop }
     }
 }
 
@@ -221,6 +231,28 @@ impl AdapterRegistry for Api {
         };
         answer(outcome.await)
     }
+
+    type WatchStream = watch::WatchStream;
+
+    async fn watch(&self, request: Request<WatchRequest>) -> Answer<Self::WatchStream> {
+        Ok(Response::new(watch::watch(&self.registry, &self.stop, request.get_ref())))
+    }
+
+    async fn set_policy(&self, request: Request<SetPolicyRequest>) -> Answer<Policy> {
+        answer(policy::set(&self.registry, request.into_inner()).await)
+    }
+
+    async fn get_policy(&self, request: Request<GetPolicyRequest>) -> Answer<Policy> {
+        answer(policy::get(&self.registry, request.into_inner()).await)
+    }
+
+    async fn check_policy(&self, request: Request<CheckPolicyRequest>) -> Answer<CheckPolicyResponse> {
+        answer(policy::check(&self.registry, request.into_inner()).await)
+    }
+
+    async fn approve_version(&self, request: Request<ApproveVersionRequest>) -> Answer<Approval> {
+        answer(policy::approve(&self.registry, request.into_inner()).await)
+    }
 }
 
 fn broken_off(cause: Status) -> Error {
@@ -267,6 +299,7 @@ fn new_version(request: PublishVersionRequest) -> Result<NewVersion, Invalid> {
         origin,
         metrics: request.metrics.into_iter().collect(),
         notes: request.notes,
+        who: request.who,
     };
     check_words(&new)?;
     Ok(new)

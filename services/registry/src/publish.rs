@@ -34,6 +34,8 @@ pub struct NewVersion {
     pub origin: Option<Origin>,
     pub metrics: BTreeMap<String, f64>,
     pub notes: String,
+    /// Who publishes.
+    pub who: String,
 }
 
 /// The job that trained an adapter, and which attempt of it is publishing.
@@ -92,6 +94,7 @@ impl Registry {
             fence: new.origin.as_ref().map_or(0, |origin| origin.fence),
             metrics: new.metrics.clone(),
             notes: with_remarks(&new.notes, &remarks),
+            published_by: new.who.clone(),
             created_at_ms: (self.clock)(),
         };
         let manifest = match (&new.origin, claim) {
@@ -205,7 +208,8 @@ pub fn check_words(new: &NewVersion) -> Result<(), Invalid> {
         let problem = format!("{:?} has no {{input}}, so every prompt would be the same", new.prompt_template);
         return Err(Invalid::new("prompt_template", problem));
     }
-    for (field, words) in [("prompt_template", &new.prompt_template), ("notes", &new.notes)] {
+    let words = [("prompt_template", &new.prompt_template), ("notes", &new.notes), ("who", &new.who)];
+    for (field, words) in words {
         if words.len() > MAX_WORDS_BYTES {
             return Err(Invalid::new(field, format!("{} bytes; the limit is {MAX_WORDS_BYTES}", words.len())));
         }

@@ -349,6 +349,7 @@ impl Attempt<'_> {
             fence: self.fence,
             metrics: metrics.into_iter().collect(),
             notes: String::new(),
+            who: String::new(),
         };
         let published = self
             .patiently(|| async {

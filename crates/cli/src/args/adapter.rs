@@ -28,6 +28,19 @@ pub enum Adapter {
         #[arg(long, default_value = "")]
         why: String,
     },
+    /// What an alias demands of versions
+    #[command(subcommand)]
+    Policy(super::Policy),
+    /// Approve a version; counts for policies that demand approvals, unless you published it
+    Approve {
+        name: String,
+        version: u64,
+        /// Only for this alias; by default for all.
+        #[arg(long, default_value = "", hide_default_value = true)]
+        alias: String,
+        #[arg(long, default_value = "")]
+        why: String,
+    },
     /// Point an alias back at what it was before
     Rollback {
         name: String,

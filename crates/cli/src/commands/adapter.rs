@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tailor_pb::registry as pb;
 
 use crate::args::{Adapter, Export};
-use crate::commands::{blobs, gguf, job, lowrank, merge, oci};
+use crate::commands::{blobs, gguf, job, lowrank, merge, oci, policy};
 use crate::connect::Endpoints;
 use crate::output::{Output, bytes, time};
 use crate::table;
@@ -37,6 +37,10 @@ pub async fn run(endpoints: &Endpoints, command: &Adapter, output: &Output) -> a
                 pb::RollbackRequest { adapter: name.clone(), alias: alias.clone(), who: who(), why: why.clone() };
             moved(&endpoints.registry()?.rollback(request).await?.into_inner(), output)
         }
+        Adapter::Policy(command) => policy::run(endpoints, command, output).await,
+        Adapter::Approve { name, version, alias, why } => {
+            policy::approve(endpoints, name, *version, alias, why, output).await
+        }
         Adapter::History { name, alias } => history(endpoints, name, alias, output).await,
         Adapter::Export(command) if command.format == "gguf" => gguf::export(endpoints, command, output).await,
         Adapter::Export(command) => export(endpoints, command, output).await,
@@ -48,7 +52,8 @@ pub async fn run(endpoints: &Endpoints, command: &Adapter, output: &Output) -> a
     }
 }
 
-fn who() -> String {
+/// The principal that the registry notes.
+pub fn who() -> String {
     std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).unwrap_or_else(|_| "unknown".into())
 }
 
@@ -234,6 +239,7 @@ async fn import(
         weights_digest,
         prompt_template: template.to_owned(),
         notes: format!("imported by {}", who()),
+        who: who(),
         ..Default::default()
     };
     let version = client.publish_version(request).await?.into_inner();

@@ -37,6 +37,7 @@ pub async fn run(endpoints: &Endpoints, args: &Generate, output: &Output) -> any
         "adapter_version": end.adapter_version,
         "adapter_digest": end.adapter_digest,
         "base_fingerprint": end.base_fingerprint,
+        "rollout_side": end.rollout_side,
     });
     output.show(&document, || println!())
 }
@@ -65,6 +66,11 @@ fn request(args: &Generate) -> anyhow::Result<pb::GenerateRequest> {
         seed: args.seed,
         raw: args.raw,
         prompt_template: args.template.clone().unwrap_or_default(),
+        caller: Some(pb::Caller {
+            tenant: args.tenant.clone(),
+            session: args.session.clone(),
+            user: args.user.clone(),
+        }),
         ..Default::default()
     })
 }

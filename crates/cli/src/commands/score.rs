@@ -20,6 +20,7 @@ pub async fn run(endpoints: &Endpoints, args: &Score, output: &Output) -> anyhow
         prompt_ids: args.prompt_ids.clone(),
         text: args.text.clone().unwrap_or_default(),
         token_ids: args.token_ids.clone(),
+        caller: None,
     };
     let answer = endpoints.inference()?.score(request).await?.into_inner();
     let tokens: Vec<_> = answer

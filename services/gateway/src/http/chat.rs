@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use tailor_text::Message;
 
 use super::error::{ApiError, parse};
-use super::shape::{Choosing, fingerprint, start, usage};
+use super::shape::{Choosing, fingerprint, start, tell, usage, whole};
 use super::stream::{Chunks, events};
 use super::{Http, models, new_id, now};
 use crate::answer::{Piece, SaidToken};
@@ -31,6 +31,8 @@ struct ChatRequest {
     top_logprobs: Option<u8>,
     tools: Option<Vec<Value>>,
     tool_choice: Option<Value>,
+    /// Whom the answer is for: keeps its side of a rollout.
+    user: Option<String>,
     #[serde(flatten)]
     choosing: Choosing,
 }
@@ -53,29 +55,33 @@ pub async fn create(State(http): State<Http>, headers: HeaderMap, body: Bytes) -
         stop: request.choosing.stop(),
         top_logprobs: request.logprobs.unwrap_or(false).then(|| request.top_logprobs.unwrap_or(0)),
         format: request.choosing.format()?,
-        tenant: caller.tenant,
+        tenant: caller.tenant.clone(),
         deadline: caller.deadline,
     };
     let count = request.choosing.choices()?;
-    let model = models::find(&http, &request.model).await?;
-    let mut answers = start(&model, &ask, count).await?;
+    let user = request.user.clone().unwrap_or_default();
+    let caller = tailor_domain::rollout::Caller::try_new(caller.tenant, String::new(), user)?;
+    let mut choice = models::find(&http, &request.model, &caller).await?;
+    let mut answers = start(&http, &mut choice, &ask, count).await?;
     let head = Head {
         id: new_id("chatcmpl"),
         created: now(),
         model: request.model.clone(),
-        fingerprint: fingerprint(&model),
+        fingerprint: fingerprint(&choice.model),
         logprobs: ask.top_logprobs.is_some(),
     };
     if request.choosing.stream.unwrap_or(false) {
-        return Ok(events(answers, head, request.choosing.include_usage()));
+        return Ok(events(answers, head, request.choosing.include_usage(), choice.turn));
     }
     let mut choices = Vec::with_capacity(answers.len());
     for (index, answer) in answers.iter_mut().enumerate() {
-        let mut whole = Piece::default();
-        while let Some(piece) = answer.next().await? {
-            whole.text.push_str(&piece.text);
-            whole.tokens.extend(piece.tokens);
-        }
+        let whole = match whole(answer).await {
+            Ok(whole) => whole,
+            Err(error) => {
+                tell(choice.turn, Err(&error));
+                return Err(error.into());
+            }
+        };
         let message = json!({ "role": "assistant", "content": whole.text, "refusal": null });
         choices.push(json!({
             "index": index, "message": message, "logprobs": head.logprobs(&whole),
@@ -84,6 +90,7 @@ pub async fn create(State(http): State<Http>, headers: HeaderMap, body: Bytes) -
     }
     let mut response = head.object("chat.completion", choices);
     response["usage"] = usage(&answers);
+    tell(choice.turn, Ok(()));
     Ok(Json(response).into_response())
 }
 

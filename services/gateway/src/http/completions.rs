@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::error::{ApiError, parse};
-use super::shape::{Choosing, fingerprint, start, usage_of};
+use super::shape::{Choosing, fingerprint, start, tell, usage_of, whole};
 use super::stream::{Chunks, events};
 use super::{Http, models, new_id, now};
 use crate::answer::Piece;
@@ -29,6 +29,8 @@ struct CompletionRequest {
     logprobs: Option<u8>,
     echo: Option<bool>,
     suffix: Option<String>,
+    /// Whom the answer is for: keeps its side of a rollout.
+    user: Option<String>,
     #[serde(flatten)]
     choosing: Choosing,
 }
@@ -71,8 +73,10 @@ pub async fn create(State(http): State<Http>, headers: HeaderMap, body: Bytes) -
         return Err(ApiError::param("prompt", problem));
     }
     let (sampling, format, count) = (choosing.sampling()?, choosing.format()?, choosing.choices()?);
-    let caller = Caller::of_headers(&headers);
-    let model = models::find(&http, &request.model).await?;
+    let Caller { tenant, deadline } = Caller::of_headers(&headers);
+    let user = request.user.clone().unwrap_or_default();
+    let caller = tailor_domain::rollout::Caller::try_new(tenant.clone(), String::new(), user)?;
+    let mut choice = models::find(&http, &request.model, &caller).await?;
     let mut answers = Vec::new();
     for prompt in prompts {
         let ask = Ask {
@@ -82,28 +86,30 @@ pub async fn create(State(http): State<Http>, headers: HeaderMap, body: Bytes) -
             stop: choosing.stop(),
             top_logprobs: request.logprobs,
             format: format.clone(),
-            tenant: caller.tenant.clone(),
-            deadline: caller.deadline,
+            tenant: tenant.clone(),
+            deadline,
         };
-        answers.extend(start(&model, &ask, count).await?);
+        answers.extend(start(&http, &mut choice, &ask, count).await?);
     }
     let head = Head {
         id: new_id("cmpl"),
         created: now(),
         model: request.model,
-        fingerprint: fingerprint(&model),
+        fingerprint: fingerprint(&choice.model),
         logprobs: request.logprobs.is_some(),
     };
     if choosing.stream.unwrap_or(false) {
-        return Ok(events(answers, head, choosing.include_usage()));
+        return Ok(events(answers, head, choosing.include_usage(), choice.turn));
     }
     let mut choices = Vec::with_capacity(answers.len());
     for (index, answer) in answers.iter_mut().enumerate() {
-        let mut whole = Piece::default();
-        while let Some(piece) = answer.next().await? {
-            whole.text.push_str(&piece.text);
-            whole.tokens.extend(piece.tokens);
-        }
+        let whole = match whole(answer).await {
+            Ok(whole) => whole,
+            Err(error) => {
+                tell(choice.turn, Err(&error));
+                return Err(error.into());
+            }
+        };
         choices.push(head.choice(index, &whole, Some(answer.finish_reason)));
     }
     let mut response = head.object(choices);
@@ -114,6 +120,7 @@ pub async fn create(State(http): State<Http>, headers: HeaderMap, body: Bytes) -
         answers.iter().map(|answer| answer.completion_tokens).sum(),
         prompts.map(|answer| answer.cached_tokens).sum(),
     );
+    tell(choice.turn, Ok(()));
     Ok(Json(response).into_response())
 }
 

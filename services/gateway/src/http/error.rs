@@ -77,13 +77,19 @@ impl ApiError {
     }
 }
 
-impl From<Error> for ApiError {
-    fn from(error: Error) -> Self {
-        let param = match &error {
+impl ApiError {
+    pub fn from_ref(error: &Error) -> Self {
+        let param = match error {
             Error::Invalid(invalid) => Some(invalid.field.clone()),
             _ => None,
         };
         Self { param, retry_after: error.retry_after(), ..Self::of(error.code(), error.to_string()) }
+    }
+}
+
+impl From<Error> for ApiError {
+    fn from(error: Error) -> Self {
+        Self::from_ref(&error)
     }
 }
 

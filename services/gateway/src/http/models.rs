@@ -3,21 +3,22 @@
 use axum::Json;
 use axum::extract::{Path, State};
 use serde_json::{Value, json};
+use tailor_domain::ErrorCode;
+use tailor_domain::rollout::Caller;
 use tailor_pb::inference as pb;
 
 use super::Http;
 use super::error::ApiError;
-use crate::error::Error;
-use crate::models::Model;
+use crate::rollout::Choice;
 
 pub async fn list(State(http): State<Http>) -> Result<Json<Value>, ApiError> {
-    let listed = crate::grpc::list(&http.models).await?;
+    let listed = crate::grpc::list(http.models()).await?;
     let data: Vec<Value> = listed.iter().flat_map(cards).collect();
     Ok(Json(json!({ "object": "list", "data": data })))
 }
 
 pub async fn retrieve(State(http): State<Http>, Path(model): Path<String>) -> Result<Json<Value>, ApiError> {
-    let listed = crate::grpc::list(&http.models).await?;
+    let listed = crate::grpc::list(http.models()).await?;
     let wanted = model.strip_prefix("ft:").unwrap_or(&model);
     let found = listed.iter().flat_map(cards).find(|card| card["id"] == wanted);
     match found {
@@ -25,7 +26,7 @@ pub async fn retrieve(State(http): State<Http>, Path(model): Path<String>) -> Re
         None => {
             // A version that has no name of its own any more still answers.
             let (base, adapter) = names(wanted);
-            let version = http.models.resolve(adapter.unwrap_or(base)).await;
+            let version = http.models().resolve(adapter.unwrap_or(base)).await;
             let version = version.map_err(|error| ApiError::no_model(&model, error))?;
             Ok(Json(card(wanted, version.created_at_ms / 1000, &version.base, &version.digest)))
         }
@@ -51,16 +52,14 @@ fn names(model: &str) -> (&str, Option<&str>) {
     model.split_once(':').map_or((model, None), |(base, adapter)| (base, Some(adapter)))
 }
 
-/// What a request's `model` names: a base, `base:adapter[@…]` or an adapter alone.
-pub async fn find(http: &Http, model: &str) -> Result<Model, ApiError> {
+/// What a request's `model` names: a base, `base:adapter[@…]` or an adapter alone; during a rollout the caller's side of it.
+pub async fn find(http: &Http, model: &str, caller: &Caller) -> Result<Choice, ApiError> {
     let wanted = model.strip_prefix("ft:").unwrap_or(model);
     let found = match names(wanted) {
-        (base, Some(adapter)) => http.models.find(base, adapter).await,
-        (name, None) if name.contains('@') => http.models.find("", name).await,
-        (name, None) => match http.models.find(name, "").await {
-            Err(Error::Service { status, .. }) if status.code() == tonic::Code::NotFound => {
-                http.models.find("", name).await
-            }
+        (base, Some(adapter)) => http.rollouts.choose(base, adapter, caller).await,
+        (name, None) if name.contains('@') => http.rollouts.choose("", name, caller).await,
+        (name, None) => match http.rollouts.choose(name, "", caller).await {
+            Err(error) if error.code() == ErrorCode::NotFound => http.rollouts.choose("", name, caller).await,
             found => found,
         },
     };

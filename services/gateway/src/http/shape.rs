@@ -8,10 +8,14 @@ use tailor_constrain::Format;
 use tailor_domain::Invalid;
 use tailor_engine::Sampling;
 
+use super::Http;
 use super::error::ApiError;
-use crate::answer::{self, Answer};
+use crate::answer::{self, Answer, Piece};
 use crate::ask::Ask;
+use crate::error::Error;
+use crate::grpc::instead;
 use crate::models::Model;
+use crate::rollout::{Choice, Turn};
 
 /// Answers to one request.
 const MAX_CHOICES: u32 = 128;
@@ -124,9 +128,21 @@ impl Choosing {
     }
 }
 
-/// Starts `count` answers to the same; what they have in common is computed once.
-pub async fn start(model: &Model, ask: &Ask, count: u32) -> Result<Vec<Answer>, ApiError> {
+/// Starts `count` answers to the same; what they have in common is computed once. The other side of a rollout answers where
+/// the first fails by its own fault.
+pub async fn start(http: &Http, choice: &mut Choice, ask: &Ask, count: u32) -> Result<Vec<Answer>, ApiError> {
     ask.check()?;
+    loop {
+        let error = match start_on(&choice.model, ask, count).await {
+            Ok(answers) => return Ok(answers),
+            Err(error) => error,
+        };
+        let failed = Choice { model: choice.model.clone(), turn: choice.turn.take() };
+        *choice = instead(&http.rollouts, failed, error).await?;
+    }
+}
+
+async fn start_on(model: &Model, ask: &Ask, count: u32) -> Result<Vec<Answer>, Error> {
     let mut answers = Vec::with_capacity(count as usize);
     for number in 0..count {
         let mut ask = ask.clone();
@@ -134,6 +150,25 @@ pub async fn start(model: &Model, ask: &Ask, count: u32) -> Result<Vec<Answer>, 
         answers.push(answer::generate(model, ask).await?);
     }
     Ok(answers)
+}
+
+/// All of an answer in one piece.
+pub async fn whole(answer: &mut Answer) -> Result<Piece, Error> {
+    let mut whole = Piece::default();
+    while let Some(piece) = answer.next().await? {
+        whole.text.push_str(&piece.text);
+        whole.tokens.extend(piece.tokens);
+    }
+    Ok(whole)
+}
+
+/// Says to a rollout how its side did.
+pub fn tell(turn: Option<Turn>, outcome: Result<(), &Error>) {
+    match (turn, outcome) {
+        (None, _) => {}
+        (Some(turn), Ok(())) => turn.scored(),
+        (Some(turn), Err(error)) => drop(turn.failed(error)),
+    }
 }
 
 /// Of one request's answers, which share their prompt.

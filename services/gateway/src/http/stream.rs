@@ -10,8 +10,10 @@ use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::error::ApiError;
-use super::shape::usage_of;
+use super::shape::{tell, usage_of};
 use crate::answer::{Answer, Piece};
+use crate::error::Error;
+use crate::rollout::Turn;
 
 /// Chunks on their way to one reader.
 const BUFFER: usize = 32;
@@ -26,7 +28,7 @@ pub trait Chunks: Clone + Send + Sync + 'static {
 }
 
 /// A reader that goes away drops the receiver, and with it all answers.
-pub fn events(answers: Vec<Answer>, chunks: impl Chunks, include_usage: bool) -> Response {
+pub fn events(answers: Vec<Answer>, chunks: impl Chunks, include_usage: bool, turn: Option<Turn>) -> Response {
     let (sender, receiver) = mpsc::channel::<Value>(BUFFER);
     tokio::spawn(async move {
         let tasks = answers.into_iter().enumerate().map(|(index, answer)| {
@@ -34,7 +36,14 @@ pub fn events(answers: Vec<Answer>, chunks: impl Chunks, include_usage: bool) ->
             async move { follow(index, answer, &chunks, &sender).await }
         });
         let figures = futures::future::join_all(tasks).await;
-        if include_usage && let Some(figures) = figures.into_iter().collect::<Option<Vec<_>>>() {
+        // Of an answer that nobody has heard to its end, nothing can be said.
+        match figures.iter().find_map(|figures| figures.as_ref().err()) {
+            Some(Some(error)) => tell(turn, Err(error)),
+            Some(None) => {}
+            None => tell(turn, Ok(())),
+        }
+        let figures: Result<Vec<_>, _> = figures.into_iter().collect();
+        if include_usage && let Ok(figures) = figures {
             let prompt = figures.first().map_or(0, |(prompt, ..)| *prompt);
             let cached = figures.first().map_or(0, |(_, _, cached)| *cached);
             let completion = figures.iter().map(|(_, completion, _)| completion).sum();
@@ -46,31 +55,32 @@ pub fn events(answers: Vec<Answer>, chunks: impl Chunks, include_usage: bool) ->
     Sse::new(data.chain(done).map(Ok::<_, Infallible>)).keep_alive(KeepAlive::default()).into_response()
 }
 
-/// Prompt, completion and cached tokens; None when it failed or nobody listens.
+/// Prompt, completion and cached tokens; what failed, or None when nobody listens.
 async fn follow(
     index: usize,
     mut answer: Answer,
     chunks: &impl Chunks,
     sender: &mpsc::Sender<Value>,
-) -> Option<(u32, u32, u32)> {
+) -> Result<(u32, u32, u32), Option<Error>> {
     if let Some(chunk) = chunks.begin(index) {
-        sender.send(chunk).await.ok()?;
+        sender.send(chunk).await.map_err(|_| None)?;
     }
     loop {
         let next = tokio::select! {
             next = answer.next() => next,
-            () = sender.closed() => return None,
+            () = sender.closed() => return Err(None),
         };
         match next {
-            Ok(Some(piece)) => sender.send(chunks.piece(index, &piece)).await.ok()?,
+            Ok(Some(piece)) => sender.send(chunks.piece(index, &piece)).await.map_err(|_| None)?,
             Ok(None) => {
-                sender.send(chunks.end(index, answer.finish_reason)).await.ok()?;
-                return Some((answer.prompt_tokens, answer.completion_tokens, answer.cached_tokens));
+                sender.send(chunks.end(index, answer.finish_reason)).await.map_err(|_| None)?;
+                return Ok((answer.prompt_tokens, answer.completion_tokens, answer.cached_tokens));
             }
             Err(error) => {
                 // The status has gone out already; the client raises what it finds under `error`.
-                let _ = sender.send(ApiError::from(error).body()).await;
-                return None;
+                let body = ApiError::from_ref(&error).body();
+                let _ = sender.send(body).await;
+                return Err(Some(error));
             }
         }
     }

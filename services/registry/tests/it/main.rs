@@ -3,6 +3,9 @@
 mod aliases;
 mod bases;
 mod blobs;
+mod gates;
 mod publish;
 mod quantised;
+mod rollouts;
 mod support;
+mod watch;

@@ -28,8 +28,9 @@ const SHAPE: [usize; 2] = [8, 16];
 pub struct Service {
     pub client: AdapterRegistryClient<Client>,
     pub store: Store,
+    channel: Client,
     folder: TempDir,
-    _stop: DropGuard,
+    stop: DropGuard,
 }
 
 impl Service {
@@ -50,7 +51,18 @@ impl Service {
         let serving =
             tailor_registry::start(&settings, store.clone(), listener, stop.clone()).await.expect("registry starts");
         let channel = connect("registry", &format!("http://{}", serving.address), None).expect("address");
-        Self { client: AdapterRegistryClient::new(channel), store, folder, _stop: stop.drop_guard() }
+        let client = AdapterRegistryClient::new(channel.clone());
+        Self { client, store, channel, folder, stop: stop.drop_guard() }
+    }
+
+    /// For clients of its other services.
+    pub fn channel(&self) -> Client {
+        self.channel.clone()
+    }
+
+    /// Ends it now.
+    pub fn stop(self) {
+        drop(self.stop);
     }
 
     pub fn spool(&self) -> PathBuf {

@@ -1,0 +1,142 @@
+//! What names mean now: this gateway's own table of aliases and rollouts, kept by the registry's watch.
+//!
+//! The table is taken for true as long as the registry has confirmed it within `gateway.alias_ttl_ms`; later, and for
+//! everything that is no alias, the registry is asked. So an alias that has been moved is followed within that time,
+//! whatever happens to the watch. Only where no registry answers at all does a name go on meaning what it last meant, for
+//! `gateway.outage_grace_ms`: nobody can have moved it through a registry that is away.
+
+mod follow;
+mod table;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tailor_domain::{AdapterName, AdapterRef, AliasName, ErrorCode, Rollout, Selector, Version};
+use tailor_pb::registry;
+use tailor_pb::registry::adapter_registry_client::AdapterRegistryClient;
+use tailor_pb::registry::rollout_registry_client::RolloutRegistryClient;
+use tailor_serverkit::client::Client;
+use tailor_serverkit::status::code_of;
+use tailor_serverkit::{Settings, connect, server};
+use tonic::{Code, Status};
+
+pub use self::table::{Route, Table};
+use crate::error::{Error, Result};
+
+/// What a reference means, and who said so.
+#[derive(Debug, Clone)]
+pub struct Found {
+    pub route: Arc<Route>,
+    pub from_table: bool,
+}
+
+pub struct Routes {
+    registry: Client,
+    table: Table,
+    fresh: Duration,
+    grace: Duration,
+}
+
+impl Routes {
+    pub fn new(settings: &Settings) -> Result<Self> {
+        Ok(Self {
+            registry: connect("registry", &settings.services.registry, settings.auth.token.as_deref())?,
+            table: Table::default(),
+            fresh: Duration::from_millis(settings.gateway.alias_ttl_ms),
+            grace: Duration::from_millis(settings.gateway.outage_grace_ms),
+        })
+    }
+
+    pub fn registry(&self) -> AdapterRegistryClient<Client> {
+        AdapterRegistryClient::new(self.registry.clone()).max_decoding_message_size(server::max_message_bytes())
+    }
+
+    pub fn rollouts(&self) -> RolloutRegistryClient<Client> {
+        RolloutRegistryClient::new(self.registry.clone())
+    }
+
+    pub fn table(&self) -> &Table {
+        &self.table
+    }
+
+    /// What a reference means now.
+    ///
+    /// # Errors
+    /// The reference is none, or the registry's answer: NOT_FOUND, or UNAVAILABLE for longer than the grace.
+    pub async fn find(&self, reference: &str) -> Result<Found> {
+        let reference: AdapterRef = reference.parse()?;
+        let Selector::Alias(alias) = &reference.selector else {
+            let target = self.resolve(&reference.to_string()).await.map_err(Error::service("registry"))?;
+            return Ok(Found { route: Arc::new(Route::fixed(target)), from_table: false });
+        };
+        let known = self.table.find(reference.adapter.as_str(), alias.as_str());
+        if let Some(route) = &known
+            && self.table.confirmed_within(self.fresh)
+            && route.target.is_some()
+        {
+            return Ok(Found { route: route.clone(), from_table: true });
+        }
+        match self.ask(&reference, alias).await {
+            Ok(route) => Ok(Found { route: Arc::new(route), from_table: false }),
+            Err(status) => match known {
+                Some(route)
+                    if code_of(&status) == ErrorCode::Unavailable
+                        && route.target.is_some()
+                        && self.table.confirmed_within(self.grace) =>
+                {
+                    tracing::debug!(%reference, "no registry answers; the alias goes on meaning what it last meant");
+                    Ok(Found { route, from_table: true })
+                }
+                _ => Err(Error::Service { service: "registry", status: Box::new(status) }),
+            },
+        }
+    }
+
+    /// The registry's answer for an alias, its rollout with it.
+    async fn ask(&self, reference: &AdapterRef, alias: &AliasName) -> Result<Route, Status> {
+        let target = self.resolve(&reference.to_string()).await?;
+        let request = registry::GetRolloutRequest { adapter: reference.adapter.to_string(), alias: alias.to_string() };
+        let rollout = match self.rollouts().get_rollout(request).await {
+            Ok(rollout) => rollout.into_inner(),
+            Err(status) if status.code() == Code::NotFound => return Ok(Route::fixed(target)),
+            Err(status) => return Err(status),
+        };
+        // Between the two answers the alias may have moved: then the rollout is of another target and does not count.
+        let splits =
+            matches!(rollout.state.as_str(), "RUNNING" | "PROMOTING") && rollout.stable_version == target.version;
+        if !splits {
+            return Ok(Route::fixed(target));
+        }
+        let canary = self.version(&target.adapter, Version(rollout.canary_version)).await?;
+        let alias_seq = rollout.alias_sequence;
+        let rollout = Rollout::try_from(rollout).map_err(|error| Status::internal(error.to_string()))?;
+        Ok(Route { alias_seq, target: Some(target), rollout: Some(rollout), canary: Some(canary), previous: None })
+    }
+
+    pub async fn resolve(&self, reference: &str) -> Result<registry::AdapterVersion, Status> {
+        let request = registry::ResolveRequest { reference: reference.to_owned() };
+        Ok(self.registry().resolve(request).await?.into_inner())
+    }
+
+    pub async fn version(&self, adapter: &str, version: Version) -> Result<registry::AdapterVersion, Status> {
+        let request = registry::GetVersionRequest { adapter: adapter.to_owned(), version: version.0 };
+        Ok(self.registry().get_version(request).await?.into_inner())
+    }
+
+    /// Waits until this table has a rollout's entry, so that whoever asked for it finds it in force; not for long, since the
+    /// entry holds whether it is here yet or not.
+    pub async fn reached(&self, adapter: &AdapterName, alias: &AliasName, seq: u64) {
+        const PATIENCE: Duration = Duration::from_secs(2);
+        let mut changed = self.table.changed();
+        let reached = async {
+            loop {
+                let route = self.table.find(adapter.as_str(), alias.as_str());
+                let has = route.and_then(|route| route.rollout.as_ref().map(|rollout| rollout.seq));
+                if has.is_some_and(|has| has >= seq) || changed.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(PATIENCE, reached).await;
+    }
+}
