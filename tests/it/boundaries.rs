@@ -112,6 +112,11 @@ fn only_one_crate_paints() {
 }
 
 #[test]
+fn only_one_crate_follows_grammars() {
+    only(&Workspace::read().users("llguidance"), &["tailor-constrain"], "llguidance");
+}
+
+#[test]
 fn only_one_crate_and_the_tests_know_opentelemetry() {
     for library in ["opentelemetry", "opentelemetry_sdk", "opentelemetry-otlp"] {
         only(&Workspace::read().users(library), &["tailor-serverkit"], library);

@@ -1,6 +1,8 @@
 //! The whole system from outside. `cargo xtask test` builds the programs and brings the peers; alone it runs with
 //! `cargo build --workspace --bins && cargo nextest run -p tailor-tests`.
 
+mod adapter_faults;
+mod admission;
 mod bad_input;
 mod boundaries;
 mod clock;
@@ -13,6 +15,7 @@ mod golden;
 mod hub;
 mod job_files;
 mod kinds;
+mod openai;
 mod otlp;
 mod plan;
 mod reflection;

@@ -173,6 +173,21 @@ pub struct Generate {
     pub top_p: f32,
     #[arg(long, default_value_t = 0)]
     pub top_k: u32,
+    /// Keeps tokens at least so likely as this share of the likeliest.
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
+    pub min_p: f32,
+    /// Above 1 makes what was said less likely.
+    #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
+    pub repetition_penalty: f32,
+    /// A text that ends the answer; may be given several times.
+    #[arg(long)]
+    pub stop: Vec<String>,
+    /// A file with the JSON schema that the answer follows.
+    #[arg(long, conflicts_with = "regex")]
+    pub json_schema: Option<std::path::PathBuf>,
+    /// A pattern that the whole answer matches.
+    #[arg(long)]
+    pub regex: Option<String>,
     #[arg(long)]
     pub seed: Option<u64>,
     /// Take the prompt as it is, no template.

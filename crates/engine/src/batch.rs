@@ -1,169 +1,315 @@
-//! The sequences that are being decoded together, whatever adapters they use. They come and go between steps.
+//! The sequences that are worked on together, whatever adapters they use. They come and go between steps.
 //!
-//! A step that fails is nobody's verdict: each of its sequences is brought back alone from its tokens, and only those that
-//! fail alone are given up. A sequence never sees what else is in the batch.
+//! A step takes one token of everybody who answers, and fills up with pieces of the prompts of those who have come, so that
+//! a long prompt holds up nobody's answer (Sarathi, arXiv 2308.16369). All of it is one flat batch: nothing is padded,
+//! neither to the longest prompt nor to the largest rank.
+//!
+//! A step that fails is nobody's verdict: each of its sequences goes again alone, and only those that fail alone are given
+//! up. A sequence never sees what else is in the batch.
 
-use tailor_models::{Base, Decoding, LoraSet, Pass, Routes};
+use std::collections::HashSet;
+use std::time::Instant;
+
+use tailor_models::{BLOCK_TOKENS, Base, EncoderInput, KvPool, Segment};
 use tailor_torch::guarded;
 use tch::Tensor;
 
+use crate::blocks::{Blocks, Name};
 use crate::error::Error;
+use crate::meter::Usage;
 use crate::sequence::Sequence;
 
-/// Prompt positions, padding included, that are read in one pass.
-const MAX_PROMPT_POSITIONS: usize = 1 << 13;
-
-#[derive(Default)]
 pub struct Batch {
-    /// In the order of the decoding's rows.
     sequences: Vec<Sequence>,
-    /// None exactly when there is no sequence.
-    decoding: Option<Decoding>,
+    pool: KvPool,
+    blocks: Blocks,
+    max_batch: usize,
+    /// Tokens in one step, but for one of each that answers.
+    max_step_tokens: usize,
+    done: Done,
+}
+
+/// What has been done since it was last asked for.
+#[derive(Default)]
+pub struct Done {
+    pub steps: u64,
+    pub prompt_tokens: u64,
+    pub cached_tokens: u64,
+    pub made_tokens: u64,
+    /// What the sequences that ended might have come to, in tokens.
+    pub released_tokens: usize,
+}
+
+/// New tokens of one sequence in a step.
+struct Piece {
+    sequence: usize,
+    count: usize,
 }
 
 impl Batch {
-    pub fn len(&self) -> usize {
-        self.sequences.len()
+    pub fn new(pool: KvPool, max_batch: usize, max_step_tokens: usize) -> Self {
+        let blocks = Blocks::new(pool.blocks());
+        Self { sequences: Vec::new(), pool, blocks, max_batch, max_step_tokens, done: Done::default() }
     }
 
     pub fn is_empty(&self) -> bool {
         self.sequences.is_empty()
     }
 
-    /// Reads the prompts of new sequences, says their first tokens, and takes them in.
-    pub fn admit(&mut self, base: &Base, mut fresh: Vec<Sequence>) {
-        // Prompts of like length together, so that little is padded.
-        fresh.sort_by_key(|sequence| sequence.prompt.len());
-        while !fresh.is_empty() {
-            let rest = fresh.split_off(prompts_in_one_pass(&fresh));
-            self.admit_together(base, std::mem::replace(&mut fresh, rest));
-        }
+    /// Whether a sequence could ever be taken in, if it were alone.
+    pub fn could_take(&self, sequence: &Sequence) -> bool {
+        sequence.need() <= self.blocks.total()
     }
 
-    fn admit_together(&mut self, base: &Base, fresh: Vec<Sequence>) {
-        let prompts: Vec<Vec<u32>> = fresh.iter().map(|sequence| sequence.prompt.clone()).collect();
-        match run(&fresh, base, |pass| base.start(&prompts, pass)) {
-            Ok((logits, decoding)) => self.take_in(base, fresh, logits, decoding),
-            Err(error) => match <[Sequence; 1]>::try_from(fresh) {
-                Ok([alone]) => alone.fail(error),
-                Err(several) => several.into_iter().for_each(|sequence| self.admit_together(base, vec![sequence])),
-            },
-        }
+    /// Promises a sequence all the room that it may need. False where there is not so much now.
+    pub fn promise(&mut self, sequence: &Sequence) -> bool {
+        self.sequences.len() < self.max_batch && self.blocks.reserve(sequence.need())
     }
 
-    /// One token for every sequence.
+    /// Takes in a sequence that was promised its room.
+    pub fn admit(&mut self, mut sequence: Sequence) {
+        sequence.promised = sequence.need();
+        self.sequences.push(sequence);
+    }
+
+    /// One token for every sequence that answers, a piece of the prompt of others.
     pub fn step(&mut self, base: &Base) {
-        self.keep(|sequence| !sequence.is_abandoned());
-        let Some(mut decoding) = self.decoding.take() else { return };
-        let sequences = std::mem::take(&mut self.sequences);
-        let tokens: Vec<u32> = sequences.iter().filter_map(|sequence| sequence.made.last().copied()).collect();
-        match run(&sequences, base, |pass| base.step(&tokens, &mut decoding, pass)) {
-            Ok(logits) => self.take_in(base, sequences, logits, decoding),
-            Err(error) => {
-                tracing::warn!(%error, sequences = sequences.len(), "a step failed; going on one by one");
-                sequences.into_iter().for_each(|sequence| self.bring_back(base, sequence));
+        let now = Instant::now();
+        self.keep(|sequence| {
+            if sequence.is_late(now) {
+                sequence.fail(Error::Deadline);
+                return false;
             }
+            !sequence.is_abandoned()
+        });
+        self.encode(base);
+        let pieces = self.plan();
+        if pieces.is_empty() {
+            return;
         }
+        self.done.steps += 1;
+        let mut over = HashSet::new();
+        match self.run(base, &pieces) {
+            Ok(logits) => self.take_in(base, &pieces, logits, &mut over),
+            Err(error) if pieces.len() > 1 => {
+                tracing::warn!(%error, sequences = pieces.len(), "a step failed; its sequences go again one by one");
+                for piece in pieces {
+                    let alone = [piece];
+                    match self.run(base, &alone) {
+                        Ok(logits) => self.take_in(base, &alone, logits, &mut over),
+                        Err(error) => self.give_up(alone[0].sequence, error, &mut over),
+                    }
+                }
+            }
+            Err(error) => self.give_up(pieces[0].sequence, error, &mut over),
+        }
+        let mut number = 0..;
+        self.keep(|_| number.next().is_some_and(|at| !over.contains(&at)));
     }
 
     /// Fails every sequence, e.g. when the engine stops.
     pub fn abort(&mut self, error: &Error) {
-        self.decoding = None;
-        std::mem::take(&mut self.sequences).iter().for_each(|sequence| sequence.fail(error.clone()));
-    }
-
-    /// Runs a sequence alone from its first token to where it was, and one further.
-    fn bring_back(&mut self, base: &Base, sequence: Sequence) {
-        let alone = vec![sequence];
-        let replayed = run(&alone, base, |pass| {
-            let (mut logits, mut decoding) = base.start(&[alone[0].prompt.clone()], pass)?;
-            for token in &alone[0].made {
-                logits = base.step(&[*token], &mut decoding, pass)?;
-            }
-            Ok((logits, decoding))
+        self.keep(|sequence| {
+            sequence.fail(error.clone());
+            false
         });
-        match replayed {
-            Ok((logits, decoding)) => self.take_in(base, alone, logits, decoding),
-            Err(error) => alone.iter().for_each(|sequence| sequence.fail(error.clone())),
-        }
     }
 
-    /// Lets each sequence take its logits, and joins those that go on to the others.
-    ///
-    /// # Shapes
-    /// `logits`: (B, V), a row for each sequence.
-    fn take_in(&mut self, base: &Base, sequences: Vec<Sequence>, logits: Tensor, decoding: Decoding) {
-        let rows = match guarded(|| Ok::<_, tailor_torch::Error>(Vec::<Vec<f32>>::try_from(&logits)?)) {
+    pub fn done(&mut self) -> Done {
+        std::mem::take(&mut self.done)
+    }
+
+    pub fn show(&self, usage: &mut Usage) {
+        usage.running = self.sequences.len();
+        usage.kv_blocks = self.blocks.total();
+        usage.kv_blocks_held = self.blocks.held();
+    }
+
+    /// Who goes through the model in this step, and with how many tokens.
+    fn plan(&mut self) -> Vec<Piece> {
+        let mut left = self.max_step_tokens;
+        // What those who read are on their way to compute: whoever begins the same waits for it.
+        let reading = self.sequences.iter().filter(|sequence| sequence.begun && sequence.is_reading());
+        let mut coming: HashSet<Name> = reading.flat_map(|sequence| sequence.upcoming()).copied().collect();
+        let mut pieces = Vec::new();
+        for at in 0..self.sequences.len() {
+            let sequence = &self.sequences[at];
+            if !sequence.is_encoded() {
+                continue;
+            }
+            if sequence.is_reading() && left == 0 {
+                continue;
+            }
+            if !sequence.begun && !self.begin(at, &mut coming) {
+                continue;
+            }
+            let sequence = &self.sequences[at];
+            let count = if sequence.is_reading() { sequence.pending().min(left) } else { sequence.pending() };
+            left = left.saturating_sub(count);
+            if self.make_room(at, count) {
+                pieces.push(Piece { sequence: at, count });
+            }
+        }
+        pieces
+    }
+
+    /// Takes over what is in the cache of a sequence's beginning. False where another is just computing what comes next.
+    fn begin(&mut self, at: usize, coming: &mut HashSet<Name>) -> bool {
+        let sequence = &mut self.sequences[at];
+        let known = sequence.shareable().iter().take_while(|name| self.blocks.knows(name)).count();
+        if sequence.shareable().get(known).is_some_and(|next| coming.contains(next)) {
+            return false;
+        }
+        let names: Vec<Name> = sequence.shareable()[..known].to_vec();
+        sequence.blocks = names.iter().filter_map(|name| self.blocks.share(name)).collect();
+        sequence.promised -= sequence.blocks.len();
+        sequence.found(sequence.blocks.len());
+        sequence.begun = true;
+        self.done.cached_tokens += sequence.computed as u64;
+        coming.extend(sequence.upcoming());
+        true
+    }
+
+    /// Sees to it that the next `count` tokens of a sequence have their places.
+    fn make_room(&mut self, at: usize, count: usize) -> bool {
+        let sequence = &mut self.sequences[at];
+        let needed = (sequence.computed + count).div_ceil(BLOCK_TOKENS);
+        while sequence.blocks.len() < needed {
+            let Some(block) = self.blocks.take() else { return false };
+            sequence.promised = sequence.promised.saturating_sub(1);
+            sequence.blocks.push(block);
+        }
+        true
+    }
+
+    /// One guarded pass, each sequence with its own adapter → (M, V): a row for each whose prompt has been read.
+    fn run(&self, base: &Base, pieces: &[Piece]) -> Result<Tensor, Error> {
+        let segments = pieces.iter().map(|piece| {
+            let sequence = &self.sequences[piece.sequence];
+            let end = sequence.computed + piece.count;
+            Segment {
+                tokens: &sequence.tokens[sequence.computed..end],
+                past: sequence.computed,
+                blocks: &sequence.blocks,
+                cross: sequence.encoder.as_ref().map(|side| (side.blocks.as_slice(), side.tokens.len())),
+                adapter: sequence.set(),
+                logits: end == sequence.tokens.len(),
+            }
+        });
+        let segments: Vec<Segment<'_>> = segments.collect();
+        guarded(|| base.advance(&segments, &self.pool)).map_err(|error| Error::model(&error))
+    }
+
+    /// Lets each sequence take its logits; notes who is over.
+    fn take_in(&mut self, base: &Base, pieces: &[Piece], logits: Tensor, over: &mut HashSet<usize>) {
+        let read = || match logits.size()[0] {
+            0 => Ok::<_, tailor_torch::Error>(Vec::new()),
+            _ => Ok(Vec::<Vec<f32>>::try_from(&logits)?),
+        };
+        let rows = match guarded(read) {
             Ok(rows) => rows,
             Err(error) => {
                 let error = Error::device(&error);
-                return sequences.iter().for_each(|sequence| sequence.fail(error.clone()));
+                return pieces.iter().for_each(|piece| self.give_up(piece.sequence, error.clone(), over));
             }
         };
         let eos = base.config().eos_token_ids();
-        let (mut going, mut kept) = (Vec::new(), Vec::new());
-        for (row, (mut sequence, logits)) in sequences.into_iter().zip(&rows).enumerate() {
-            if sequence.advance(logits, eos) {
-                kept.push(row);
-                going.push(sequence);
+        let mut rows = rows.into_iter();
+        for piece in pieces {
+            let sequence = &mut self.sequences[piece.sequence];
+            if sequence.is_reading() {
+                self.done.prompt_tokens += piece.count as u64;
+            }
+            for (block, name) in sequence.computed(piece.count) {
+                self.blocks.name(block, name);
+            }
+            if sequence.pending() > 0 {
+                continue;
+            }
+            let Some(mut row) = rows.next() else { continue };
+            self.done.made_tokens += 1;
+            if !sequence.advance(&mut row, eos) {
+                over.insert(piece.sequence);
             }
         }
-        let mut newcomers = Batch { sequences: going, decoding: Some(decoding) };
-        newcomers.narrow(&kept, rows.len());
-        self.join(newcomers);
     }
 
-    fn join(&mut self, other: Self) {
-        let (Some(theirs), sequences) = (other.decoding, other.sequences) else { return };
-        let joined = match self.decoding.take() {
-            None => Ok(theirs),
-            Some(ours) => guarded(|| Ok::<_, tailor_torch::Error>(ours.join(theirs))),
-        };
-        self.sequences.extend(sequences);
-        match joined {
-            Ok(decoding) => self.decoding = Some(decoding),
-            // Memory, most likely: the caches of both are gone, so nobody can go on.
-            Err(error) => self.abort(&Error::device(&error)),
+    fn give_up(&mut self, at: usize, error: Error, over: &mut HashSet<usize>) {
+        self.sequences[at].fail(error);
+        over.insert(at);
+    }
+
+    /// Runs the encoder for those who wait for it, as many as a step may hold.
+    fn encode(&mut self, base: &Base) {
+        let mut fresh = Vec::new();
+        let (mut tokens, mut first_names) = (0, HashSet::new());
+        for (at, sequence) in self.sequences.iter_mut().enumerate() {
+            let Some(side) = sequence.encoder.as_mut().filter(|side| !side.ready) else { continue };
+            if side.blocks.is_empty() && side.names.iter().all(|name| self.blocks.knows(name)) {
+                side.blocks = side.names.iter().filter_map(|name| self.blocks.share(name)).collect();
+                sequence.promised = sequence.promised.saturating_sub(side.blocks.len());
+                sequence.cached = side.tokens.len();
+                self.done.cached_tokens += side.tokens.len() as u64;
+                side.ready = true;
+                continue;
+            }
+            let full = tokens > 0 && tokens + side.tokens.len() > self.max_step_tokens;
+            // The same input once: the others find it in the cache in the next step.
+            if full || side.names.first().is_some_and(|name| !first_names.insert(*name)) {
+                continue;
+            }
+            while side.blocks.len() < side.names.len() {
+                let Some(block) = self.blocks.take() else { break };
+                sequence.promised = sequence.promised.saturating_sub(1);
+                side.blocks.push(block);
+            }
+            tokens += side.tokens.len();
+            fresh.push(at);
         }
-    }
-
-    fn keep(&mut self, stays: impl Fn(&Sequence) -> bool) {
-        let rows = self.sequences.len();
-        let kept: Vec<usize> = (0..rows).filter(|row| stays(&self.sequences[*row])).collect();
-        self.sequences.retain(stays);
-        self.narrow(&kept, rows);
-    }
-
-    /// Keeps these of the decoding's `rows`.
-    fn narrow(&mut self, kept: &[usize], rows: usize) {
-        if kept.is_empty() {
-            self.decoding = None;
+        if fresh.is_empty() {
             return;
         }
-        let Some(decoding) = self.decoding.as_mut().filter(|_| kept.len() < rows) else { return };
-        if let Err(error) = guarded(|| decoding.keep(kept)) {
-            self.abort(&Error::model(&error));
+        self.done.prompt_tokens += tokens as u64;
+        let mut over = HashSet::new();
+        if self.run_encoder(base, &fresh).is_err() {
+            for at in fresh.clone() {
+                if let Err(error) = self.run_encoder(base, &[at]) {
+                    self.give_up(at, error, &mut over);
+                }
+            }
         }
+        for at in fresh {
+            let Some(side) = self.sequences[at].encoder.as_mut().filter(|_| !over.contains(&at)) else { continue };
+            side.ready = true;
+            side.blocks.iter().zip(&side.names).for_each(|(block, name)| self.blocks.name(*block, *name));
+        }
+        let mut number = 0..;
+        self.keep(|_| number.next().is_some_and(|at| !over.contains(&at)));
     }
-}
 
-/// One guarded pass with each sequence's own adapter.
-fn run<T>(
-    sequences: &[Sequence],
-    base: &Base,
-    work: impl FnOnce(&Pass<'_>) -> tailor_models::Result<T>,
-) -> Result<T, Error> {
-    guarded(|| {
-        let sets: Vec<Option<&LoraSet>> = sequences.iter().map(Sequence::set).collect();
-        let routes = Routes::new(&sets, base.device());
-        work(&Pass::rows(&routes))
-    })
-    .map_err(|error| Error::model(&error))
-}
+    fn run_encoder(&self, base: &Base, fresh: &[usize]) -> Result<(), Error> {
+        let inputs = fresh.iter().filter_map(|&at| {
+            let sequence = &self.sequences[at];
+            let side = sequence.encoder.as_ref()?;
+            Some(EncoderInput { tokens: &side.tokens, blocks: &side.blocks, adapter: sequence.set() })
+        });
+        let inputs: Vec<EncoderInput<'_>> = inputs.collect();
+        guarded(|| base.encode_pages(&inputs, &self.pool)).map_err(|error| Error::model(&error))
+    }
 
-/// How many of these prompts, sorted by length, fit one pass; at least one.
-fn prompts_in_one_pass(fresh: &[Sequence]) -> usize {
-    let fits = |(index, sequence): (usize, &Sequence)| sequence.prompt.len() * (index + 1) <= MAX_PROMPT_POSITIONS;
-    let count = fresh.iter().enumerate().take_while(|entry| fits((entry.0, entry.1))).count();
-    count.max(1)
+    /// Lets go of the sequences that do not stay, and of all that they held.
+    fn keep(&mut self, mut stays: impl FnMut(&Sequence) -> bool) {
+        let (blocks, done) = (&mut self.blocks, &mut self.done);
+        self.sequences.retain_mut(|sequence| {
+            if stays(sequence) {
+                return true;
+            }
+            let encoder = sequence.encoder.iter().flat_map(|side| &side.blocks);
+            // From the end, so that beginnings stay in the cache longest.
+            sequence.blocks.iter().rev().chain(encoder).for_each(|block| blocks.release(*block));
+            blocks.unreserve(sequence.promised);
+            done.released_tokens += sequence.cost();
+            false
+        });
+    }
 }

@@ -1,5 +1,7 @@
 //! What can go wrong when serving, by what the caller can do about it.
 
+use std::time::Duration;
+
 use tailor_domain::{Digest, ErrorCode};
 
 #[derive(Debug, Clone, thiserror::Error)]
@@ -15,7 +17,16 @@ pub enum Error {
     #[error("the base at {folder} cannot be loaded: {problem}")]
     Base { folder: String, code: ErrorCode, problem: String },
     #[error("{waiting} requests are waiting already, the limit is {limit}; try again later or raise max_queue")]
-    QueueFull { waiting: usize, limit: usize },
+    QueueFull { waiting: usize, limit: usize, retry_after: Duration },
+    #[error(
+        "requests for {waiting} tokens are waiting already and this one may come to {asked}, the limit is {limit}; \
+         try again later, ask for fewer, or raise max_queue_tokens"
+    )]
+    TokensFull { waiting: usize, asked: usize, limit: usize, retry_after: Duration },
+    #[error("the deadline passed before the answer was complete; allow more time or ask for fewer tokens")]
+    Deadline,
+    #[error("the answer cannot take the form that was asked for: {0}")]
+    Constraint(String),
     #[error("the device ran out of memory: {0}; lower max_batch, or ask for fewer tokens")]
     OutOfMemory(String),
     #[error("the model failed on this sequence: {0}")]
@@ -31,14 +42,24 @@ impl Error {
             Self::UnknownAdapter { .. } => ErrorCode::NotFound,
             Self::AdapterRefused { .. } => ErrorCode::FailedPrecondition,
             Self::Base { code, .. } => *code,
-            Self::QueueFull { .. } | Self::OutOfMemory(_) => ErrorCode::ResourceExhausted,
+            Self::QueueFull { .. } | Self::TokensFull { .. } | Self::OutOfMemory(_) => ErrorCode::ResourceExhausted,
             Self::Unloading { .. } | Self::Stopped => ErrorCode::Unavailable,
+            Self::Deadline => ErrorCode::Cancelled,
+            Self::Constraint(_) => ErrorCode::InvalidArgument,
             Self::Step(_) => ErrorCode::Internal,
         }
     }
 
     pub fn retryable(&self) -> bool {
         self.code().retryable()
+    }
+
+    /// When to come again, where the engine knows better than anybody.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::QueueFull { retry_after, .. } | Self::TokensFull { retry_after, .. } => Some(*retry_after),
+            _ => None,
+        }
     }
 
     pub(crate) fn model(error: &tailor_models::Error) -> Self {

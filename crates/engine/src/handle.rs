@@ -1,6 +1,7 @@
 //! The engine's handle: cloneable, async, and the only way to the thread that owns the model.
 //!
-//! Everything is bounded: requests that wait hold a permit each and the next one is refused; a stream's channel holds
+//! Everything is bounded: requests that wait hold a permit each, and one for each token they may come to, and the next
+//! one is refused; a stream's channel holds
 //! as many events as its job can make, so that a slow reader never holds the device.
 
 use std::collections::BTreeMap;
@@ -12,7 +13,8 @@ use tailor_domain::Digest;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::error::Error;
-use crate::job::{Command, Event, GenerateJob, Queued, ScoreJob};
+use crate::job::{Command, Event, GenerateJob, Place, Queued, ScoreJob};
+use crate::meter::{Meter, Usage};
 use crate::options::{EngineInfo, EngineOptions, ResidentAdapter};
 use crate::worker::Worker;
 
@@ -33,6 +35,10 @@ struct Inner {
     /// One permit for each request that has not been started yet.
     waiting: Arc<Semaphore>,
     max_queue: usize,
+    /// One permit for each token that those may come to.
+    waiting_tokens: Arc<Semaphore>,
+    max_queue_tokens: usize,
+    meter: Arc<Meter>,
     info: EngineInfo,
     resident: Shown,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -45,14 +51,16 @@ impl Engine {
     /// The options are out of their limits, or the folder is no base that can be loaded.
     pub async fn start(base_dir: PathBuf, options: EngineOptions) -> Result<Self, Error> {
         options.validate()?;
-        let max_queue = options.max_queue;
+        let EngineOptions { max_queue, max_queue_tokens, .. } = options;
         let (commands, inbox) = mpsc::channel(COMMAND_SLOTS);
         let (ready, loaded) = oneshot::channel();
         let resident = Shown::default();
         let shown = Arc::clone(&resident);
+        let meter = Arc::new(Meter::default());
+        let measured = Arc::clone(&meter);
         let thread = std::thread::Builder::new()
             .name("tailor-engine".into())
-            .spawn(move || match Worker::load(&base_dir, options, inbox, shown) {
+            .spawn(move || match Worker::load(&base_dir, options, inbox, shown, measured) {
                 Ok(worker) => {
                     if ready.send(Ok(worker.info())).is_ok() {
                         worker.run();
@@ -67,6 +75,9 @@ impl Engine {
                 commands: Some(commands),
                 waiting: Arc::new(Semaphore::new(max_queue)),
                 max_queue,
+                waiting_tokens: Arc::new(Semaphore::new(max_queue_tokens)),
+                max_queue_tokens,
+                meter,
                 info,
                 resident,
                 thread: Mutex::new(Some(thread)),
@@ -76,6 +87,13 @@ impl Engine {
 
     pub fn info(&self) -> EngineInfo {
         self.inner.info.clone()
+    }
+
+    /// What it holds and has done by now.
+    pub fn usage(&self) -> Usage {
+        let waiting = self.inner.max_queue - self.inner.waiting.available_permits();
+        let waiting_tokens = self.inner.max_queue_tokens - self.inner.waiting_tokens.available_permits();
+        Usage { waiting, waiting_tokens, ..self.inner.meter.usage() }
     }
 
     /// Makes an adapter resident under its digest. Idempotent.
@@ -109,7 +127,7 @@ impl Engine {
         job.validate(&self.inner.info)?;
         // Every token and the end: the thread never waits for a reader.
         let (events, stream) = mpsc::channel(job.max_new_tokens as usize + 1);
-        let place = self.queue_up()?;
+        let place = self.queue_up(job.cost())?;
         self.ask(|reply| Command::Generate(Queued { job, place, reply }, events)).await?;
         Ok(stream)
     }
@@ -120,15 +138,24 @@ impl Engine {
     /// As for [`Self::generate`].
     pub async fn score(&self, job: ScoreJob) -> Result<Vec<Option<f32>>, Error> {
         job.validate(&self.inner.info)?;
-        let place = self.queue_up()?;
+        let place = self.queue_up(job.prompt_ids.len() + job.token_ids.len())?;
         self.ask(|reply| Command::Score(Queued { job, place, reply })).await
     }
 
-    fn queue_up(&self) -> Result<tokio::sync::OwnedSemaphorePermit, Error> {
-        let limit = self.inner.max_queue;
-        Arc::clone(&self.inner.waiting)
-            .try_acquire_owned()
-            .map_err(|_| Error::QueueFull { waiting: limit - self.inner.waiting.available_permits(), limit })
+    fn queue_up(&self, tokens: usize) -> Result<Place, Error> {
+        let Inner { max_queue, max_queue_tokens, .. } = *self.inner;
+        let waiting = max_queue_tokens - self.inner.waiting_tokens.available_permits();
+        let retry_after = self.inner.meter.retry_after(waiting);
+        let request = Arc::clone(&self.inner.waiting).try_acquire_owned().map_err(|_| {
+            let waiting = max_queue - self.inner.waiting.available_permits();
+            Error::QueueFull { waiting, limit: max_queue, retry_after }
+        })?;
+        // A single request of any length may wait if nothing else does.
+        let permits = u32::try_from(tokens.min(max_queue_tokens)).unwrap_or(u32::MAX);
+        let tokens = Arc::clone(&self.inner.waiting_tokens)
+            .try_acquire_many_owned(permits)
+            .map_err(|_| Error::TokensFull { waiting, asked: tokens, limit: max_queue_tokens, retry_after })?;
+        Ok(Place { _request: request, _tokens: tokens })
     }
 
     async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<Result<T, Error>>) -> Command) -> Result<T, Error> {

@@ -1,13 +1,17 @@
 //! What callers ask of the engine and what comes back, and how both travel to the thread.
 
+use std::time::Instant;
+
 use tailor_domain::Digest;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
+use crate::constraint::Constraint;
 use crate::error::Error;
+use crate::logprobs::{Logprobs, MAX_TOP_LOGPROBS};
 use crate::options::{EngineInfo, ResidentAdapter};
 use crate::sampling::Sampling;
 
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct GenerateJob {
     /// A decoder's prefix; an encoder-decoder's input.
     pub prompt_ids: Vec<u32>,
@@ -15,6 +19,38 @@ pub struct GenerateJob {
     pub adapter: Option<Digest>,
     pub sampling: Sampling,
     pub max_new_tokens: u32,
+    /// Tokens that end the answer beside the model's own; not part of it.
+    pub stop_ids: Vec<u32>,
+    /// What the answer must be; None is anything.
+    pub constraint: Option<Box<dyn Constraint>>,
+    /// Log-probabilities of each token, and of so many of the likeliest in its place.
+    pub top_logprobs: Option<u8>,
+    /// Whose request it is: tenants share the device fairly.
+    pub tenant: String,
+    /// When nobody will want the answer any more.
+    pub deadline: Option<Instant>,
+}
+
+impl GenerateJob {
+    /// Greedy, up to `max_new_tokens`.
+    pub fn new(prompt_ids: Vec<u32>, adapter: Option<Digest>, max_new_tokens: u32) -> Self {
+        Self {
+            prompt_ids,
+            adapter,
+            sampling: Sampling::GREEDY,
+            max_new_tokens,
+            stop_ids: Vec::new(),
+            constraint: None,
+            top_logprobs: None,
+            tenant: String::new(),
+            deadline: None,
+        }
+    }
+
+    /// Tokens that it may come to.
+    pub fn cost(&self) -> usize {
+        self.prompt_ids.len().saturating_add(self.max_new_tokens as usize)
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -27,15 +63,22 @@ pub struct ScoreJob {
     pub adapter: Option<Digest>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Event {
-    Token { id: u32 },
-    End { reason: EndReason },
+    Token {
+        id: u32,
+        logprobs: Option<Box<Logprobs>>,
+    },
+    /// `cached_tokens`: of the prompt, those that an earlier request had computed already.
+    End {
+        reason: EndReason,
+        cached_tokens: u32,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EndReason {
-    /// The model ended its answer.
+    /// The model ended its answer, or it is all that the constraint allows.
     Stop,
     /// `max_new_tokens` were made.
     Length,
@@ -58,6 +101,11 @@ impl GenerateJob {
         }
         if self.max_new_tokens == 0 {
             return Err(Error::Invalid("max_new_tokens is 0; ask for at least 1".into()));
+        }
+        if let Some(top) = self.top_logprobs.filter(|top| *top > MAX_TOP_LOGPROBS) {
+            return Err(Error::Invalid(format!(
+                "{top} top log-probabilities are asked for, at most {MAX_TOP_LOGPROBS} are given"
+            )));
         }
         check_ids("prompt", &self.prompt_ids, info)?;
         check_length(self.prompt_ids.len(), self.max_new_tokens as usize, info)
@@ -100,11 +148,17 @@ fn check_length(prompt: usize, answer: usize, info: &EngineInfo) -> Result<(), E
     )))
 }
 
+/// A place in the queue: one of the requests, and so many of the tokens that may wait.
+pub(crate) struct Place {
+    pub _request: OwnedSemaphorePermit,
+    pub _tokens: OwnedSemaphorePermit,
+}
+
 /// A request in the thread's queue.
 pub(crate) struct Queued<J, T> {
     pub job: J,
     /// Its place in the bounded queue, given back when work on it begins.
-    pub place: OwnedSemaphorePermit,
+    pub place: Place,
     pub reply: oneshot::Sender<Result<T, Error>>,
 }
 

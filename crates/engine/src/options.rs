@@ -9,8 +9,14 @@ use crate::error::Error;
 pub struct EngineOptions {
     /// Requests that may wait for the device; the next one is refused.
     pub max_queue: usize,
+    /// Tokens that the requests that wait may come to, prompts and answers together.
+    pub max_queue_tokens: usize,
     /// Sequences in one step.
     pub max_batch: usize,
+    /// Prompt tokens in one step: fewer make long prompts slower and answers beside them steadier.
+    pub max_step_tokens: usize,
+    /// Memory for keys and values; one sequence of the greatest length fits always.
+    pub kv_bytes: u64,
     /// Longest sequence in tokens, where the base itself sets no lower limit.
     pub max_context: usize,
     /// Threads of a CPU operation; 0 leaves torch's choice.
@@ -21,26 +27,45 @@ pub struct EngineOptions {
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        Self { max_queue: 256, max_batch: 32, max_context: 8192, threads: 0, compute: Compute::default() }
+        Self {
+            max_queue: 256,
+            max_queue_tokens: 1 << 20,
+            max_batch: 32,
+            max_step_tokens: 512,
+            kv_bytes: 4 << 30,
+            max_context: 8192,
+            threads: 0,
+            compute: Compute::default(),
+        }
     }
 }
 
 impl EngineOptions {
     pub(crate) fn validate(&self) -> Result<(), Error> {
-        if !(1..=4096).contains(&self.max_batch) {
-            return Err(Error::Invalid(format!("max_batch {} is outside 1 to 4096", self.max_batch)));
-        }
-        if !(1..=1 << 20).contains(&self.max_queue) {
-            return Err(Error::Invalid(format!("max_queue {} is outside 1 to {}", self.max_queue, 1 << 20)));
-        }
-        if !(8..=1 << 20).contains(&self.max_context) {
-            return Err(Error::Invalid(format!("max_context {} is outside 8 to {}", self.max_context, 1 << 20)));
-        }
-        if self.threads > 1024 {
-            return Err(Error::Invalid(format!("threads {} is outside 0 to 1024", self.threads)));
-        }
-        Ok(())
+        within("max_batch", self.max_batch, 1..=4096)?;
+        within("max_queue", self.max_queue, 1..=1 << 20)?;
+        within("max_queue_tokens", self.max_queue_tokens, 1..=1 << 30)?;
+        within("max_step_tokens", self.max_step_tokens, 1..=1 << 20)?;
+        within("max_context", self.max_context, 8..=1 << 20)?;
+        within("threads", self.threads, 0..=1024)
     }
+
+    /// Blocks of the cache for a base whose blocks take `block_bytes`: what fits the budget, never less than one longest
+    /// sequence needs, and no more than would ever be of use.
+    pub(crate) fn kv_blocks(&self, info: &EngineInfo, block_bytes: usize) -> usize {
+        let sides = if info.is_encoder_decoder() { 2 } else { 1 };
+        let longest = sides * info.max_context.div_ceil(tailor_models::BLOCK_TOKENS);
+        let fitting = self.kv_bytes / block_bytes.max(1) as u64;
+        let useful = longest.saturating_mul(self.max_batch).saturating_mul(2);
+        usize::try_from(fitting).unwrap_or(usize::MAX).min(useful).max(longest)
+    }
+}
+
+fn within(field: &str, value: usize, limits: std::ops::RangeInclusive<usize>) -> Result<(), Error> {
+    if limits.contains(&value) {
+        return Ok(());
+    }
+    Err(Error::Invalid(format!("{field} {value} is outside {} to {}", limits.start(), limits.end())))
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -3,16 +3,20 @@
 use std::collections::VecDeque;
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
 
-use tailor_models::{Base, LoadOptions};
+use tailor_models::{Base, Config, LoadOptions};
 use tailor_torch::guarded;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TryRecvError;
 
 use crate::batch::Batch;
 use crate::error::Error;
+use crate::fair::FairQueue;
 use crate::handle::Shown;
-use crate::job::{Command, Events, GenerateJob, Queued, ScoreJob};
+use crate::job::{Command, Events, GenerateJob, Place, Queued, ScoreJob};
+use crate::meter::{Meter, Rate};
 use crate::options::{EngineInfo, EngineOptions};
 use crate::residency::{Residency, Resident};
 use crate::score::score;
@@ -20,13 +24,15 @@ use crate::sequence::Sequence;
 
 pub struct Worker {
     base: Base,
-    options: EngineOptions,
+    info: EngineInfo,
     inbox: mpsc::Receiver<Command>,
     residency: Residency,
     /// Accepted, their adapters found, not begun. Bounded by the handles' permits.
-    waiting: VecDeque<(Sequence, tokio::sync::OwnedSemaphorePermit)>,
+    waiting: FairQueue<(Sequence, Place)>,
     scoring: VecDeque<Scoring>,
     batch: Batch,
+    meter: Arc<Meter>,
+    rate: Rate,
 }
 
 struct Scoring {
@@ -44,37 +50,36 @@ impl Worker {
         options: EngineOptions,
         inbox: mpsc::Receiver<Command>,
         shown: Shown,
+        meter: Arc<Meter>,
     ) -> Result<Self, Error> {
         if options.threads > 0 {
             tch::set_num_threads(options.threads as i32);
         }
         let load = LoadOptions { compute: options.compute, ..LoadOptions::default() };
-        let base = guarded(|| Base::load(folder, &load)).map_err(|error| Error::Base {
+        let refused = |error: tailor_models::Error| Error::Base {
             folder: folder.display().to_string(),
             code: error.code(),
             problem: error.to_string(),
-        })?;
+        };
+        let base = guarded(|| Base::load(folder, &load)).map_err(refused)?;
+        let info = info(&base, options.max_context);
+        let blocks = options.kv_blocks(&info, base.block_bytes());
+        let pool = guarded(|| base.kv_pool(blocks)).map_err(refused)?;
         Ok(Self {
             base,
-            options,
+            info,
             inbox,
             residency: Residency::new(shown),
-            waiting: VecDeque::new(),
+            waiting: FairQueue::default(),
             scoring: VecDeque::new(),
-            batch: Batch::default(),
+            batch: Batch::new(pool, options.max_batch, options.max_step_tokens),
+            meter,
+            rate: Rate::new(),
         })
     }
 
     pub fn info(&self) -> EngineInfo {
-        let config = self.base.config();
-        let positions = config.max_positions().map_or(usize::MAX, |positions| positions as usize);
-        EngineInfo {
-            family: self.base.family(),
-            resident_bytes: self.base.resident_bytes() as u64,
-            max_context: positions.min(self.options.max_context),
-            vocab_size: config.vocab_size() as usize,
-            eos_ids: config.eos_token_ids().to_vec(),
-        }
+        self.info.clone()
     }
 
     /// Works until the last handle is gone.
@@ -85,15 +90,19 @@ impl Worker {
             self.admit();
             self.batch.step(&self.base);
             self.residency.let_go();
+            self.measure();
         }
         self.batch.abort(&Error::Stopped);
-        self.waiting.iter().for_each(|(sequence, _)| sequence.fail(Error::Stopped));
+        for (sequence, _) in self.waiting.remove_unless(|_| false) {
+            sequence.fail(Error::Stopped);
+        }
     }
 
     /// Takes what has come, and waits for something when there is nothing to do. False when nobody can ask any more.
     fn take_commands(&mut self) -> bool {
         let idle = self.batch.is_empty() && self.waiting.is_empty() && self.scoring.is_empty();
         if idle {
+            self.rate.pause();
             match self.inbox.blocking_recv() {
                 Some(command) => self.obey(command),
                 None => return false,
@@ -127,8 +136,21 @@ impl Worker {
         let Queued { job, place, reply } = queued;
         match self.residency.find(job.adapter.as_ref()) {
             Ok(resident) => {
+                let start = match self.base.config() {
+                    Config::Decoder(_) => None,
+                    Config::T5(config) => Some(config.decoder_start_token_id),
+                };
+                let tenant = job.tenant.clone();
+                let sequence = Sequence::new(job, start, resident, events);
+                if let Err(problem) = sequence.check_length(&self.info) {
+                    return drop(reply.send(Err(Error::Invalid(problem))));
+                }
+                if !self.batch.could_take(&sequence) {
+                    let problem = format!("{} tokens do not fit the cache; raise kv_bytes", sequence.cost());
+                    return drop(reply.send(Err(Error::Invalid(problem))));
+                }
                 if reply.send(Ok(())).is_ok() {
-                    self.waiting.push_back((Sequence::new(job, resident, events), place));
+                    self.waiting.push(&tenant, sequence.cost() as u64, (sequence, place));
                 }
             }
             Err(error) => drop(reply.send(Err(error))),
@@ -149,12 +171,42 @@ impl Worker {
     }
 
     fn admit(&mut self) {
-        let room = self.options.max_batch.saturating_sub(self.batch.len()).min(self.waiting.len());
-        let begun = self.waiting.drain(..room).map(|(sequence, _place)| sequence);
-        let fresh: Vec<Sequence> = begun.filter(|sequence| !sequence.is_abandoned()).collect();
-        if !fresh.is_empty() {
-            self.batch.admit(&self.base, fresh);
+        let now = Instant::now();
+        let stays = |(sequence, _): &(Sequence, Place)| !sequence.is_abandoned() && !sequence.is_late(now);
+        for (sequence, _) in self.waiting.remove_unless(stays) {
+            sequence.fail(Error::Deadline);
         }
+        // Whoever is next and does not fit yet is waited for: room that the small ones took would never come to the large.
+        while self.waiting.peek().is_some_and(|(sequence, _)| self.batch.promise(sequence)) {
+            if let Some((sequence, _place)) = self.waiting.pop() {
+                self.batch.admit(sequence);
+            }
+        }
+    }
+
+    fn measure(&mut self) {
+        let done = self.batch.done();
+        let drain_rate = self.rate.done(done.released_tokens, Instant::now());
+        self.meter.update(|usage| {
+            self.batch.show(usage);
+            usage.steps += done.steps;
+            usage.prompt_tokens += done.prompt_tokens;
+            usage.cached_tokens += done.cached_tokens;
+            usage.made_tokens += done.made_tokens;
+            usage.drain_rate = drain_rate;
+        });
+    }
+}
+
+fn info(base: &Base, max_context: usize) -> EngineInfo {
+    let config = base.config();
+    let positions = config.max_positions().map_or(usize::MAX, |positions| positions as usize);
+    EngineInfo {
+        family: base.family(),
+        resident_bytes: base.resident_bytes() as u64,
+        max_context: positions.min(max_context),
+        vocab_size: config.vocab_size() as usize,
+        eos_ids: config.eos_token_ids().to_vec(),
     }
 }
 

@@ -22,6 +22,8 @@ pub(crate) fn shape3(x: &Tensor) -> (i64, i64, i64) {
 pub(crate) enum Mask {
     /// Query t sees keys 0..=t, nothing is padded.
     Causal,
+    /// Every query sees every key.
+    Open,
     /// True where a query sees a key, or a term added to the scores: broadcasts to [B, H, T, S].
     Given(Tensor),
 }
@@ -37,6 +39,7 @@ pub(crate) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, mask: &Mask, scale: f64
     let grouped = q.size()[1] != k.size()[1];
     let (given, causal) = match mask {
         Mask::Causal => (None, true),
+        Mask::Open => (None, false),
         Mask::Given(mask) => (Some(mask), false),
     };
     unheads(&Tensor::scaled_dot_product_attention(q, k, v, given, 0.0, causal, scale, grouped))
@@ -53,6 +56,7 @@ fn attend_capped(q: &Tensor, k: &Tensor, v: &Tensor, mask: &Mask, scale: f64, so
             let ones = Tensor::ones([1, all], (Kind::Int64, q.device()));
             biased(&scores, &causal_mask(&ones, new, None))
         }
+        Mask::Open => scores,
         Mask::Given(seen) if seen.kind() == Kind::Bool => biased(&scores, seen),
         Mask::Given(term) => scores + term,
     };

@@ -2,6 +2,23 @@
 
 use tch::{Kind, Tensor};
 
+use crate::spans::SpanAttention;
+
+/// Where a layer keeps the keys and values that it makes.
+pub(crate) enum Memory<'a> {
+    /// Nowhere: the whole sequence is there.
+    None,
+    Growing(&'a mut LayerCache),
+    /// A flat batch, each sequence attended to by itself.
+    Spans(&'a SpanAttention<'a>),
+}
+
+impl<'a> From<Option<&'a mut LayerCache>> for Memory<'a> {
+    fn from(cache: Option<&'a mut LayerCache>) -> Self {
+        cache.map_or(Self::None, Self::Growing)
+    }
+}
+
 /// One layer's keys and values, in buffers that grow by doubling.
 #[derive(Default)]
 pub(crate) struct LayerCache {

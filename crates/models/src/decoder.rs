@@ -7,13 +7,15 @@ use std::f64::consts::TAU;
 use tch::{Kind, Tensor};
 
 use crate::attention::{Mask, attend, causal_mask, heads, positions, softcapped};
-use crate::cache::{Cache, LayerCache};
+use crate::cache::{Cache, Memory};
 use crate::chain::Chain;
 use crate::config::{AttentionKind, DecoderConfig, RopeScaling};
 use crate::linear::Linear;
 use crate::norm::{NormScale, RmsNorm};
+use crate::pages::KvPool;
 use crate::pass::Pass;
 use crate::prompt::Prompts;
+use crate::spans::{GivenRows, Span, SpanAttention, SpanMask};
 use crate::weights::{Builder, Dense};
 use crate::{Activation, Result};
 
@@ -127,7 +129,39 @@ impl Decoder {
         let mut x = self.embed(ids, prompts, pass);
         for (i, layer) in self.layers.iter().enumerate() {
             let cache = cache.as_mut().and_then(|cache| cache.layers.get_mut(i));
-            x = layer.forward(&x, &views[layer.kind], cache, pass);
+            x = layer.forward(&x, &views[layer.kind], cache.into(), pass);
+        }
+        self.finish(&x, pass)
+    }
+
+    /// As [`Decoder::hidden`] for a flat batch of new tokens, whose keys and values are put at `write` in the pages.
+    ///
+    /// # Shapes
+    /// `ids` [N, 1], `write` [N] → [N, 1, D]
+    pub fn hidden_paged(
+        &self,
+        ids: &Tensor,
+        given: &GivenRows,
+        spans: &[Span],
+        write: &Tensor,
+        pool: &KvPool,
+        pass: &Pass<'_>,
+    ) -> Tensor {
+        let device = ids.device();
+        let places: Vec<i64> = spans.iter().flat_map(|span| span.past..span.keys()).collect();
+        let places = Tensor::from_slice(&places).to_device(device).unsqueeze(1); // [N, 1]
+        let kinds = self.kinds.iter().map(|kind| {
+            // What is seen is said span by span.
+            let view = View { rotation: self.rotation_at(&kind.inverse_frequencies, &places), mask: Mask::Open };
+            let masks = spans.iter().map(|span| SpanMask::causal(span, kind.sliding_window, device));
+            (view, masks.collect::<Vec<_>>())
+        });
+        let kinds: Vec<(View, Vec<SpanMask>)> = kinds.collect();
+        let mut x = given.put_into(self.embed(ids, None, pass));
+        for (layer, (keys, values)) in self.layers.iter().zip(&pool.layers) {
+            let (view, masks) = &kinds[layer.kind];
+            let attention = SpanAttention { spans, masks, pages: Some((keys, values)), write: Some(write) };
+            x = layer.forward(&x, view, Memory::Spans(&attention), pass);
         }
         self.finish(&x, pass)
     }
@@ -146,7 +180,7 @@ impl Decoder {
         let views = self.views(ids, mask);
         Chain::forward(self.embed(ids, prompts, pass), self.layers.len(), move |i, x| {
             let layer = &self.layers[i];
-            layer.forward(x, &views[layer.kind], None, pass)
+            layer.forward(x, &views[layer.kind], Memory::None, pass)
         })
     }
 
@@ -194,6 +228,11 @@ impl Decoder {
             None => Tensor::arange(new, (Kind::Int64, device)).unsqueeze(0), // [1, T]
             Some(keys) => positions(keys, new),                              // [B, T]
         };
+        self.rotation_at(inverse_frequencies, &positions)
+    }
+
+    /// `positions` [B, T]
+    fn rotation_at(&self, inverse_frequencies: &Tensor, positions: &Tensor) -> Rotation {
         let angles = positions.to_kind(Kind::Float).unsqueeze(-1) * inverse_frequencies; // [B, T, Dh/2]
         let angles = Tensor::cat(&[&angles, &angles], -1).unsqueeze(1); // [B, 1, T, Dh]
         let kind = self.embed_tokens.tensor.kind();
@@ -235,8 +274,8 @@ impl Layer {
 
     /// # Shapes
     /// `x` [B, T, D] → [B, T, D]
-    fn forward(&self, x: &Tensor, view: &View, cache: Option<&mut LayerCache>, pass: &Pass<'_>) -> Tensor {
-        let attended = self.self_attn.forward(&self.input_layernorm.forward(x, pass), view, cache, pass);
+    fn forward(&self, x: &Tensor, view: &View, memory: Memory<'_>, pass: &Pass<'_>) -> Tensor {
+        let attended = self.self_attn.forward(&self.input_layernorm.forward(x, pass), view, memory, pass);
         let x = x + normed(attended, &self.attention_norm, pass);
         &x + normed(self.mlp.forward(&self.mlp_input_norm.forward(&x, pass), pass), &self.mlp_norm, pass)
     }
@@ -266,16 +305,24 @@ impl Attention {
 
     /// # Shapes
     /// `x` [B, T, D] → [B, T, D]
-    fn forward(&self, x: &Tensor, view: &View, cache: Option<&mut LayerCache>, pass: &Pass<'_>) -> Tensor {
+    fn forward(&self, x: &Tensor, view: &View, memory: Memory<'_>, pass: &Pass<'_>) -> Tensor {
         let q = normed(heads(&self.q_proj.forward(x, pass), self.head_dim), &self.q_norm, pass); // [B, H, T, Dh]
         let k = normed(heads(&self.k_proj.forward(x, pass), self.head_dim), &self.k_norm, pass); // [B, K, T, Dh]
         let v = heads(&self.v_proj.forward(x, pass), self.head_dim);
         let (q, k) = (view.rotation.turn(&q), view.rotation.turn(&k));
-        let (k, v) = match cache {
-            Some(cache) => cache.push(&k, &v), // [B, K, S, Dh]
-            None => (k, v),
+        let attend = |k: &Tensor, v: &Tensor| attend(&q, k, v, &view.mask, self.scale, self.softcap);
+        let attended = match memory {
+            Memory::None => attend(&k, &v),
+            Memory::Growing(cache) => {
+                let (k, v) = cache.push(&k, &v); // [B, K, S, Dh]
+                attend(&k, &v)
+            }
+            Memory::Spans(spans) => {
+                spans.store(&k, &v);
+                spans.attend(&q, Some((&k, &v)), self.scale, self.softcap)
+            }
         };
-        self.o_proj.forward(&attend(&q, &k, &v, &view.mask, self.scale, self.softcap), pass)
+        self.o_proj.forward(&attended, pass)
     }
 }
 

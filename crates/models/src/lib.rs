@@ -21,6 +21,10 @@
 //! let routes = Routes::new(&[Some(&set_a), None, Some(&set_b)], base.device());       // an adapter for each row
 //! let (logits, mut decoding) = base.start(&prompts, &Pass::rows(&routes))?;           // [B, V]
 //! let logits = base.step(&tokens, &mut decoding, &Pass::rows(&routes))?;
+//!
+//! // Serving: pieces of prompts and single tokens of any number of sequences in one flat batch over a paged cache.
+//! let pool = base.kv_pool(blocks)?;
+//! let logits = base.advance(&[Segment { tokens, past, blocks, adapter, .. }, ..], &pool)?;    // [M, V]
 //! let answers = base.generate_greedy(&prompts, &Greedy { max_new, eos }, Some(&set))?;
 //!
 //! // From scratch (pretraining): everything dense, f32, trainable; saved under Hugging Face's names.
@@ -46,10 +50,12 @@ mod error;
 mod linear;
 mod lora;
 mod norm;
+mod pages;
 mod pass;
 mod peft;
 mod prompt;
 mod save;
+mod spans;
 mod t5;
 mod weights;
 
@@ -59,5 +65,6 @@ pub use decoding::{Decoding, Greedy};
 pub use error::{Error, Result};
 pub use linear::{Compute, LinearInfo};
 pub use lora::{Lora, LoraInit, LoraSet};
+pub use pages::{BLOCK_TOKENS, EncoderInput, KvPool, Segment};
 pub use pass::{Adapters, Pass, Routes};
 pub use weights::Parameter;

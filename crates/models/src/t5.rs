@@ -6,13 +6,15 @@
 use tch::{Kind, Tensor};
 
 use crate::attention::{Mask, attend, biased, causal_mask, heads};
-use crate::cache::{Cache, Cross, LayerCache};
+use crate::cache::{Cache, Cross, LayerCache, Memory};
 use crate::chain::Chain;
 use crate::config::T5Config;
 use crate::linear::Linear;
 use crate::norm::{NormScale, RmsNorm};
+use crate::pages::KvPool;
 use crate::pass::Pass;
 use crate::prompt::Prompts;
+use crate::spans::{GivenRows, Span, SpanAttention, SpanMask};
 use crate::weights::{Builder, Dense};
 use crate::{Activation, Result};
 
@@ -36,6 +38,15 @@ struct Block {
     cross: Option<(RmsNorm, Attention)>,
     feed_forward_norm: RmsNorm,
     feed_forward: FeedForward,
+}
+
+/// What a decoder's block sees of the encoder.
+enum Encoded<'a> {
+    /// The block is an encoder's.
+    None,
+    /// Keys and values [B, H, Se, Dh] with their mask.
+    Given(&'a Tensor, &'a Tensor, &'a Tensor),
+    Paged(&'a SpanAttention<'a>),
 }
 
 struct Attention {
@@ -97,7 +108,7 @@ impl T5 {
         let mask = self.encoder_mask(ids, mask);
         let mut x = self.embed(ids, prompts, pass);
         for block in &self.encoder.blocks {
-            x = block.forward(&x, &mask, None, None, pass);
+            x = block.forward(&x, &mask, Memory::None, Encoded::None, pass);
         }
         self.encoder.final_layer_norm.forward(&x, pass)
     }
@@ -143,7 +154,7 @@ impl T5 {
         let mask = self.encoder_mask(ids, mask);
         let blocks = &self.encoder.blocks;
         Chain::forward(self.embed(ids, prompts, pass), blocks.len(), move |i, x| {
-            blocks[i].forward(x, &mask, None, None, pass)
+            blocks[i].forward(x, &mask, Memory::None, Encoded::None, pass)
         })
     }
 
@@ -185,7 +196,8 @@ impl T5 {
         move |i, x| {
             let block = &self.decoder.blocks[i];
             let cross = block.cross.as_ref().map(|(_, attention)| attention.keys_values(&states, pass));
-            block.forward(x, &mask, None, cross.as_ref().map(|(k, v)| (k, v, &seen)), pass)
+            let encoded = cross.as_ref().map_or(Encoded::None, |(k, v)| Encoded::Given(k, v, &seen));
+            block.forward(x, &mask, Memory::None, encoded, pass)
         }
     }
 
@@ -248,7 +260,72 @@ impl T5 {
         for (i, block) in self.decoder.blocks.iter().enumerate() {
             let cache = cache.as_mut().and_then(|layers| layers.get_mut(i));
             let (k, v) = &cross.layers[i];
-            x = block.forward(&x, &mask, cache, Some((k, v, &cross_mask)), pass);
+            x = block.forward(&x, &mask, cache.into(), Encoded::Given(k, v, &cross_mask), pass);
+        }
+        self.finish_decoder(&x, pass)
+    }
+
+    /// The encoder over a flat batch; keys and values of its states, as each decoder block takes them, are put at `write`.
+    ///
+    /// # Shapes
+    /// `ids` [N, 1], `write` [N]
+    pub fn encode_paged(
+        &self,
+        ids: &Tensor,
+        given: &GivenRows,
+        spans: &[Span],
+        write: &Tensor,
+        pool: &KvPool,
+        pass: &Pass<'_>,
+    ) {
+        let masks = spans.iter().map(|span| {
+            let bias = self.encoder.positions.bias(span.count, span.count); // [1, H, t, t]
+            SpanMask { first: 0, mask: Mask::Given(bias) }
+        });
+        let masks: Vec<SpanMask> = masks.collect();
+        let attention = SpanAttention { spans, masks: &masks, pages: None, write: None };
+        let mut x = given.put_into(self.encoder.embed(ids, pass)); // [N, 1, D]
+        for block in &self.encoder.blocks {
+            x = block.forward(&x, &Mask::Open, Memory::Spans(&attention), Encoded::None, pass);
+        }
+        let states = self.finish_encoder(&x, pass);
+        let cross = self.decoder.blocks.iter().filter_map(|block| block.cross.as_ref());
+        for ((_, attention), (keys, values)) in cross.zip(&pool.layers) {
+            let (k, v) = attention.keys_values(&states, pass); // [N, H, 1, Dh]
+            SpanAttention { spans, masks: &masks, pages: Some((keys, values)), write: Some(write) }.store(&k, &v);
+        }
+    }
+
+    /// The decoder over a flat batch of new tokens, whose keys and values are put at `write`; the encoder's side is in
+    /// the pages of `cross`.
+    ///
+    /// # Shapes
+    /// `ids` [N, 1], `write` [N] → [N, 1, D]
+    pub fn hidden_paged(
+        &self,
+        ids: &Tensor,
+        spans: &[Span],
+        cross: &[Span],
+        write: &Tensor,
+        pool: &KvPool,
+        pass: &Pass<'_>,
+    ) -> Tensor {
+        let masks = spans.iter().map(|span| {
+            let bias = self.decoder.positions.bias(span.count, span.keys()); // [1, H, t, S]
+            if span.count == 1 {
+                return SpanMask { first: 0, mask: Mask::Given(bias) };
+            }
+            let keys = Tensor::ones([1, span.keys()], (Kind::Int64, ids.device()));
+            SpanMask { first: 0, mask: Mask::Given(biased(&bias, &causal_mask(&keys, span.count, None))) }
+        });
+        let masks: Vec<SpanMask> = masks.collect();
+        let open: Vec<SpanMask> = cross.iter().map(|_| SpanMask::open()).collect();
+        let mut x = self.decoder.embed(ids, pass);
+        for (block, (keys, values)) in self.decoder.blocks.iter().zip(&pool.layers) {
+            let pages = Some((keys, values));
+            let own = SpanAttention { spans, masks: &masks, pages, write: Some(write) };
+            let encoded = SpanAttention { spans: cross, masks: &open, pages, write: None };
+            x = block.forward(&x, &Mask::Open, Memory::Spans(&own), Encoded::Paged(&encoded), pass);
         }
         self.finish_decoder(&x, pass)
     }
@@ -324,25 +401,34 @@ impl Block {
     }
 
     /// # Shapes
-    /// `x` [B, T, D], `encoder` keys and values [B, H, Se, Dh] with their mask → [B, T, D]
-    fn forward(
-        &self,
-        x: &Tensor,
-        mask: &Mask,
-        cache: Option<&mut LayerCache>,
-        encoder: Option<(&Tensor, &Tensor, &Tensor)>,
-        pass: &Pass<'_>,
-    ) -> Tensor {
+    /// `x` [B, T, D] → [B, T, D]
+    fn forward(&self, x: &Tensor, mask: &Mask, memory: Memory<'_>, encoded: Encoded<'_>, pass: &Pass<'_>) -> Tensor {
         let normed = self.self_norm.forward(x, pass);
         let (k, v) = self.self_attention.keys_values(&normed, pass);
-        let (k, v) = match cache {
-            Some(cache) => cache.push(&k, &v),
-            None => (k, v),
+        let attended = match memory {
+            Memory::None => self.self_attention.forward(&normed, &k, &v, mask, pass),
+            Memory::Growing(cache) => {
+                let (k, v) = cache.push(&k, &v);
+                self.self_attention.forward(&normed, &k, &v, mask, pass)
+            }
+            Memory::Spans(spans) => {
+                spans.store(&k, &v);
+                self.self_attention.forward_spans(&normed, Some((&k, &v)), spans, pass)
+            }
         };
-        let mut x = x + self.self_attention.forward(&normed, &k, &v, mask, pass);
-        if let (Some((norm, attention)), Some((k, v, seen))) = (&self.cross, encoder) {
-            let mask = Mask::Given(seen.shallow_clone());
-            x = &x + attention.forward(&norm.forward(&x, pass), k, v, &mask, pass);
+        let mut x = x + attended;
+        if let Some((norm, attention)) = &self.cross {
+            let crossed = match encoded {
+                Encoded::None => None,
+                Encoded::Given(k, v, seen) => {
+                    let mask = Mask::Given(seen.shallow_clone());
+                    Some(attention.forward(&norm.forward(&x, pass), k, v, &mask, pass))
+                }
+                Encoded::Paged(spans) => Some(attention.forward_spans(&norm.forward(&x, pass), None, spans, pass)),
+            };
+            if let Some(crossed) = crossed {
+                x = &x + crossed;
+            }
         }
         &x + self.feed_forward.forward(&self.feed_forward_norm.forward(&x, pass), pass)
     }
@@ -375,6 +461,18 @@ impl Attention {
     fn forward(&self, x: &Tensor, k: &Tensor, v: &Tensor, mask: &Mask, pass: &Pass<'_>) -> Tensor {
         let q = heads(&self.q.forward(x, pass), self.head_dim); // [B, H, T, Dh]
         self.o.forward(&attend(&q, k, v, mask, 1.0, None), pass)
+    }
+
+    /// The same in a flat batch: `x` [N, 1, D], the rows' own keys and values [N, H, 1, Dh] → [N, 1, D]
+    fn forward_spans(
+        &self,
+        x: &Tensor,
+        fresh: Option<(&Tensor, &Tensor)>,
+        spans: &SpanAttention<'_>,
+        pass: &Pass<'_>,
+    ) -> Tensor {
+        let q = heads(&self.q.forward(x, pass), self.head_dim); // [N, H, 1, Dh]
+        self.o.forward(&spans.attend(&q, fresh, 1.0, None), pass)
     }
 }
 

@@ -121,7 +121,6 @@ impl From<&AdapterManifest> for registry::AdapterVersion {
             code_commit: manifest.code_commit.clone(),
             license: manifest.license.clone(),
             tags: manifest.tags.iter().cloned().collect(),
-            published_by: manifest.published_by.clone(),
             fence: manifest.fence,
             deletion: None,
             attestation: manifest.attestation.as_ref().map(Into::into),

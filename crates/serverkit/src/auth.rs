@@ -32,6 +32,23 @@ pub struct AuthService<S> {
     expected: Option<String>,
 }
 
+/// As the caller's protocol has it: a gRPC status, or HTTP's own code with a body of OpenAI's shape.
+fn refusal<B>(request: &Request<B>, problem: &str) -> Response<Body> {
+    let kind = request.headers().get(http::header::CONTENT_TYPE).map(|value| value.as_bytes());
+    if kind.is_some_and(|kind| kind.starts_with(b"application/grpc")) {
+        return tonic::Status::unauthenticated(problem).into_http();
+    }
+    // The problems are constants without anything that JSON would escape.
+    let body = format!(
+        r#"{{"error":{{"message":"{problem}","type":"authentication_error","param":null,"code":"invalid_api_key"}}}}"#
+    );
+    let mut response = Response::new(Body::new(body));
+    *response.status_mut() = http::StatusCode::UNAUTHORIZED;
+    let json = http::HeaderValue::from_static("application/json");
+    response.headers_mut().insert(http::header::CONTENT_TYPE, json);
+    response
+}
+
 /// Compares in time that depends on the lengths alone.
 fn same(a: &[u8], b: &[u8]) -> bool {
     a.len() == b.len() && a.iter().zip(b).fold(0, |difference, (x, y)| difference | (x ^ y)) == 0
@@ -63,6 +80,6 @@ where
             None => "no token given; send `authorization: Bearer <token>` (tailor: set TAILOR_TOKEN)",
             Some(_) => "the token is not valid here",
         };
-        Either::Right(ready(Ok(tonic::Status::unauthenticated(problem).into_http())))
+        Either::Right(ready(Ok(refusal(&request, problem))))
     }
 }

@@ -203,8 +203,17 @@ pub struct Trainer {
 pub struct Gateway {
     /// Sequences waiting for the device before callers are turned away.
     pub max_queue: usize,
+    /// Tokens, prompts and answers together, that those may come to.
+    pub max_queue_tokens: usize,
     /// Sequences in one step.
     pub max_batch: usize,
+    /// What a tenant (`x-tailor-tenant`) may ask for; 0 is no limit. Tokens are prompts and answers together.
+    pub tenant_requests_per_minute: u64,
+    pub tenant_tokens_per_minute: u64,
+    /// Memory for the keys and values of each base's sequences; one sequence of the greatest length fits always.
+    pub kv_bytes: u64,
+    /// Memory for adapters; the longest unused leave when it is full. What is in use or pinned stays.
+    pub adapter_bytes: u64,
     /// How long after the registry last said so an alias' target may be taken for true. Later the registry is asked.
     pub alias_ttl_ms: u64,
     /// How long aliases go on meaning what they last meant while no registry answers; 0: not at all.
@@ -306,7 +315,17 @@ impl Default for Trainer {
 
 impl Default for Gateway {
     fn default() -> Self {
-        Self { max_queue: 256, max_batch: 32, alias_ttl_ms: 100, outage_grace_ms: 600_000 }
+        Self {
+            max_queue: 256,
+            max_queue_tokens: 1 << 20,
+            max_batch: 32,
+            tenant_requests_per_minute: 0,
+            tenant_tokens_per_minute: 0,
+            kv_bytes: 4 << 30,
+            adapter_bytes: 8 << 30,
+            alias_ttl_ms: 100,
+            outage_grace_ms: 600_000,
+        }
     }
 }
 
@@ -354,6 +373,7 @@ impl Settings {
         positive("trainer.checkpoint_ms", self.trainer.checkpoint_ms)?;
         positive("trainer.max_attempts", self.trainer.max_attempts)?;
         positive("gateway.max_queue", self.gateway.max_queue as u64)?;
+        positive("gateway.max_queue_tokens", self.gateway.max_queue_tokens as u64)?;
         positive("gateway.max_batch", self.gateway.max_batch as u64)?;
         let least = tailor_blobs::gc::MIN_GRACE.as_millis() as u64;
         if self.registry.collect_grace_ms < least {
@@ -363,6 +383,7 @@ impl Settings {
             );
             return Err(Error::Invalid { key: "registry.collect_grace_ms", problem });
         }
+        positive("gateway.kv_bytes", self.gateway.kv_bytes)?;
         if self.trainer.lease_ms < 300 {
             let problem = format!("{} ms is too short to heartbeat in; the least is 300", self.trainer.lease_ms);
             return Err(Error::Invalid { key: "trainer.lease_ms", problem });

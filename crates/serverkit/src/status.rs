@@ -11,6 +11,11 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 pub trait Coded: Display {
     fn code(&self) -> ErrorCode;
 
+    /// When the same request may succeed, where that is known better than by its code.
+    fn retry_after(&self) -> Option<Duration> {
+        None
+    }
+
     /// For a failed precondition: which conditions do not hold, for programs to read.
     fn violations(&self) -> Vec<Violation> {
         Vec::new()
@@ -84,7 +89,7 @@ pub fn status<E: Coded + ?Sized>(error: &E) -> Status {
     let mut details = ErrorDetails::new();
     details.set_error_info(reason(code), "tailor", std::collections::HashMap::new());
     if code.retryable() {
-        details.set_retry_info(Some(RETRY_AFTER));
+        details.set_retry_info(Some(error.retry_after().unwrap_or(RETRY_AFTER)));
     }
     for violation in error.violations() {
         details.add_precondition_failure_violation(violation.kind, violation.subject, violation.description);

@@ -9,7 +9,8 @@ use tailor_serverkit::status;
 use tonic::{Request, Response, Status};
 
 use crate::error::Error;
-use crate::models::{AdapterVersion, Models};
+use crate::models::Models;
+use crate::resident::Entry;
 use crate::rollout::Rollouts;
 
 pub struct Api {
@@ -23,13 +24,14 @@ impl Api {
     }
 }
 
-fn wire(version: &AdapterVersion, base: &str) -> pb::ResidentAdapter {
+fn wire(entry: &Entry) -> pb::ResidentAdapter {
     pb::ResidentAdapter {
-        adapter: version.name.clone(),
-        version: version.version.0,
-        digest: version.digest.to_string(),
-        base: base.to_owned(),
-        size_bytes: version.size_bytes,
+        adapter: entry.version.name.clone(),
+        version: entry.version.version.0,
+        digest: entry.version.digest.to_string(),
+        base: entry.base.to_string(),
+        size_bytes: entry.size_bytes,
+        pinned: entry.pinned,
     }
 }
 
@@ -39,11 +41,19 @@ impl AdapterAdmin for Api {
         let reference = request.into_inner().adapter;
         let reference: tailor_domain::adapter::AdapterRef = reference.parse().map_err(|error| status(&error))?;
         let model = self.models.find("", &reference.to_string()).await.map_err(|error| status(&error))?;
-        let base = model.base.manifest.name.to_string();
-        match &model.adapter {
-            Some(version) => Ok(Response::new(wire(version, &base))),
+        let digest = model.adapter.as_ref().map(|version| version.digest.clone());
+        let resident = self.models.resident();
+        match resident.iter().find(|entry| Some(&entry.version.digest) == digest.as_ref()) {
+            Some(entry) => Ok(Response::new(wire(entry))),
             None => Err(Status::internal("an adapter was asked for and none came")),
         }
+    }
+
+    async fn pin(&self, request: Request<pb::PinRequest>) -> Result<Response<pb::ResidentAdapter>, Status> {
+        let pb::PinRequest { digest, pinned } = request.into_inner();
+        let digest = Digest::try_new(digest).map_err(|error| status(&error))?;
+        let entry = self.models.pin(&digest, pinned).map_err(|error| status(&error))?;
+        Ok(Response::new(wire(&entry)))
     }
 
     async fn unload(&self, request: Request<pb::UnloadRequest>) -> Result<Response<pb::UnloadResponse>, Status> {
@@ -65,8 +75,7 @@ impl AdapterAdmin for Api {
             fingerprint: base.manifest.fingerprint.to_string(),
             size_bytes: base.engine.info().resident_bytes,
         });
-        let adapters = self.models.resident().await;
-        let adapters = adapters.iter().map(|(version, base)| wire(version, base.as_str())).collect();
+        let adapters = self.models.resident().iter().map(wire).collect();
         Ok(Response::new(pb::ListResidentResponse { bases: bases.collect(), adapters }))
     }
 }

@@ -1,116 +1,230 @@
 //! One answer: the input becomes ids, the engine's ids become text.
 
-use tailor_domain::Invalid;
-use tailor_engine::{Event, GenerateJob, Sampling, ScoreJob};
+use std::sync::Arc;
+use std::time::Instant;
+
+use tailor_constrain::Follower;
+use tailor_engine::{Constraint, Event, GenerateJob, Logprobs, ScoreJob};
 use tailor_pb::inference as pb;
-use tailor_text::{ExampleBuilder, PromptTemplate};
+use tailor_text::Tokenizer;
+use tailor_text::tokenizer::TextStream;
 use tokio::sync::mpsc;
 
+use crate::ask::{Ask, MaxNew};
+use crate::bases::Base;
+use crate::caller::Caller;
 use crate::error::Result;
 use crate::models::Model;
+use crate::resident::Lease;
+use crate::stop::StopScanner;
+use crate::tenants::Reservation;
 
 /// Pieces of text on their way to one reader.
 pub const STREAM_BUFFER: usize = 32;
 
 /// Tokens made when the caller does not say.
 const DEFAULT_NEW_TOKENS: u32 = 128;
-/// Longest input in bytes, checked before it is tokenised.
-const MAX_INPUT_BYTES: usize = 1 << 20;
 
-/// A running answer: text piece by piece, then the figures.
+/// A running answer: text piece by piece, then the figures. Dropping it stops the work.
 pub struct Answer {
-    pub events: mpsc::Receiver<std::result::Result<Event, tailor_engine::Error>>,
+    /// None when nothing more is wanted of the engine.
+    events: Option<mpsc::Receiver<std::result::Result<Event, tailor_engine::Error>>>,
+    tokenizer: Tokenizer,
+    text: Option<TextStream>,
+    stop: StopScanner,
+    reservation: Reservation,
+    /// Until the end: what is leased is not evicted.
+    _lease: Option<Lease>,
     pub prompt_tokens: u32,
+    pub completion_tokens: u32,
+    pub cached_tokens: u32,
+    pub finish_reason: &'static str,
+    begun: Instant,
+    /// The answer from its acceptance to its end, under OpenTelemetry's gen_ai conventions.
+    span: tracing::Span,
+}
+
+/// What came since the piece before.
+#[derive(Debug, Default)]
+pub struct Piece {
+    pub text: String,
+    /// Where log-probabilities were asked for.
+    pub tokens: Vec<SaidToken>,
+}
+
+#[derive(Debug, Clone)]
+pub struct SaidToken {
+    pub id: u32,
+    pub text: String,
+    pub logprob: f32,
+    pub top: Vec<(u32, String, f32)>,
 }
 
 /// Starts generating.
-pub async fn generate(model: &Model, request: &pb::GenerateRequest) -> Result<Answer> {
-    let prompt_ids = prompt_ids(model, request)?;
+pub async fn generate(model: &Model, ask: Ask) -> Result<Answer> {
+    let prompt_ids = ask.prompt.ids(model)?;
     let prompt_tokens = prompt_ids.len() as u32;
-    let job = GenerateJob {
-        prompt_ids,
-        adapter: model.adapter.as_ref().map(|version| version.digest.clone()),
-        sampling: Sampling {
-            temperature: request.temperature,
-            top_p: request.top_p,
-            top_k: request.top_k,
-            seed: request.seed,
-        },
-        max_new_tokens: if request.max_new_tokens == 0 { DEFAULT_NEW_TOKENS } else { request.max_new_tokens },
-    };
-    Ok(Answer { events: model.base.engine.generate(job).await?, prompt_tokens })
-}
-
-/// Turns tokens into text as they come; returns the figures of the whole answer, its text left out.
-pub async fn pump(model: &Model, mut answer: Answer, pieces: mpsc::Sender<String>) -> Result<pb::GenerateResponse> {
-    let mut decoder = model.base.tokenizer.stream(true);
-    let mut completion_tokens = 0;
-    let mut finish_reason = "stop";
-    while let Some(event) = answer.events.recv().await {
-        match event? {
-            Event::Token { id } => {
-                completion_tokens += 1;
-                let piece = decoder.push(id)?;
-                if !piece.is_empty() && pieces.send(piece).await.is_err() {
-                    break;
-                }
-            }
-            Event::End { reason } => finish_reason = reason.as_str(),
+    let max_new_tokens = new_tokens(&model.base, ask.max_new_tokens, prompt_tokens);
+    let tokens = u64::from(prompt_tokens) + u64::from(max_new_tokens);
+    let reservation = model.tenants.reserve(&ask.tenant, tokens, Instant::now())?;
+    let constraint = match ask.format {
+        None => None,
+        Some(format) => {
+            let constraints = model.base.constraints().await?;
+            // A schema may take a while to compile.
+            let begun = tokio::task::spawn_blocking(move || constraints.begin(&format)).await;
+            let follower = begun.map_err(|_| crate::Error::Cut)??;
+            Some(Box::new(Following(follower)) as Box<dyn Constraint>)
         }
-    }
-    let rest = decoder.finish()?;
-    if !rest.is_empty() {
-        let _ = pieces.send(rest).await;
-    }
-    Ok(pb::GenerateResponse {
-        text: String::new(),
-        finish_reason: finish_reason.into(),
-        prompt_tokens: answer.prompt_tokens,
-        completion_tokens,
-        adapter_digest: model.adapter.as_ref().map(|v| v.digest.to_string()).unwrap_or_default(),
-        adapter_version: model.adapter.as_ref().map_or(0, |v| v.version.0),
-        base_fingerprint: model.base.manifest.fingerprint.to_string(),
-        rollout_side: String::new(),
+    };
+    let job = GenerateJob {
+        sampling: ask.sampling,
+        constraint,
+        top_logprobs: ask.top_logprobs,
+        tenant: ask.tenant,
+        deadline: ask.deadline,
+        ..GenerateJob::new(prompt_ids, model.adapter.as_ref().map(|version| version.digest.clone()), max_new_tokens)
+    };
+    let tokenizer = model.base.tokenizer.clone();
+    let span = tracing::info_span!(
+        "gateway.answer",
+        gen_ai.operation.name = "text_completion",
+        gen_ai.provider.name = "tailor",
+        gen_ai.request.model = %model.base.manifest.name,
+        gen_ai.request.max_tokens = max_new_tokens,
+        gen_ai.usage.input_tokens = prompt_tokens,
+        gen_ai.usage.output_tokens = tracing::field::Empty,
+        gen_ai.response.finish_reasons = tracing::field::Empty,
+        tailor.adapter.digest = model.adapter.as_ref().map(|version| version.digest.to_string()),
+        tailor.cached_tokens = tracing::field::Empty,
+        tailor.time_to_first_token_ms = tracing::field::Empty,
+    );
+    Ok(Answer {
+        events: Some(model.base.engine.generate(job).await?),
+        text: Some(tokenizer.stream(true)),
+        tokenizer,
+        stop: StopScanner::new(ask.stop),
+        reservation,
+        _lease: model.lease.clone(),
+        prompt_tokens,
+        completion_tokens: 0,
+        cached_tokens: 0,
+        finish_reason: "stop",
+        begun: Instant::now(),
+        span,
     })
 }
 
 /// The text of a whole answer, for those who do not wait for its pieces.
-pub async fn whole(model: &Model, request: &pb::GenerateRequest) -> Result<String> {
-    let answer = generate(model, request).await?;
-    let (pieces, mut text) = mpsc::channel::<String>(STREAM_BUFFER);
-    let collect = async {
-        let mut whole = String::new();
-        while let Some(piece) = text.recv().await {
-            whole.push_str(&piece);
-        }
-        whole
-    };
-    let (end, text) = tokio::join!(pump(model, answer, pieces), collect);
-    end?;
-    Ok(text)
+pub async fn whole(model: &Model, ask: Ask) -> Result<String> {
+    let mut answer = generate(model, ask).await?;
+    let mut whole = String::new();
+    while let Some(piece) = answer.next().await? {
+        whole.push_str(&piece.text);
+    }
+    Ok(whole)
 }
 
-/// The prompt as training rendered it: the adapter's template, then the base's chat template where it has one.
-fn prompt_ids(model: &Model, request: &pb::GenerateRequest) -> Result<Vec<u32>> {
-    if request.input.len() > MAX_INPUT_BYTES {
-        let problem = format!("{} bytes; the limit is {MAX_INPUT_BYTES}", request.input.len());
-        return Err(Invalid::new("input", problem).into());
+fn new_tokens(base: &Base, asked: MaxNew, prompt_tokens: u32) -> u32 {
+    match asked {
+        MaxNew::Exactly(0) => DEFAULT_NEW_TOKENS,
+        MaxNew::Exactly(count) => count,
+        MaxNew::UpTo(count) => {
+            let context = base.engine.info().max_context as u32;
+            let taken = if base.is_encoder_decoder() { 0 } else { prompt_tokens };
+            // A prompt without room after it is refused with its figures.
+            count.min(context.saturating_sub(taken)).max(1)
+        }
     }
-    if request.raw {
-        return Ok(model.base.tokenizer.encode_with_special(&request.input)?);
+}
+
+impl Answer {
+    /// The next piece; None when the answer is complete.
+    ///
+    /// # Errors
+    /// The engine gave the sequence up.
+    pub async fn next(&mut self) -> Result<Option<Piece>> {
+        while let Some(events) = &mut self.events {
+            let mut piece = Piece::default();
+            match events.recv().await.transpose()? {
+                Some(Event::Token { id, logprobs }) => {
+                    if self.completion_tokens == 0 {
+                        let waited = self.begun.elapsed().as_secs_f64() * 1e3;
+                        self.span.record("tailor.time_to_first_token_ms", waited);
+                    }
+                    self.completion_tokens += 1;
+                    self.reservation.used(u64::from(self.prompt_tokens) + u64::from(self.completion_tokens));
+                    piece.tokens.extend(logprobs.map(|logprobs| said(&self.tokenizer, id, &logprobs)));
+                    let text = match &mut self.text {
+                        Some(stream) => stream.push(id)?,
+                        None => String::new(),
+                    };
+                    let (certain, stopped) = self.stop.push(&text);
+                    piece.text = certain;
+                    if stopped {
+                        self.events = None;
+                    }
+                }
+                Some(Event::End { reason, cached_tokens }) => {
+                    self.cached_tokens = cached_tokens;
+                    self.finish_reason = reason.as_str();
+                    piece.text = self.finish()?;
+                }
+                None => piece.text = self.finish()?,
+            }
+            if !piece.text.is_empty() || !piece.tokens.is_empty() {
+                return Ok(Some(piece));
+            }
+        }
+        Ok(None)
     }
-    let template = match (request.prompt_template.as_str(), &model.adapter) {
-        ("", Some(version)) => version.prompt_template.as_str(),
-        ("", None) => "",
-        (given, _) => given,
-    };
-    let template = PromptTemplate::parse(template, None)?;
-    let builder = ExampleBuilder::new(model.base.tokenizer.clone(), template, model.base.manifest.family)?;
-    Ok(builder.prompt(&request.input)?.ids)
+
+    /// What was held back.
+    fn finish(&mut self) -> Result<String> {
+        self.events = None;
+        let rest = self.text.take().map_or(Ok(String::new()), TextStream::finish)?;
+        let (mut text, stopped) = self.stop.push(&rest);
+        if stopped {
+            self.finish_reason = "stop";
+        } else {
+            text.push_str(&self.stop.finish());
+        }
+        Ok(text)
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        // Whoever drops an answer before its end has cut it.
+        let finish_reason = if self.events.is_some() { "cancelled" } else { self.finish_reason };
+        self.span.record("gen_ai.usage.output_tokens", self.completion_tokens);
+        self.span.record("gen_ai.response.finish_reasons", finish_reason);
+        self.span.record("tailor.cached_tokens", self.cached_tokens);
+    }
+}
+
+fn said(tokenizer: &Tokenizer, id: u32, logprobs: &Logprobs) -> SaidToken {
+    let text = |id: u32| tokenizer.decode(&[id], false).unwrap_or_default();
+    let top = logprobs.top.iter().map(|(id, logprob)| (*id, text(*id), *logprob));
+    SaidToken { id, text: text(id), logprob: logprobs.chosen, top: top.collect() }
+}
+
+/// A follower as the engine knows it.
+#[derive(Debug)]
+struct Following(Follower);
+
+impl Constraint for Following {
+    fn mask(&mut self, logits: &mut [f32]) -> std::result::Result<(), String> {
+        self.0.mask(logits)
+    }
+
+    fn accept(&mut self, token: u32) -> std::result::Result<bool, String> {
+        self.0.accept(token)
+    }
 }
 
 /// The log-probability of each given token.
-pub async fn score(model: &Model, request: &pb::ScoreRequest) -> Result<Vec<pb::ScoredToken>> {
+pub async fn score(model: &Model, request: &pb::ScoreRequest, caller: &Caller) -> Result<Vec<pb::ScoredToken>> {
     let tokenizer = &model.base.tokenizer;
     let prompt_ids = match (&request.prompt_ids[..], request.prompt.as_str()) {
         ([], "") => Vec::new(),
@@ -122,12 +236,15 @@ pub async fn score(model: &Model, request: &pb::ScoreRequest) -> Result<Vec<pb::
         [] => tokenizer.encode_with_special(&request.text)?,
         ids => ids.to_vec(),
     };
+    let tokens = (prompt_ids.len() + token_ids.len()) as u64;
+    let mut reservation = model.tenants.reserve(&caller.tenant, tokens, Instant::now())?;
     let job = ScoreJob {
         prompt_ids,
         token_ids: token_ids.clone(),
         adapter: model.adapter.as_ref().map(|version| version.digest.clone()),
     };
     let scores = model.base.engine.score(job).await?;
+    reservation.used(tokens);
     let mut tokens = Vec::with_capacity(scores.len());
     for (id, logprob) in token_ids.into_iter().zip(scores) {
         tokens.push(pb::ScoredToken {
@@ -138,3 +255,6 @@ pub async fn score(model: &Model, request: &pb::ScoreRequest) -> Result<Vec<pb::
     }
     Ok(tokens)
 }
+
+/// What one base can be held to, made at its first use.
+pub type SharedConstraints = Arc<tailor_constrain::Constraints>;

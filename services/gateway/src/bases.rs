@@ -5,24 +5,37 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use tailor_blobs::Store;
+use tailor_constrain::Constraints;
 use tailor_domain::{BaseManifest, Digest, Family};
 use tailor_engine::{Engine, EngineOptions};
 use tailor_serverkit::Settings;
 use tailor_text::Tokenizer;
 use tokio::sync::{Mutex, OnceCell};
 
-use crate::error::Result;
+use crate::answer::SharedConstraints;
+use crate::error::{Error, Result};
 
 /// A base that answers.
 pub struct Base {
     pub manifest: BaseManifest,
     pub engine: Engine,
     pub tokenizer: Tokenizer,
+    constraints: OnceCell<SharedConstraints>,
 }
 
 impl Base {
     pub fn is_encoder_decoder(&self) -> bool {
         self.manifest.family == Family::EncoderDecoder
+    }
+
+    /// What its answers can be held to; made at the first use, since few need it and a large vocabulary takes a while.
+    pub async fn constraints(&self) -> Result<SharedConstraints> {
+        let make = || async {
+            let (tokenizer, info) = (self.tokenizer.clone(), self.engine.info());
+            let made = move || Constraints::new(&tokenizer, info.vocab_size, &info.eos_ids);
+            Ok(Arc::new(tokio::task::spawn_blocking(made).await.map_err(|_| Error::Cut)??))
+        };
+        self.constraints.get_or_try_init(make).await.cloned()
     }
 }
 
@@ -40,7 +53,9 @@ impl Bases {
     pub fn new(settings: &Settings, store: Store) -> Self {
         let options = EngineOptions {
             max_queue: settings.gateway.max_queue,
+            max_queue_tokens: settings.gateway.max_queue_tokens,
             max_batch: settings.gateway.max_batch,
+            kv_bytes: settings.gateway.kv_bytes,
             ..EngineOptions::default()
         };
         Self { store, cache_dir: settings.cache_dir.join("bases"), options, slots: Mutex::default() }
@@ -61,7 +76,7 @@ impl Bases {
         let engine = Engine::start(folder, options).await?;
         let resident_bytes = engine.info().resident_bytes;
         tracing::info!(base = %manifest.name, fingerprint = %manifest.fingerprint, resident_bytes, "base is resident");
-        Ok(Arc::new(Base { manifest: manifest.clone(), engine, tokenizer }))
+        Ok(Arc::new(Base { manifest: manifest.clone(), engine, tokenizer, constraints: OnceCell::new() }))
     }
 
     /// What is resident now.

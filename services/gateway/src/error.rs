@@ -1,6 +1,6 @@
 //! What can go wrong with a request for text, by what its sender can do about it.
 
-use tailor_domain::{BaseName, ErrorCode, Invalid};
+use tailor_domain::{BaseName, Digest, ErrorCode, Invalid};
 use tailor_serverkit::Coded;
 use tailor_serverkit::status::code_of;
 
@@ -19,6 +19,10 @@ pub enum Error {
     OtherFingerprint { adapter: String, base: BaseName, wanted: String, found: String },
     #[error("adapter {adapter} cannot be used: {problem}")]
     BadAdapter { adapter: String, problem: String },
+    #[error(
+        "adapter {adapter} ({digest}) is quarantined, since it failed its checks: {reason}; publish another version"
+    )]
+    Quarantined { adapter: String, digest: Digest, reason: String },
     #[error("no adapter with digest {0} is resident")]
     NotResident(String),
     #[error("adapter {digest} stays resident: {why}; end that first")]
@@ -40,6 +44,15 @@ pub enum Error {
     Text(#[from] tailor_text::Error),
     #[error(transparent)]
     Engine(#[from] tailor_engine::Error),
+    #[error(transparent)]
+    Constrain(#[from] tailor_constrain::Error),
+    #[error(
+        "tenant {tenant:?} asks for {asked} {what} and has used up most of its {limit} a minute; come again in {} s",
+        .retry_after.as_secs_f64().ceil()
+    )]
+    TenantLimit { tenant: String, what: &'static str, asked: u64, limit: u64, retry_after: std::time::Duration },
+    #[error("the work was cut off; send the request again")]
+    Cut,
     #[error("the listener has no address: {0}")]
     Listen(std::io::Error),
 }
@@ -56,6 +69,7 @@ impl Error {
             Self::OtherBase { .. }
             | Self::OtherFingerprint { .. }
             | Self::BadAdapter { .. }
+            | Self::Quarantined { .. }
             | Self::Held { .. }
             | Self::Golden { .. } => ErrorCode::FailedPrecondition,
             Self::NotResident(_) | Self::NotASide(_) => ErrorCode::NotFound,
@@ -63,6 +77,9 @@ impl Error {
             Self::Store(error) => error.code(),
             Self::Text(error) => error.code(),
             Self::Engine(error) => error.code(),
+            Self::Constrain(error) => error.code(),
+            Self::TenantLimit { .. } => ErrorCode::ResourceExhausted,
+            Self::Cut => ErrorCode::Unavailable,
             Self::Listen(_) => ErrorCode::Internal,
         }
     }
@@ -71,5 +88,13 @@ impl Error {
 impl Coded for Error {
     fn code(&self) -> ErrorCode {
         self.code()
+    }
+
+    fn retry_after(&self) -> Option<std::time::Duration> {
+        match self {
+            Self::Engine(error) => error.retry_after(),
+            Self::TenantLimit { retry_after, .. } => Some(*retry_after),
+            _ => None,
+        }
     }
 }

@@ -11,7 +11,9 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use crate::answer::{self, Answer, STREAM_BUFFER};
+use crate::answer::{self, Answer, Piece, STREAM_BUFFER, SaidToken};
+use crate::ask::Ask;
+use crate::caller::Caller;
 use crate::error::{Error, Result};
 use crate::models::Models;
 use crate::rollout::{Choice, Rollouts};
@@ -32,15 +34,20 @@ impl Api {
     }
 
     /// Chooses who answers, and lets it begin; the other side of a rollout where the first fails by its own fault.
-    async fn begin(rollouts: &Arc<Rollouts>, request: &pb::GenerateRequest) -> Result<Begun> {
-        let caller = request.caller.clone().unwrap_or_default().try_into()?;
-        let choice = rollouts.choose(&request.base, &request.adapter, &caller).await?;
-        Self::begin_with(rollouts, choice, request).await
+    async fn begin(rollouts: &Arc<Rollouts>, request: Request<pb::GenerateRequest>) -> Result<(Begun, Ask)> {
+        let sent = Caller::of(request.metadata());
+        let request = request.into_inner();
+        let (base, adapter) = (request.base.clone(), request.adapter.clone());
+        let caller: tailor_domain::rollout::Caller = request.caller.clone().unwrap_or_default().try_into()?;
+        let tenant = if caller.tenant.is_empty() { sent.tenant } else { caller.tenant.clone() };
+        let ask = Ask { tenant, deadline: sent.deadline, ..request.try_into()? };
+        let choice = rollouts.choose(&base, &adapter, &caller).await?;
+        Ok((Self::begin_with(rollouts, choice, &ask).await?, ask))
     }
 
-    async fn begin_with(rollouts: &Arc<Rollouts>, mut choice: Choice, request: &pb::GenerateRequest) -> Result<Begun> {
+    async fn begin_with(rollouts: &Arc<Rollouts>, mut choice: Choice, ask: &Ask) -> Result<Begun> {
         loop {
-            let error = match answer::generate(&choice.model, request).await {
+            let error = match answer::generate(&choice.model, ask.clone()).await {
                 Ok(answer) => return Ok(Begun { choice, answer }),
                 Err(error) => error,
             };
@@ -52,38 +59,43 @@ impl Api {
     async fn answer(
         rollouts: &Arc<Rollouts>,
         mut begun: Begun,
-        request: &pb::GenerateRequest,
-        to: &mpsc::Sender<String>,
+        ask: &Ask,
+        to: &mpsc::Sender<Piece>,
     ) -> Result<pb::GenerateResponse> {
         loop {
-            let Begun { choice, answer } = begun;
-            let (pieces, mut text) = mpsc::channel::<String>(STREAM_BUFFER);
-            let forward = async {
-                let mut whole = String::new();
-                while let Some(piece) = text.recv().await {
-                    whole.push_str(&piece);
-                    // A reader that is gone drops `text`, and with it the work.
-                    if to.send(piece).await.is_err() {
-                        break;
+            let Begun { choice, mut answer } = begun;
+            let mut whole = String::new();
+            let end = loop {
+                // A reader that is gone ends the work, also while nothing is there to be sent.
+                let next = tokio::select! {
+                    next = answer.next() => next,
+                    () = to.closed() => break Ok(()),
+                };
+                match next {
+                    Ok(Some(piece)) => {
+                        whole.push_str(&piece.text);
+                        if to.send(piece).await.is_err() {
+                            break Ok(());
+                        }
                     }
+                    Ok(None) => break Ok(()),
+                    Err(error) => break Err(error),
                 }
-                drop(text);
-                whole
             };
-            let (end, whole) = tokio::join!(answer::pump(&choice.model, answer, pieces), forward);
             match end {
-                Ok(end) => {
-                    let rollout_side = choice.side().to_owned();
+                Ok(()) => {
+                    let end = figures(&choice, &answer);
                     // Of an answer that nobody has heard to its end, nothing can be said.
                     if let Some(turn) = choice.turn.filter(|_| !to.is_closed()) {
-                        let request = request.clone();
-                        turn.answered(whole, move |model| async move { answer::whole(&model, &request).await });
+                        let ask = ask.clone();
+                        turn.answered(whole, move |model| async move { answer::whole(&model, ask).await });
                     }
-                    return Ok(pb::GenerateResponse { rollout_side, ..end });
+                    return Ok(end);
                 }
                 Err(error) if whole.is_empty() => {
+                    drop(answer);
                     let other = instead(rollouts, choice, error).await?;
-                    begun = Self::begin_with(rollouts, other, request).await?;
+                    begun = Self::begin_with(rollouts, other, ask).await?;
                 }
                 Err(error) => {
                     // Too late for the other side: it is counted, and told.
@@ -98,7 +110,7 @@ impl Api {
 }
 
 /// Who answers after a failure, or the failure.
-async fn instead(rollouts: &Arc<Rollouts>, choice: Choice, error: Error) -> Result<Choice> {
+pub async fn instead(rollouts: &Arc<Rollouts>, choice: Choice, error: Error) -> Result<Choice> {
     let Some(turn) = choice.turn else { return Err(error) };
     match rollouts.instead(turn, &error).await? {
         Some(other) => Ok(other),
@@ -109,24 +121,24 @@ async fn instead(rollouts: &Arc<Rollouts>, choice: Choice, error: Error) -> Resu
 #[tonic::async_trait]
 impl InferenceService for Api {
     async fn generate(&self, request: Request<pb::GenerateRequest>) -> Result<Response<pb::GenerateResponse>, Status> {
-        let request = request.into_inner();
-        let begun = Self::begin(&self.rollouts, &request).await.map_err(|error| status(&error))?;
-        let (pieces, mut text) = mpsc::channel::<String>(STREAM_BUFFER);
+        let (begun, ask) = Self::begin(&self.rollouts, request).await.map_err(|error| status(&error))?;
+        let (pieces, mut said) = mpsc::channel::<Piece>(STREAM_BUFFER);
         let collect = async {
-            let mut whole = String::new();
-            while let Some(piece) = text.recv().await {
-                whole.push_str(&piece);
+            let (mut text, mut tokens) = (String::new(), Vec::new());
+            while let Some(piece) = said.recv().await {
+                text.push_str(&piece.text);
+                tokens.extend(piece.tokens.into_iter().map(wire));
             }
-            whole
+            (text, tokens)
         };
         let answer = async {
-            let end = Self::answer(&self.rollouts, begun, &request, &pieces).await;
+            let end = Self::answer(&self.rollouts, begun, &ask, &pieces).await;
             drop(pieces);
             end
         };
-        let (end, text) = tokio::join!(answer, collect);
+        let (end, (text, tokens)) = tokio::join!(answer, collect);
         let end = end.map_err(|error| status(&error))?;
-        Ok(Response::new(pb::GenerateResponse { text, ..end }))
+        Ok(Response::new(pb::GenerateResponse { text, tokens, ..end }))
     }
 
     type GenerateStreamStream = ReceiverStream<Result<pb::GenerateChunk, Status>>;
@@ -135,28 +147,32 @@ impl InferenceService for Api {
         &self,
         request: Request<pb::GenerateRequest>,
     ) -> Result<Response<Self::GenerateStreamStream>, Status> {
-        let request = request.into_inner();
-        let begun = Self::begin(&self.rollouts, &request).await.map_err(|error| status(&error))?;
+        let (begun, ask) = Self::begin(&self.rollouts, request).await.map_err(|error| status(&error))?;
         let (chunks, stream) = mpsc::channel(STREAM_BUFFER);
         let rollouts = self.rollouts.clone();
         tokio::spawn(async move {
-            let (pieces, mut text) = mpsc::channel(STREAM_BUFFER);
+            let (pieces, mut said) = mpsc::channel::<Piece>(STREAM_BUFFER);
             let forward = async {
-                while let Some(text) = text.recv().await {
-                    if chunks.send(Ok(pb::GenerateChunk { text, end: None })).await.is_err() {
+                while let Some(Some(piece)) = tokio::select! {
+                    piece = said.recv() => Some(piece),
+                    // Dropping `said` ends the work.
+                    () = chunks.closed() => None,
+                } {
+                    let tokens = piece.tokens.into_iter().map(wire).collect();
+                    if chunks.send(Ok(pb::GenerateChunk { text: piece.text, end: None, tokens })).await.is_err() {
                         break;
                     }
                 }
-                drop(text);
+                drop(said);
             };
             let answer = async {
-                let end = Self::answer(&rollouts, begun, &request, &pieces).await;
+                let end = Self::answer(&rollouts, begun, &ask, &pieces).await;
                 drop(pieces);
                 end
             };
             let (end, ()) = tokio::join!(answer, forward);
             let last = match end {
-                Ok(end) => Ok(pb::GenerateChunk { text: String::new(), end: Some(end) }),
+                Ok(end) => Ok(pb::GenerateChunk { end: Some(end), ..Default::default() }),
                 Err(error) => Err(status(&error)),
             };
             let _ = chunks.send(last).await;
@@ -165,12 +181,16 @@ impl InferenceService for Api {
     }
 
     async fn score(&self, request: Request<pb::ScoreRequest>) -> Result<Response<pb::ScoreResponse>, Status> {
+        let mut sent = Caller::of(request.metadata());
         let request = request.into_inner();
         let scored = async {
-            let caller = request.caller.clone().unwrap_or_default().try_into()?;
+            let caller: tailor_domain::rollout::Caller = request.caller.clone().unwrap_or_default().try_into()?;
+            if !caller.tenant.is_empty() {
+                sent.tenant.clone_from(&caller.tenant);
+            }
             let mut choice = self.rollouts.choose(&request.base, &request.adapter, &caller).await?;
             let tokens = loop {
-                match answer::score(&choice.model, &request).await {
+                match answer::score(&choice.model, &request, &sent).await {
                     Ok(tokens) => break tokens,
                     Err(error) => choice = instead(&self.rollouts, choice, error).await?,
                 }
@@ -192,8 +212,31 @@ impl InferenceService for Api {
     }
 }
 
+fn wire(token: SaidToken) -> pb::GeneratedToken {
+    let top =
+        token.top.into_iter().map(|(id, text, logprob)| pb::ScoredToken { id, text, logprob: Some(logprob.into()) });
+    pb::GeneratedToken { id: token.id, text: token.text, logprob: token.logprob.into(), top: top.collect() }
+}
+
+/// The figures of the whole answer, its text left out.
+fn figures(choice: &Choice, answer: &Answer) -> pb::GenerateResponse {
+    let model = &choice.model;
+    pb::GenerateResponse {
+        text: String::new(),
+        finish_reason: answer.finish_reason.into(),
+        prompt_tokens: answer.prompt_tokens,
+        completion_tokens: answer.completion_tokens,
+        adapter_digest: model.adapter.as_ref().map(|v| v.digest.to_string()).unwrap_or_default(),
+        adapter_version: model.adapter.as_ref().map_or(0, |v| v.version.0),
+        base_fingerprint: model.base.manifest.fingerprint.to_string(),
+        cached_tokens: answer.cached_tokens,
+        tokens: Vec::new(),
+        rollout_side: choice.side().to_owned(),
+    }
+}
+
 /// Every base, and of every adapter the versions that have a name: an alias, or being the newest.
-async fn list(models: &Models) -> Result<Vec<pb::Model>> {
+pub async fn list(models: &Models) -> Result<Vec<pb::Model>> {
     let mut client = models.registry();
     let mut listed = Vec::new();
     let mut token = String::new();

@@ -1,10 +1,10 @@
 //! InferenceService: edge (names, templates, admission) and engine (adapters on one 4-bit base) in one process.
 //!
 //! ```text
-//! grpc ──▶ rollout ─▶ routes   (what does this name mean? a table that the registry's watch keeps)
-//!             └─────▶ models
-//!                       ├──▶ bases    (one engine a base, started at its first use)
-//!                       └──▶ adapters (fetched by digest, checked, made resident once)
+//! grpc, http ──▶ rollout ─▶ routes   (what does this name mean? a table that the registry's watch keeps)
+//!                   └─────▶ models
+//!                             ├──▶ bases    (one engine a base, started at its first use)
+//!                             └──▶ adapters (fetched by digest, checked, made resident once)
 //!      ──▶ answer ──▶ engine   (tokens)
 //! ```
 //!
@@ -12,13 +12,19 @@
 
 mod admin;
 mod answer;
+mod ask;
 mod bases;
+mod caller;
 mod error;
 mod grpc;
+mod http;
 mod models;
+mod resident;
 mod rollout;
 mod rollout_admin;
 mod routes;
+mod stop;
+mod tenants;
 
 use std::sync::Arc;
 
@@ -30,6 +36,7 @@ use tailor_serverkit::{Serving, Settings, limited, serve};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
+use tonic_web::GrpcWebLayer;
 
 pub use error::{Error, Result};
 
@@ -54,6 +61,9 @@ pub async fn start(
         .add_service(limited!(InferenceServiceServer::new(grpc::Api::new(rollouts.clone()))))
         .add_service(limited!(RolloutAdminServer::new(rollout_admin::Api::new(rollouts.clone()))))
         .add_service(limited!(AdapterAdminServer::new(admin::Api::new(models, rollouts.clone()))));
+    // Browsers speak gRPC-Web; what is no gRPC at all is OpenAI's API on the same port.
+    let grpc = routes.into_axum_router().reset_fallback().layer(GrpcWebLayer::new());
+    let routes = Routes::from(grpc.merge(http::routes(rollouts.clone(), settings)?));
     let serving = serve("tailor-gateway", listener, routes, settings, stop.clone()).await.map_err(Error::Listen)?;
     Ok(serving.beside("routes", table.follow(stop.clone())).beside("rollouts", rollouts.attend(stop)))
 }

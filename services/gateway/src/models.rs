@@ -13,11 +13,13 @@ use tailor_serverkit::Settings;
 use tailor_serverkit::client::Client;
 use tailor_serverkit::trust::{Keys, check_version};
 use tailor_trust::Trusted;
-use tokio::sync::{Mutex, OnceCell};
+use tokio::sync::Mutex;
 
 use crate::bases::{Base, Bases};
 use crate::error::{Error, Result};
+use crate::resident::{Entry, Lease, Resident};
 use crate::routes::Routes;
+use crate::tenants::{TenantLimits, Tenants};
 
 /// One resolved adapter version.
 #[derive(Debug, Clone)]
@@ -26,34 +28,48 @@ pub struct AdapterVersion {
     pub version: Version,
     pub digest: Digest,
     pub prompt_template: String,
-    pub size_bytes: u64,
 }
 
 /// A base, perhaps with an adapter that is resident on it.
+#[derive(Clone)]
 pub struct Model {
     pub base: Arc<Base>,
     pub adapter: Option<AdapterVersion>,
+    /// Keeps the adapter on the device.
+    pub lease: Option<Lease>,
+    pub tenants: Arc<Tenants>,
 }
 
-type Load = Arc<OnceCell<()>>;
+/// Digests that are remembered as bad.
+const MAX_QUARANTINED: usize = 10_000;
 
 pub struct Models {
     routes: Arc<Routes>,
     store: Store,
     pub bases: Bases,
+    tenants: Arc<Tenants>,
     /// Only what one of these keys has signed is loaded; none: anything.
     trusted: Trusted,
-    /// Loads by digest: one at a time for each, none in the way of another.
-    loads: Mutex<HashMap<Digest, Load>>,
-    /// What the resident digests are called, for lists.
-    names: Mutex<HashMap<Digest, (AdapterVersion, BaseName)>>,
+    resident: Resident,
+    /// What failed its checks, with the reason. A digest says what it is, so it would fail them again.
+    quarantine: Mutex<HashMap<Digest, String>>,
 }
 
 impl Models {
     pub fn new(settings: &Settings, store: Store, routes: Arc<Routes>) -> Result<Self> {
-        let trusted = Keys::of(settings)?.trusted;
-        let bases = Bases::new(settings, store.clone());
-        Ok(Self { routes, bases, trusted, store, loads: Mutex::default(), names: Mutex::default() })
+        let limits = TenantLimits {
+            requests_per_minute: settings.gateway.tenant_requests_per_minute,
+            tokens_per_minute: settings.gateway.tenant_tokens_per_minute,
+        };
+        Ok(Self {
+            tenants: Arc::new(Tenants::new(limits)),
+            bases: Bases::new(settings, store.clone()),
+            routes,
+            store,
+            trusted: Keys::of(settings)?.trusted,
+            resident: Resident::new(settings.gateway.adapter_bytes),
+            quarantine: Mutex::default(),
+        })
     }
 
     pub fn routes(&self) -> &Arc<Routes> {
@@ -71,7 +87,8 @@ impl Models {
             if base.is_empty() {
                 return Err(Error::NoModel);
             }
-            return Ok(Model { base: self.base(&BaseName::try_new(base)?).await?, adapter: None });
+            let base = self.base(&BaseName::try_new(base)?).await?;
+            return Ok(Model { base, adapter: None, lease: None, tenants: Arc::clone(&self.tenants) });
         }
         let found = self.resolve(adapter).await?;
         self.ready(base, &found).await
@@ -101,10 +118,9 @@ impl Models {
             version: Version(found.version),
             digest: Digest::try_new(found.digest.clone())?,
             prompt_template: found.prompt_template.clone(),
-            size_bytes: found.weights_size_bytes,
         };
-        self.make_resident(&base, &version, found).await?;
-        Ok(Model { base, adapter: Some(version) })
+        let lease = Some(self.make_resident(&base, &version, found).await?);
+        Ok(Model { base, adapter: Some(version), lease, tenants: Arc::clone(&self.tenants) })
     }
 
     pub async fn resolve(&self, reference: &str) -> Result<registry::AdapterVersion> {
@@ -119,21 +135,39 @@ impl Models {
         self.bases.get(&BaseManifest::try_from(answer)?).await
     }
 
-    /// Loads an adapter unless it is resident. Callers of the same digest share one load; a failed one is forgotten, so
-    /// that the next caller tries again.
+    /// Loads an adapter unless it is resident, and makes room for it. Callers of the same digest share one load; what failed
+    /// its checks is not tried again, what failed otherwise is.
     async fn make_resident(
         &self,
         base: &Base,
         version: &AdapterVersion,
         found: &registry::AdapterVersion,
-    ) -> Result<()> {
-        let load = self.loads.lock().await.entry(version.digest.clone()).or_default().clone();
-        load.get_or_try_init(|| self.load(base, version, found)).await?;
-        Ok(())
+    ) -> Result<Lease> {
+        if let Some(reason) = self.quarantine.lock().await.get(&version.digest) {
+            let adapter = format!("{}@{}", version.name, version.version);
+            return Err(Error::Quarantined { adapter, digest: version.digest.clone(), reason: reason.clone() });
+        }
+        let load = self.load(base, version, found);
+        let leased = self.resident.lease(version, &base.manifest.name, load).await;
+        if let Err(Error::BadAdapter { problem, .. }) = &leased {
+            tracing::warn!(adapter = version.name, digest = %version.digest, problem, "adapter is quarantined");
+            let mut quarantine = self.quarantine.lock().await;
+            // Whoever publishes without end cannot fill the memory: what is forgotten fails its checks again.
+            if quarantine.len() >= MAX_QUARANTINED {
+                quarantine.clear();
+            }
+            quarantine.insert(version.digest.clone(), problem.clone());
+        }
+        let lease = leased?;
+        while let Some(leaving) = self.resident.next_to_go().await {
+            self.take_off(&leaving.entry).await?;
+            tracing::info!(adapter = leaving.entry.version.name, digest = %leaving.entry.version.digest, "adapter is evicted");
+        }
+        Ok(lease)
     }
 
     #[tracing::instrument(name = "gateway.load_adapter", skip_all, fields(adapter = %version.name, digest = %version.digest))]
-    async fn load(&self, base: &Base, version: &AdapterVersion, found: &registry::AdapterVersion) -> Result<()> {
+    async fn load(&self, base: &Base, version: &AdapterVersion, found: &registry::AdapterVersion) -> Result<u64> {
         let config = self.store.get_blob(&Digest::try_new(found.config_digest.clone())?).await?;
         let weights = self.store.get_blob(&Digest::try_new(found.weights_digest.clone())?).await?;
         let name = format!("{}@{}", version.name, version.version);
@@ -141,30 +175,47 @@ impl Models {
         check_version(found, &self.trusted).map_err(|error| bad(error.to_string()))?;
         let adapter =
             Adapter::from_bytes(&config, &weights, &Limits::default()).map_err(|error| bad(error.to_string()))?;
-        base.engine.load(version.digest.clone(), adapter).await.map_err(|error| bad(error.to_string()))?;
-        let entry = (version.clone(), base.manifest.name.clone());
-        self.names.lock().await.insert(version.digest.clone(), entry);
+        let resident = base.engine.load(version.digest.clone(), adapter).await.map_err(|error| match error {
+            tailor_engine::Error::AdapterRefused { problem, .. } => bad(problem),
+            // Not the adapter's fault: the next caller tries again.
+            other => Error::Engine(other),
+        })?;
         tracing::info!(adapter = name, digest = %version.digest, "adapter is resident");
-        Ok(())
+        Ok(resident.size_bytes)
     }
 
+    /// Requests that use it end first.
+    ///
+    /// # Errors
+    /// It is not resident.
     pub async fn unload(&self, digest: &Digest) -> Result<()> {
-        let Some((_, base)) = self.names.lock().await.remove(digest) else {
-            return Err(Error::NotResident(digest.to_string()));
-        };
-        self.loads.lock().await.remove(digest);
+        let leaving = self.resident.remove(digest).await?;
+        self.take_off(&leaving.entry).await
+    }
+
+    async fn take_off(&self, entry: &Entry) -> Result<()> {
         for running in self.bases.running().await {
-            if running.manifest.name == base {
-                running.engine.unload(digest).await?;
+            if running.manifest.name == entry.base {
+                match running.engine.unload(&entry.version.digest).await {
+                    // Two bases may bear one name, one after the other.
+                    Ok(()) | Err(tailor_engine::Error::UnknownAdapter { .. }) => {}
+                    Err(error) => return Err(error.into()),
+                }
             }
         }
         Ok(())
     }
 
+    /// Pinned adapters stay on the device whatever else is asked for.
+    ///
+    /// # Errors
+    /// It is not resident.
+    pub fn pin(&self, digest: &Digest, pinned: bool) -> Result<Entry> {
+        self.resident.pin(digest, pinned)
+    }
+
     /// Resident adapters with the base each is on.
-    pub async fn resident(&self) -> Vec<(AdapterVersion, BaseName)> {
-        let mut resident: Vec<_> = self.names.lock().await.values().cloned().collect();
-        resident.sort_by(|a, b| (&a.0.name, a.0.version).cmp(&(&b.0.name, b.0.version)));
-        resident
+    pub fn resident(&self) -> Vec<Entry> {
+        self.resident.list()
     }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tailor_pb::dataset::dataset_service_client::DatasetServiceClient;
 use tailor_pb::dataset::upload_dataset_request::Part;
+use tailor_pb::inference::adapter_admin_client::AdapterAdminClient;
 use tailor_pb::inference::inference_service_client::InferenceServiceClient;
 use tailor_pb::registry::adapter_registry_client::AdapterRegistryClient;
 use tailor_pb::training::training_service_client::TrainingServiceClient;
@@ -51,6 +52,10 @@ impl Addresses {
 
     pub fn gateway(&self) -> InferenceServiceClient<Channel> {
         InferenceServiceClient::new(channel(&self.gateway))
+    }
+
+    pub fn admin(&self) -> AdapterAdminClient<Channel> {
+        AdapterAdminClient::new(channel(&self.gateway))
     }
 
     /// Uploads a CSV file under a name.

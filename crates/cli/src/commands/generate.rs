@@ -2,8 +2,10 @@
 
 use std::io::Write as _;
 
+use anyhow::Context as _;
 use serde_json::json;
 use tailor_pb::inference as pb;
+use tailor_pb::inference::generate_request::Format;
 
 use crate::args::Generate;
 use crate::connect::Endpoints;
@@ -14,7 +16,7 @@ pub async fn run(endpoints: &Endpoints, args: &Generate, output: &Output) -> any
         args.base.is_some() || args.adapter.is_some(),
         "name a model: --base B, or --adapter A (its own base is used)"
     );
-    let mut stream = endpoints.inference()?.generate_stream(request(args)).await?.into_inner();
+    let mut stream = endpoints.inference()?.generate_stream(request(args)?).await?.into_inner();
     let mut text = String::new();
     let mut end = pb::GenerateResponse::default();
     while let Some(chunk) = stream.message().await? {
@@ -40,8 +42,16 @@ pub async fn run(endpoints: &Endpoints, args: &Generate, output: &Output) -> any
     output.show(&document, || println!())
 }
 
-fn request(args: &Generate) -> pb::GenerateRequest {
-    pb::GenerateRequest {
+fn request(args: &Generate) -> anyhow::Result<pb::GenerateRequest> {
+    let format = match (&args.json_schema, &args.regex) {
+        (Some(file), _) => {
+            let schema = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+            Some(Format::JsonSchema(schema))
+        }
+        (None, Some(pattern)) => Some(Format::Regex(pattern.clone())),
+        (None, None) => None,
+    };
+    Ok(pb::GenerateRequest {
         base: args.base.clone().unwrap_or_default(),
         adapter: args.adapter.clone().unwrap_or_default(),
         input: args.prompt.clone(),
@@ -49,6 +59,10 @@ fn request(args: &Generate) -> pb::GenerateRequest {
         temperature: args.temperature,
         top_p: args.top_p,
         top_k: args.top_k,
+        min_p: args.min_p,
+        repetition_penalty: args.repetition_penalty,
+        stop: args.stop.clone(),
+        format,
         seed: args.seed,
         raw: args.raw,
         prompt_template: args.template.clone().unwrap_or_default(),
@@ -57,5 +71,6 @@ fn request(args: &Generate) -> pb::GenerateRequest {
             session: args.session.clone(),
             user: args.user.clone(),
         }),
-    }
+        ..Default::default()
+    })
 }

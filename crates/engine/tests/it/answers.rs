@@ -50,11 +50,42 @@ async fn an_adapter_changes_the_answer_and_the_base_beside_it_stays_as_it_was() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn adapters_of_virtual_tokens_answer_beside_others_as_alone() {
+    for tiny in TinyBase::all() {
+        // 3 tokens a step: the virtual ones are read in pieces too.
+        let engine = tiny.engine(EngineOptions { max_step_tokens: 3, ..EngineOptions::default() }).await;
+        let adapters = [tiny.virtual_tokens(1, 5), tiny.adapter(2, 0.2), tiny.virtual_tokens(3, 20)];
+        for (digest, adapter) in &adapters {
+            engine.load(digest.clone(), adapter.clone()).await.expect("loads");
+        }
+        for _ in 0..2 {
+            let mut streams = Vec::new();
+            for n in 0..8u32 {
+                let adapter = adapters.get(n as usize % 4);
+                let wanted = tiny.greedy(&prompt(n), adapter.map(|(_, adapter)| adapter), 16);
+                let stream = engine.generate(job(prompt(n), adapter.map(|(digest, _)| digest), 16)).await;
+                streams.push((wanted, stream.expect("accepted")));
+            }
+            for (wanted, stream) in streams {
+                assert_eq!(read(stream).await.expect("answers").0, wanted);
+            }
+        }
+        assert_ne!(tiny.greedy(&prompt(4), Some(&adapters[0].1), 16), tiny.greedy(&prompt(4), None, 16));
+        let context = engine.info().max_context;
+        if context < 8192 {
+            let long = engine.generate(job(vec![5; context - 20], Some(&adapters[2].0), 10)).await;
+            let error = long.expect_err("virtual tokens take places too").to_string();
+            assert!(error.contains("the adapter's virtual ones among them"), "{error}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn one_seed_gives_one_answer_and_temperature_gives_many() {
     let tiny = TinyBase::llama();
     let engine = tiny.engine(EngineOptions::default()).await;
     let sample = async |seed| {
-        let sampling = Sampling { temperature: 2.0, top_p: 0.95, top_k: 50, seed: Some(seed) };
+        let sampling = Sampling { temperature: 2.0, top_p: 0.95, top_k: 50, seed: Some(seed), ..Sampling::GREEDY };
         let job = GenerateJob { sampling, ..job(prompt(2), None, 16) };
         read(engine.generate(job).await.expect("accepted")).await.expect("answers").0
     };

@@ -2,16 +2,21 @@
 
 mod admission;
 mod answers;
+mod cache;
+mod choosing;
+mod fairness;
+mod faults;
 mod residency;
 mod scores;
+mod transformers;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use tailor_domain::Digest;
-use tailor_engine::{EndReason, Engine, EngineOptions, Error, Event, GenerateJob, Sampling};
+use tailor_engine::{EndReason, Engine, EngineOptions, Error, Event, GenerateJob};
 use tailor_models::{Base, Greedy, LoadOptions, LoraSet};
-use tailor_peft::{Adapter, AdapterConfig, Dtype, LoraPair, WholeTensor};
+use tailor_peft::{Adapter, AdapterConfig, Dtype, LoraPair, PromptEmbeddings, Tensors, WholeTensor};
 use tailor_testkit::{LlamaShape, T5Shape, TempDir};
 use tokio::sync::mpsc;
 
@@ -91,6 +96,19 @@ impl TinyBase {
         (Digest::of(format!("DoRA {seed}").as_bytes()), Adapter::with_tensors(config, tensors).expect("sound"))
     }
 
+    /// An adapter of virtual tokens and nothing else.
+    fn virtual_tokens(&self, seed: u32, count: u32) -> (Digest, Adapter) {
+        let width = self.base.embedding_size();
+        let task = self.base.family().task_type();
+        let config = AdapterConfig::prompt_tuning(task, count, width as u32).expect("valid");
+        let value = |at: usize| ((at * 31 + seed as usize * 17) % 101) as f32 * 0.04 - 2.0;
+        let rows = count as usize;
+        let prompt = PromptEmbeddings { rows, token_dim: width, values: (0..rows * width).map(value).collect() };
+        let tensors = Tensors { prompt: Some(prompt), ..Tensors::default() };
+        let digest = Digest::of(format!("virtual tokens {seed} {count}").as_bytes());
+        (digest, Adapter::with_tensors(config, tensors).expect("sound"))
+    }
+
     /// The model's own greedy answer to one prompt alone.
     fn greedy(&self, prompt: &[u32], adapter: Option<&Adapter>, max_new: usize) -> Vec<u32> {
         let set = adapter.map(|adapter| LoraSet::from_adapter(&self.base, adapter).expect("fits"));
@@ -105,7 +123,7 @@ fn prompt(n: u32) -> Vec<u32> {
 }
 
 fn job(prompt_ids: Vec<u32>, adapter: Option<&Digest>, max_new_tokens: u32) -> GenerateJob {
-    GenerateJob { prompt_ids, adapter: adapter.cloned(), sampling: Sampling::GREEDY, max_new_tokens }
+    GenerateJob::new(prompt_ids, adapter.cloned(), max_new_tokens)
 }
 
 type Stream = mpsc::Receiver<Result<Event, Error>>;
@@ -115,8 +133,8 @@ async fn read(mut stream: Stream) -> Result<(Vec<u32>, EndReason), Error> {
     let mut tokens = Vec::new();
     while let Some(event) = stream.recv().await {
         match event? {
-            Event::Token { id } => tokens.push(id),
-            Event::End { reason } => {
+            Event::Token { id, .. } => tokens.push(id),
+            Event::End { reason, .. } => {
                 assert!(stream.recv().await.is_none(), "nothing follows the end");
                 return Ok((tokens, reason));
             }

@@ -9,7 +9,7 @@ use crate::{Golden, load, prompts, relative_difference};
 const CASES: [&str; 4] = ["llama-gqa-nf4", "mistral-window", "t5-v11-nf4", "mt5"];
 
 /// Logits after `prompt` and then `answer`, all at once.
-fn at_once(name: &str, prompt: &[u32], answer: &[u32]) -> Tensor {
+pub fn at_once(name: &str, prompt: &[u32], answer: &[u32]) -> Tensor {
     let base = load(name);
     let tensor = |ids: &[u32]| Tensor::from_slice(&ids.iter().map(|&id| id as i64).collect::<Vec<_>>()).unsqueeze(0);
     let hidden = match base.family() {

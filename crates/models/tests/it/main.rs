@@ -7,6 +7,7 @@ mod golden;
 mod loading;
 mod memory;
 mod merged;
+mod pages;
 mod peft;
 mod prompt;
 

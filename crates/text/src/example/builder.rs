@@ -6,7 +6,7 @@ use tailor_domain::Family;
 use tailor_domain::spec::{LossOn, Objective};
 
 use super::{Example, Preference, mask};
-use crate::chat::{ChatTemplate, Message};
+use crate::chat::{ChatOptions, ChatTemplate, Message};
 use crate::error::{Error, Refusal, Result};
 use crate::rows::RowContent;
 use crate::template::PromptTemplate;
@@ -54,6 +54,35 @@ impl ExampleBuilder {
     /// The chat template refuses, or the tokenizer fails.
     pub fn prompt(&self, input: &str) -> Result<Prompt> {
         self.ask(&self.question(input))
+    }
+
+    /// A conversation that the assistant is to go on with. Each of the user's turns goes through the prompt template, as
+    /// the model was taught to be asked; a single turn is asked as [`Self::prompt`] does.
+    ///
+    /// # Errors
+    /// There is no chat template and it is no single turn, the template refuses, or the tokenizer fails.
+    pub fn conversation(&self, messages: &[Message], options: &ChatOptions) -> Result<Prompt> {
+        let is_text = |message: &Message| message.role() == "user" && !message.text().is_empty();
+        if let [only] = messages
+            && is_text(only)
+            && *options == ChatOptions::default()
+        {
+            return self.prompt(only.text());
+        }
+        let chat = self.tokenizer.chat_template().filter(|_| self.family == Family::Decoder);
+        let Some(chat) = chat else {
+            let problem = "there is none, and a conversation is rendered by it; send a single turn of the user";
+            return Err(Error::ChatTemplate { problem: problem.into() });
+        };
+        let asked = messages.iter().map(|message| match is_text(message) {
+            true => message.clone().with("content", self.template.render(message.text())),
+            false => message.clone(),
+        });
+        let asked: Vec<Message> = asked.collect();
+        let options = ChatOptions { add_generation_prompt: true, ..options.clone() };
+        let text = chat.render_with(&asked, &options)?;
+        let ids = self.tokenizer.encode(&text)?;
+        Ok(Prompt { text, ids })
     }
 
     /// What a row asks, without its answer.

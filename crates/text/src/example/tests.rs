@@ -1,7 +1,7 @@
 use tailor_domain::spec::LossOn;
 
 use super::*;
-use crate::chat::Message;
+use crate::chat::{ChatOptions, Message};
 use crate::error::{Error, Refusal};
 use crate::rows::RowContent;
 use crate::seed::SplitMix;
@@ -340,4 +340,29 @@ fn the_limit_of_a_preference_is_that_of_its_longer_half() {
     assert!(matches!(error, Error::Row(Refusal::SameAnswer)), "{error}");
     let row = RowContent::InputTarget { input: "q".into(), target: "a".into() };
     assert!(builder.preference(&row, 99).expect_err("no pair").to_string().contains("kind input-target"));
+}
+
+#[test]
+fn a_conversation_is_asked_turn_by_turn_and_a_single_turn_as_a_prompt_is() {
+    let builder = builder(byte_level(Some(CHATML)), "Fix: {input}", Family::Decoder);
+    let turn = Message::new;
+    let single = builder.conversation(&[turn("user", "a b")], &ChatOptions::default()).expect("rendered");
+    assert_eq!(single, builder.prompt("a b").expect("prompt"));
+    let turns = [turn("system", "s"), turn("user", "a"), turn("assistant", "A"), turn("user", "b")];
+    let several = builder.conversation(&turns, &ChatOptions::default()).expect("rendered");
+    let wanted = "<|system|>s</s>\n<|user|>Fix: a</s>\n<|assistant|>A</s>\n<|user|>Fix: b</s>\n<|assistant|>";
+    assert_eq!(several.text, wanted, "the user's turns go through the prompt template, as in training");
+    assert_eq!(several.ids, builder.tokenizer().encode(wanted).expect("encodes"));
+}
+
+#[test]
+fn a_conversation_without_a_chat_template_is_refused_but_for_a_single_turn() {
+    for (tokenizer, family) in [(byte_level(None), Family::Decoder), (unigram(), Family::EncoderDecoder)] {
+        let builder = builder(tokenizer, "{input}", family);
+        let single = builder.conversation(&[Message::new("user", "the cat")], &ChatOptions::default()).expect("asked");
+        assert_eq!(single, builder.prompt("the cat").expect("prompt"));
+        let turns = [Message::new("system", "s"), Message::new("user", "the cat")];
+        let error = builder.conversation(&turns, &ChatOptions::default()).expect_err("no template");
+        assert!(error.to_string().contains("send a single turn"), "{error}");
+    }
 }

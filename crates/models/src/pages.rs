@@ -1,0 +1,241 @@
+//! A paged cache (vLLM, arXiv 2309.06180 §4.1): keys and values in blocks of a few tokens, so that sequences of any length
+//! share one store without gaps, and blocks of a common beginning are kept once.
+//!
+//! This file holds the memory and runs the model over it; which blocks belong to whom is the caller's to know. Prompts may
+//! be read in pieces, and pieces, whole prompts and single tokens of other sequences go through the model together.
+
+use tch::{Kind, Tensor, no_grad};
+
+use crate::base::Model;
+use crate::lora::LoraSet;
+use crate::pass::{Pass, Routes};
+use crate::spans::{GivenRows, Span};
+use crate::{Base, Config, Error, Result};
+
+/// Tokens in a block.
+pub const BLOCK_TOKENS: usize = 16;
+
+/// Keys and values of every layer.
+pub struct KvPool {
+    pub(crate) layers: Vec<(Tensor, Tensor)>, // [blocks·16, K, Dh]
+    blocks: usize,
+}
+
+impl KvPool {
+    pub fn blocks(&self) -> usize {
+        self.blocks
+    }
+}
+
+/// New tokens of one sequence. The virtual tokens of its adapter are its first tokens (an encoder-decoder's input's); what
+/// number stands in their places does not matter.
+#[derive(Clone, Copy)]
+pub struct Segment<'a> {
+    /// At least one.
+    pub tokens: &'a [u32],
+    /// Tokens of the sequence that are in its blocks already.
+    pub past: usize,
+    /// Blocks of the sequence in order, with room for the new tokens.
+    pub blocks: &'a [u32],
+    /// Of an encoder-decoder: where [`Base::encode_pages`] put the encoder's side, and of how many tokens.
+    pub cross: Option<(&'a [u32], usize)>,
+    pub adapter: Option<&'a LoraSet>,
+    /// Whether the logits after the last token are wanted.
+    pub logits: bool,
+}
+
+/// The input of an encoder, and the blocks for what the decoder's cross-attention needs of it.
+#[derive(Clone, Copy)]
+pub struct EncoderInput<'a> {
+    pub tokens: &'a [u32],
+    pub blocks: &'a [u32],
+    pub adapter: Option<&'a LoraSet>,
+}
+
+impl Base {
+    /// Bytes of one block over all layers.
+    pub fn block_bytes(&self) -> usize {
+        let (layers, heads, head_dim) = self.kv_shape();
+        2 * layers * heads * head_dim * BLOCK_TOKENS * self.compute().kind().elt_size_in_bytes()
+    }
+
+    /// Room for so many blocks. On a CPU the system gives the memory as it is first written.
+    ///
+    /// # Errors
+    /// No memory.
+    pub fn kv_pool(&self, blocks: usize) -> Result<KvPool> {
+        let (layers, heads, head_dim) = self.kv_shape();
+        let size = [(blocks * BLOCK_TOKENS) as i64, heads as i64, head_dim as i64];
+        let options = (self.compute().kind(), self.device());
+        let empty = || Tensor::f_empty(size.as_slice(), options);
+        let layers = (0..layers).map(|_| Ok((empty()?, empty()?))).collect::<Result<_>>()?;
+        Ok(KvPool { layers, blocks })
+    }
+
+    /// Decoder layers, key/value heads, head dimension.
+    fn kv_shape(&self) -> (usize, usize, usize) {
+        match self.config() {
+            Config::Decoder(config) => {
+                (config.layers.len(), config.num_key_value_heads as usize, config.head_dim as usize)
+            }
+            Config::T5(config) => (config.num_decoder_layers as usize, config.num_heads as usize, config.d_kv as usize),
+        }
+    }
+
+    /// Takes the new tokens of all segments through the model.
+    ///
+    /// Going again with the same segments after a failure is allowed: blocks are written before they are read.
+    ///
+    /// # Shapes
+    /// → logits [M, V], a row for each segment that wants some, in their order
+    ///
+    /// # Errors
+    /// No segment; one without tokens or room; a token that the model does not have; libtorch failed.
+    pub fn advance(&self, segments: &[Segment<'_>], pool: &KvPool) -> Result<Tensor> {
+        if segments.is_empty() {
+            return Err(Error::Request("no segment; give at least one".into()));
+        }
+        for segment in segments {
+            self.check_tokens(segment.tokens)?;
+            check_room(segment.blocks, segment.past + segment.tokens.len(), segment.tokens, pool)?;
+            if let Some((blocks, length)) = segment.cross {
+                check_room(blocks, length, segment.tokens, pool)?;
+            }
+            if segment.cross.is_some() != matches!(self.model, Model::T5(_)) {
+                return Err(Error::Request("an encoder's side is for encoder-decoders, which always have one".into()));
+            }
+        }
+        no_grad(|| {
+            let lengths: Vec<usize> = segments.iter().map(|segment| segment.tokens.len()).collect();
+            let sets: Vec<Option<&LoraSet>> = segments.iter().map(|segment| segment.adapter).collect();
+            let routes = Routes::new(&repeated(&sets, &lengths), self.device());
+            let pass = Pass::rows(&routes);
+            let ids = self.flat_ids(segments.iter().map(|segment| segment.tokens)); // [N, 1]
+            let spans = self.spans(segments.iter().map(|s| (s.blocks, s.past, s.tokens.len())));
+            let write = self.written(segments.iter().map(|s| (s.blocks, s.past, s.tokens.len())));
+            let hidden = match &self.model {
+                Model::Decoder(decoder) => {
+                    let starts =
+                        spans.iter().zip(segments).map(|(span, s)| (s.adapter, s.past, s.tokens.len(), span.start));
+                    decoder.hidden_paged(&ids, &virtual_rows(starts), &spans, &write, pool, &pass)
+                }
+                Model::T5(t5) => {
+                    let cross = segments.iter().filter_map(|segment| segment.cross);
+                    let cross: Vec<Span> = cross
+                        .zip(&spans)
+                        .map(|((blocks, length), span)| {
+                            let slots = Some(self.index(&slots(blocks, 0, length)));
+                            // All the encoder's keys were there before.
+                            Span { start: span.start, count: span.count, slots, past: length as i64 - span.count }
+                        })
+                        .collect();
+                    t5.hidden_paged(&ids, &spans, &cross, &write, pool, &pass)
+                }
+            }; // [N, 1, D]
+            let ends = spans.iter().map(|span| span.start + span.count - 1);
+            let wanted: Vec<i64> = ends.zip(segments).filter(|(_, s)| s.logits).map(|(end, _)| end).collect();
+            let wanting: Vec<Option<&LoraSet>> = segments.iter().filter(|s| s.logits).map(|s| s.adapter).collect();
+            if wanted.is_empty() {
+                return Ok(Tensor::f_empty([0, self.config().vocab_size()], (Kind::Float, self.device()))?);
+            }
+            let last = hidden.squeeze_dim(1).index_select(0, &self.index(&wanted)); // [M, D]
+            let routes = Routes::new(&wanting, self.device());
+            Ok(self.head(&last, &Pass::rows(&routes)))
+        })
+    }
+
+    /// Runs the encoder over whole inputs and keeps, for each decoder layer, the keys and values of its states.
+    ///
+    /// # Errors
+    /// The base has no encoder; no input; an input without tokens or room; libtorch failed.
+    pub fn encode_pages(&self, inputs: &[EncoderInput<'_>], pool: &KvPool) -> Result<()> {
+        let Model::T5(t5) = &self.model else {
+            return Err(Error::Request(format!("a model of type {} has no encoder", self.config().model_type())));
+        };
+        if inputs.is_empty() {
+            return Err(Error::Request("no input; give at least one".into()));
+        }
+        for input in inputs {
+            self.check_tokens(input.tokens)?;
+            check_room(input.blocks, input.tokens.len(), input.tokens, pool)?;
+        }
+        no_grad(|| {
+            let lengths: Vec<usize> = inputs.iter().map(|input| input.tokens.len()).collect();
+            let sets: Vec<Option<&LoraSet>> = inputs.iter().map(|input| input.adapter).collect();
+            let routes = Routes::new(&repeated(&sets, &lengths), self.device());
+            let ids = self.flat_ids(inputs.iter().map(|input| input.tokens));
+            let mut start = 0;
+            let spans = lengths.iter().map(|&count| {
+                let first = start;
+                start += count as i64;
+                Span { start: first, count: count as i64, slots: None, past: 0 }
+            });
+            let spans: Vec<Span> = spans.collect();
+            let write = self.written(inputs.iter().map(|input| (input.blocks, 0, input.tokens.len())));
+            let starts = spans.iter().zip(inputs).map(|(span, i)| (i.adapter, 0, i.tokens.len(), span.start));
+            t5.encode_paged(&ids, &virtual_rows(starts), &spans, &write, pool, &Pass::rows(&routes));
+            Ok(())
+        })
+    }
+
+    fn spans<'a>(&self, segments: impl Iterator<Item = (&'a [u32], usize, usize)>) -> Vec<Span> {
+        let mut start = 0;
+        segments
+            .map(|(blocks, past, count)| {
+                let first = start;
+                start += count as i64;
+                let slots = Some(self.index(&slots(blocks, 0, past + count)));
+                Span { start: first, count: count as i64, slots, past: past as i64 }
+            })
+            .collect()
+    }
+
+    /// The places of all new tokens [N].
+    fn written<'a>(&self, segments: impl Iterator<Item = (&'a [u32], usize, usize)>) -> Tensor {
+        let places = segments.flat_map(|(blocks, past, count)| slots(blocks, past, past + count));
+        self.index(&places.collect::<Vec<_>>())
+    }
+
+    /// All tokens, one after another → [N, 1]
+    fn flat_ids<'a>(&self, tokens: impl Iterator<Item = &'a [u32]>) -> Tensor {
+        let ids: Vec<i64> = tokens.flatten().map(|&id| i64::from(id)).collect();
+        self.index(&ids).unsqueeze(1)
+    }
+
+    fn index(&self, values: &[i64]) -> Tensor {
+        Tensor::from_slice(values).to_device(self.device())
+    }
+}
+
+/// The rows that are virtual tokens, from each sequence's adapter, past, count and first row.
+fn virtual_rows<'a>(sequences: impl Iterator<Item = (Option<&'a LoraSet>, usize, usize, i64)>) -> GivenRows {
+    let rows = sequences.filter_map(|(adapter, past, count, start)| {
+        let prompt = adapter?.prompt()?;
+        let (past, count) = (past as i64, count as i64);
+        let new = (prompt.size()[0] - past).min(count);
+        (new > 0).then(|| (start, prompt.narrow(0, past, new)))
+    });
+    GivenRows(rows.collect())
+}
+
+/// Places of the tokens `from..to` of a sequence.
+fn slots(blocks: &[u32], from: usize, to: usize) -> Vec<i64> {
+    let place = |at: usize| i64::from(blocks[at / BLOCK_TOKENS]) * BLOCK_TOKENS as i64 + (at % BLOCK_TOKENS) as i64;
+    (from..to).map(place).collect()
+}
+
+fn repeated<'a>(sets: &[Option<&'a LoraSet>], lengths: &[usize]) -> Vec<Option<&'a LoraSet>> {
+    sets.iter().zip(lengths).flat_map(|(set, &length)| std::iter::repeat_n(*set, length)).collect()
+}
+
+fn check_room(blocks: &[u32], length: usize, tokens: &[u32], pool: &KvPool) -> Result<()> {
+    let room = blocks.len() * BLOCK_TOKENS;
+    if tokens.is_empty() || length > room {
+        let new = tokens.len();
+        return Err(Error::Request(format!("{new} new tokens of {length} in blocks for {room}: at least 1, no more")));
+    }
+    match blocks.iter().find(|&&block| block as usize >= pool.blocks) {
+        Some(block) => Err(Error::Request(format!("block {block} is not below the pool's {}", pool.blocks))),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,104 @@
+//! OpenAI's API over HTTP, on the same port as gRPC: the stock client uploads rows, trains, watches and asks.
+//!
+//! A file is a dataset, a fine-tuning job is a training job, a model is a base or `base:adapter[@version|@alias]` (`ft:` may
+//! stand before it). What OpenAI's API has and Tailor has not is refused by name, never ignored in silence where it would
+//! change the answer.
+
+mod chat;
+mod completions;
+mod error;
+mod files;
+mod jobs;
+mod listing;
+mod models;
+mod shape;
+mod stream;
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use tailor_pb::dataset::dataset_service_client::DatasetServiceClient;
+use tailor_pb::training::training_service_client::TrainingServiceClient;
+use tailor_serverkit::client::Client;
+use tailor_serverkit::{Settings, connect, server};
+
+use self::error::ApiError;
+use crate::error::Result;
+use crate::models::Models;
+use crate::rollout::Rollouts;
+
+/// Largest JSON body.
+const MAX_BODY_BYTES: usize = 4 << 20;
+
+#[derive(Clone)]
+struct Http {
+    rollouts: Arc<Rollouts>,
+    dataset: Client,
+    trainer: Client,
+}
+
+impl Http {
+    fn models(&self) -> &Models {
+        self.rollouts.models()
+    }
+
+    fn dataset(&self) -> DatasetServiceClient<Client> {
+        DatasetServiceClient::new(self.dataset.clone()).max_decoding_message_size(server::max_message_bytes())
+    }
+
+    fn trainer(&self) -> TrainingServiceClient<Client> {
+        TrainingServiceClient::new(self.trainer.clone()).max_decoding_message_size(server::max_message_bytes())
+    }
+}
+
+/// # Errors
+/// The address of the dataset or training service cannot be one.
+pub fn routes(rollouts: Arc<Rollouts>, settings: &Settings) -> Result<Router> {
+    let token = settings.auth.token.as_deref();
+    let http = Http {
+        rollouts,
+        dataset: connect("dataset", &settings.services.dataset, token)?,
+        trainer: connect("trainer", &settings.services.trainer, token)?,
+    };
+    // Files stream through and are bounded by the dataset service.
+    let files =
+        Router::new().route("/v1/files", post(files::create).get(files::list)).layer(DefaultBodyLimit::disable());
+    Ok(Router::new()
+        .route("/v1/models", get(models::list))
+        .route("/v1/models/{model}", get(models::retrieve))
+        .route("/v1/chat/completions", post(chat::create))
+        .route("/v1/completions", post(completions::create))
+        .route("/v1/files/{file}", get(files::retrieve).delete(files::delete))
+        .route("/v1/fine_tuning/jobs", post(jobs::create).get(jobs::list))
+        .route("/v1/fine_tuning/jobs/{job}", get(jobs::retrieve))
+        .route("/v1/fine_tuning/jobs/{job}/cancel", post(jobs::cancel))
+        .route("/v1/fine_tuning/jobs/{job}/events", get(jobs::events))
+        .route("/v1/fine_tuning/jobs/{job}/checkpoints", get(jobs::checkpoints))
+        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .merge(files)
+        .fallback(unknown)
+        .with_state(http))
+}
+
+/// A gRPC method that nobody has, or a path of OpenAI's that Tailor has not.
+async fn unknown(method: axum::http::Method, uri: axum::http::Uri, headers: HeaderMap) -> Response {
+    let kind = headers.get("content-type").map(|value| value.as_bytes());
+    if kind.is_some_and(|kind| kind.starts_with(b"application/grpc")) {
+        let status = tonic::Status::unimplemented(format!("{} is no method of this service", uri.path()));
+        return status.into_http::<axum::body::Body>().into_response();
+    }
+    ApiError::new(StatusCode::NOT_FOUND, format!("there is no {method} {}", uri.path())).into_response()
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+fn new_id(prefix: &str) -> String {
+    format!("{prefix}-{}", ulid::Ulid::new().to_string().to_lowercase())
+}

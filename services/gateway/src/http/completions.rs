@@ -1,0 +1,192 @@
+//! `/v1/completions`: prompts as they are, without any template.
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::error::{ApiError, parse};
+use super::shape::{Choosing, fingerprint, start, tell, usage_of, whole};
+use super::stream::{Chunks, events};
+use super::{Http, models, new_id, now};
+use crate::answer::Piece;
+use crate::ask::{Ask, MaxNew, Prompt};
+use crate::caller::Caller;
+
+/// OpenAI's own.
+const DEFAULT_NEW_TOKENS: u32 = 16;
+/// Prompts in one request.
+const MAX_PROMPTS: usize = 128;
+
+#[derive(Debug, Deserialize)]
+struct CompletionRequest {
+    model: String,
+    prompt: Prompts,
+    max_tokens: Option<u32>,
+    logprobs: Option<u8>,
+    echo: Option<bool>,
+    suffix: Option<String>,
+    /// Whom the answer is for: keeps its side of a rollout.
+    user: Option<String>,
+    #[serde(flatten)]
+    choosing: Choosing,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Prompts {
+    Text(String),
+    Ids(Vec<u32>),
+    Texts(Vec<String>),
+    ManyIds(Vec<Vec<u32>>),
+}
+
+impl Prompts {
+    fn list(self) -> Vec<Prompt> {
+        match self {
+            Self::Text(text) => vec![Prompt::Raw(text)],
+            Self::Ids(ids) => vec![Prompt::Ids(ids)],
+            Self::Texts(texts) => texts.into_iter().map(Prompt::Raw).collect(),
+            Self::ManyIds(many) => many.into_iter().map(Prompt::Ids).collect(),
+        }
+    }
+}
+
+pub async fn create(State(http): State<Http>, headers: HeaderMap, body: Bytes) -> Result<Response, ApiError> {
+    let request: CompletionRequest = parse(&body)?;
+    if request.echo == Some(true) {
+        return Err(ApiError::param("echo", "prompts are not repeated; leave it out, or use Score over gRPC"));
+    }
+    if request.suffix.as_ref().is_some_and(|suffix| !suffix.is_empty()) {
+        return Err(ApiError::param("suffix", "nothing can be put between two texts; leave it out"));
+    }
+    let max_new_tokens = match request.max_tokens.unwrap_or(DEFAULT_NEW_TOKENS) {
+        0 => return Err(ApiError::param("max_tokens", "0 tokens are asked for; ask for at least 1")),
+        count => MaxNew::Exactly(count),
+    };
+    let (choosing, prompts) = (request.choosing, request.prompt.list());
+    if prompts.is_empty() || prompts.len() > MAX_PROMPTS {
+        let problem = format!("{} prompts are outside 1 to {MAX_PROMPTS}", prompts.len());
+        return Err(ApiError::param("prompt", problem));
+    }
+    let (sampling, format, count) = (choosing.sampling()?, choosing.format()?, choosing.choices()?);
+    let Caller { tenant, deadline } = Caller::of_headers(&headers);
+    let user = request.user.clone().unwrap_or_default();
+    let caller = tailor_domain::rollout::Caller::try_new(tenant.clone(), String::new(), user)?;
+    let mut choice = models::find(&http, &request.model, &caller).await?;
+    let mut answers = Vec::new();
+    for prompt in prompts {
+        let ask = Ask {
+            prompt,
+            sampling: sampling.clone(),
+            max_new_tokens,
+            stop: choosing.stop(),
+            top_logprobs: request.logprobs,
+            format: format.clone(),
+            tenant: tenant.clone(),
+            deadline,
+        };
+        answers.extend(start(&http, &mut choice, &ask, count).await?);
+    }
+    let head = Head {
+        id: new_id("cmpl"),
+        created: now(),
+        model: request.model,
+        fingerprint: fingerprint(&choice.model),
+        logprobs: request.logprobs.is_some(),
+    };
+    if choosing.stream.unwrap_or(false) {
+        return Ok(events(answers, head, choosing.include_usage(), choice.turn));
+    }
+    let mut choices = Vec::with_capacity(answers.len());
+    for (index, answer) in answers.iter_mut().enumerate() {
+        let whole = match whole(answer).await {
+            Ok(whole) => whole,
+            Err(error) => {
+                tell(choice.turn, Err(&error));
+                return Err(error.into());
+            }
+        };
+        choices.push(head.choice(index, &whole, Some(answer.finish_reason)));
+    }
+    let mut response = head.object(choices);
+    // Each prompt once, whatever number of answers it has.
+    let prompts = answers.iter().step_by(count as usize);
+    response["usage"] = usage_of(
+        prompts.clone().map(|answer| answer.prompt_tokens).sum(),
+        answers.iter().map(|answer| answer.completion_tokens).sum(),
+        prompts.map(|answer| answer.cached_tokens).sum(),
+    );
+    tell(choice.turn, Ok(()));
+    Ok(Json(response).into_response())
+}
+
+#[derive(Clone)]
+struct Head {
+    id: String,
+    created: u64,
+    model: String,
+    fingerprint: String,
+    logprobs: bool,
+}
+
+impl Head {
+    fn object(&self, choices: Vec<Value>) -> Value {
+        json!({
+            "id": self.id, "object": "text_completion", "created": self.created, "model": self.model,
+            "system_fingerprint": self.fingerprint, "choices": choices,
+        })
+    }
+
+    fn choice(&self, index: usize, piece: &Piece, finish_reason: Option<&str>) -> Value {
+        json!({
+            "index": index, "text": piece.text, "logprobs": self.logprobs(piece), "finish_reason": finish_reason,
+        })
+    }
+
+    fn logprobs(&self, piece: &Piece) -> Value {
+        if !self.logprobs {
+            return Value::Null;
+        }
+        let mut offset = 0;
+        let offsets = piece.tokens.iter().map(|token| {
+            let at = offset;
+            offset += token.text.chars().count();
+            at
+        });
+        let offsets: Vec<usize> = offsets.collect();
+        let top = piece.tokens.iter().map(|token| {
+            let top = token.top.iter().map(|(_, text, logprob)| (text.clone(), json!(logprob)));
+            top.collect::<Map<String, Value>>()
+        });
+        json!({
+            "tokens": piece.tokens.iter().map(|token| token.text.as_str()).collect::<Vec<_>>(),
+            "token_logprobs": piece.tokens.iter().map(|token| token.logprob).collect::<Vec<_>>(),
+            "top_logprobs": top.collect::<Vec<_>>(),
+            "text_offset": offsets,
+        })
+    }
+}
+
+impl Chunks for Head {
+    fn begin(&self, _: usize) -> Option<Value> {
+        None
+    }
+
+    fn piece(&self, index: usize, piece: &Piece) -> Value {
+        self.object(vec![self.choice(index, piece, None)])
+    }
+
+    fn end(&self, index: usize, finish_reason: &str) -> Value {
+        self.object(vec![self.choice(index, &Piece::default(), Some(finish_reason))])
+    }
+
+    fn usage(&self, usage: Value) -> Value {
+        let mut chunk = self.object(Vec::new());
+        chunk["usage"] = usage;
+        chunk
+    }
+}

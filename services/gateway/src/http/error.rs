@@ -1,0 +1,123 @@
+//! Errors in OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tailor_domain::{ErrorCode, Invalid};
+use tailor_serverkit::Coded as _;
+use tailor_serverkit::status::code_of;
+
+use crate::error::Error;
+
+#[derive(Debug)]
+pub struct ApiError {
+    status: StatusCode,
+    message: String,
+    param: Option<String>,
+    code: Option<&'static str>,
+    retry_after: Option<Duration>,
+}
+
+impl ApiError {
+    pub fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Self { status, message: message.into(), param: None, code: None, retry_after: None }
+    }
+
+    /// Of a field of the request.
+    pub fn param(param: &str, message: impl Into<String>) -> Self {
+        Self { param: Some(param.to_owned()), ..Self::new(StatusCode::BAD_REQUEST, message) }
+    }
+
+    pub fn no_model(model: &str, why: impl std::fmt::Display) -> Self {
+        let message = format!("The model `{model}` does not exist: {why}");
+        let error = Self { code: Some("model_not_found"), ..Self::new(StatusCode::NOT_FOUND, message) };
+        Self { param: Some("model".into()), ..error }
+    }
+
+    pub fn is_not_found(&self) -> bool {
+        self.status == StatusCode::NOT_FOUND
+    }
+
+    pub fn body(&self) -> Value {
+        let error = json!({
+            "message": self.message, "type": self.kind(), "param": self.param, "code": self.code,
+        });
+        json!({ "error": error })
+    }
+
+    fn kind(&self) -> &'static str {
+        match self.status.as_u16() {
+            401 => "authentication_error",
+            429 => "rate_limit_error",
+            500.. => "server_error",
+            _ => "invalid_request_error",
+        }
+    }
+
+    fn of(code: ErrorCode, message: String) -> Self {
+        let status = match code {
+            ErrorCode::InvalidArgument | ErrorCode::FailedPrecondition => StatusCode::BAD_REQUEST,
+            ErrorCode::NotFound => StatusCode::NOT_FOUND,
+            ErrorCode::AlreadyExists | ErrorCode::Aborted => StatusCode::CONFLICT,
+            ErrorCode::ResourceExhausted => StatusCode::TOO_MANY_REQUESTS,
+            ErrorCode::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            ErrorCode::Unauthenticated => StatusCode::UNAUTHORIZED,
+            ErrorCode::Cancelled => StatusCode::REQUEST_TIMEOUT,
+            ErrorCode::DataLoss | ErrorCode::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        if status.is_server_error() {
+            tracing::error!(error = message, ?code, "an HTTP request failed");
+        }
+        let code = (code == ErrorCode::ResourceExhausted).then_some("rate_limit_exceeded");
+        Self { code, ..Self::new(status, message) }
+    }
+}
+
+impl ApiError {
+    pub fn from_ref(error: &Error) -> Self {
+        let param = match error {
+            Error::Invalid(invalid) => Some(invalid.field.clone()),
+            _ => None,
+        };
+        Self { param, retry_after: error.retry_after(), ..Self::of(error.code(), error.to_string()) }
+    }
+}
+
+impl From<Error> for ApiError {
+    fn from(error: Error) -> Self {
+        Self::from_ref(&error)
+    }
+}
+
+impl From<Invalid> for ApiError {
+    fn from(error: Invalid) -> Self {
+        Error::from(error).into()
+    }
+}
+
+impl From<tonic::Status> for ApiError {
+    fn from(status: tonic::Status) -> Self {
+        Self::of(code_of(&status), status.message().to_owned())
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, Json(self.body())).into_response();
+        if let Some(wait) = self.retry_after {
+            let seconds = HeaderValue::from(wait.as_secs_f64().ceil() as u64);
+            response.headers_mut().insert("retry-after", seconds);
+        }
+        response
+    }
+}
+
+/// A JSON body, or what is wrong with it by field.
+pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+    serde_json::from_slice(body)
+        .map_err(|error| ApiError::new(StatusCode::BAD_REQUEST, format!("the body cannot be read: {error}")))
+}

@@ -1,0 +1,294 @@
+//! `/v1/fine_tuning/jobs`: a job of the TrainingService under OpenAI's names.
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::{Path, Query, State};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tailor_pb::{common, training};
+
+use super::Http;
+use super::error::{ApiError, parse};
+use super::listing::Paging;
+
+/// What a learning rate multiplier of 1 stands for.
+const LEARNING_RATE: f64 = 2e-4;
+
+#[derive(Debug, Deserialize)]
+struct JobRequest {
+    /// The base.
+    model: String,
+    /// A file's id, which is a dataset's name.
+    training_file: String,
+    validation_file: Option<String>,
+    /// The adapter's name; without one it is the file's.
+    suffix: Option<String>,
+    seed: Option<u64>,
+    hyperparameters: Option<Hyperparameters>,
+    method: Option<Method>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+struct Hyperparameters {
+    n_epochs: Option<Setting<f64>>,
+    batch_size: Option<Setting<u32>>,
+    learning_rate_multiplier: Option<Setting<f64>>,
+    beta: Option<Setting<f64>>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+enum Setting<T> {
+    Given(T),
+    /// `auto`
+    Left(String),
+}
+
+#[derive(Debug, Deserialize)]
+struct Method {
+    #[serde(rename = "type")]
+    kind: String,
+    supervised: Option<MethodSettings>,
+    dpo: Option<MethodSettings>,
+}
+
+#[derive(Debug, Deserialize)]
+struct MethodSettings {
+    hyperparameters: Option<Hyperparameters>,
+}
+
+fn given<T: Copy>(setting: &Option<Setting<T>>, name: &str) -> Result<Option<T>, ApiError> {
+    match setting {
+        None => Ok(None),
+        Some(Setting::Given(value)) => Ok(Some(*value)),
+        Some(Setting::Left(word)) if word == "auto" => Ok(None),
+        Some(Setting::Left(word)) => Err(ApiError::param(name, format!("{word:?} is neither a number nor \"auto\""))),
+    }
+}
+
+pub async fn create(State(http): State<Http>, body: Bytes) -> Result<Json<Value>, ApiError> {
+    let request: JobRequest = parse(&body)?;
+    if request.validation_file.is_some() {
+        let problem = "rows are held out of the training file by the dataset service; leave it out";
+        return Err(ApiError::param("validation_file", problem));
+    }
+    let (objective, settings) = objective(&request)?;
+    let multiplier = given(&settings.learning_rate_multiplier, "learning_rate_multiplier")?;
+    let job = training::CreateJobRequest {
+        base: request.model.strip_prefix("ft:").unwrap_or(&request.model).to_owned(),
+        adapter: request.suffix.clone().unwrap_or_else(|| request.training_file.clone()),
+        dataset: request.training_file,
+        training: Some(training::Training {
+            objective: objective.into(),
+            epochs: given(&settings.n_epochs, "n_epochs")?,
+            batch_rows: given(&settings.batch_size, "batch_size")?,
+            learning_rate: multiplier.map(|multiplier| multiplier * LEARNING_RATE),
+            seed: request.seed,
+            ..Default::default()
+        }),
+        preference: Some(training::Preference { beta: given(&settings.beta, "beta")?, ..Default::default() }),
+        ..Default::default()
+    };
+    Ok(Json(card(&http.trainer().create_job(job).await?.into_inner())))
+}
+
+/// The TrainingService's name of the method, and the method's settings.
+fn objective(request: &JobRequest) -> Result<(&'static str, Hyperparameters), ApiError> {
+    let plain = request.hyperparameters.clone().unwrap_or_default();
+    let Some(method) = &request.method else { return Ok(("", plain)) };
+    let (objective, settings) = match method.kind.as_str() {
+        "supervised" => ("sft", &method.supervised),
+        "dpo" => ("dpo", &method.dpo),
+        other => {
+            let problem = format!("{other:?} is not known; the methods are supervised and dpo");
+            return Err(ApiError::param("method", problem));
+        }
+    };
+    let own = settings.as_ref().and_then(|settings| settings.hyperparameters.clone());
+    Ok((objective, own.unwrap_or(plain)))
+}
+
+pub async fn list(State(http): State<Http>, Query(paging): Query<Paging>) -> Result<Json<Value>, ApiError> {
+    let (mut jobs, mut token) = (Vec::new(), String::new());
+    loop {
+        let page = Some(common::Page { size: 1000, token });
+        let answer = http.trainer().list_jobs(training::ListJobsRequest { page }).await?.into_inner();
+        jobs.extend(answer.jobs.iter().map(card));
+        token = answer.next_page_token;
+        if token.is_empty() {
+            return Ok(Json(paging.page(jobs, 20)));
+        }
+    }
+}
+
+pub async fn retrieve(State(http): State<Http>, Path(job): Path<String>) -> Result<Json<Value>, ApiError> {
+    Ok(Json(card(&get(&http, job).await?)))
+}
+
+async fn get(http: &Http, id: String) -> Result<training::Job, ApiError> {
+    Ok(http.trainer().get_job(training::GetJobRequest { id }).await?.into_inner())
+}
+
+pub async fn cancel(State(http): State<Http>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
+    let job = http.trainer().cancel_job(training::CancelJobRequest { id }).await?.into_inner();
+    Ok(Json(card(&job)))
+}
+
+/// Newest first, as OpenAI gives them.
+pub async fn events(
+    State(http): State<Http>,
+    Path(id): Path<String>,
+    Query(paging): Query<Paging>,
+) -> Result<Json<Value>, ApiError> {
+    let request = training::WatchJobRequest { id: id.clone(), from_sequence: 1, no_follow: true };
+    let mut log = http.trainer().watch_job(request).await?.into_inner();
+    let mut events = Vec::new();
+    while let Some(event) = log.message().await? {
+        events.extend(event_cards(&id, &event));
+    }
+    events.reverse();
+    Ok(Json(paging.page(events, 20)))
+}
+
+/// What can be asked for answers: of a job that has succeeded the version that it published.
+pub async fn checkpoints(
+    State(http): State<Http>,
+    Path(id): Path<String>,
+    Query(paging): Query<Paging>,
+) -> Result<Json<Value>, ApiError> {
+    let job = get(&http, id).await?;
+    let step = job.last_step.clone().unwrap_or_default();
+    let metrics = json!({
+        "step": step.step, "train_loss": step.loss,
+        "valid_loss": job.last_tuning.as_ref().map(|tuning| tuning.loss),
+        "valid_mean_token_accuracy": job.last_tuning.as_ref().map(|tuning| tuning.token_accuracy),
+    });
+    let found = model(&job).map(|model| {
+        json!({
+            "id": format!("ftckpt-{}", job.id), "object": "fine_tuning.job.checkpoint",
+            "created_at": job.updated_at_ms / 1000, "fine_tuned_model_checkpoint": model,
+            "fine_tuning_job_id": job.id, "metrics": metrics, "step_number": step.step,
+        })
+    });
+    Ok(Json(paging.page(found.into_iter().collect(), 10)))
+}
+
+/// `base:adapter@version`, once it is published.
+fn model(job: &training::Job) -> Option<String> {
+    (job.adapter_version > 0).then(|| format!("ft:{}:{}@{}", job.base, job.adapter, job.adapter_version))
+}
+
+fn status(state: &str) -> &'static str {
+    match state {
+        "PREPARING" => "validating_files",
+        "TRAINING" | "EVALUATING" | "PUBLISHING" => "running",
+        "PAUSED" => "paused",
+        "SUCCEEDED" => "succeeded",
+        "FAILED" => "failed",
+        "CANCELLED" => "cancelled",
+        _ => "queued",
+    }
+}
+
+fn card(job: &training::Job) -> Value {
+    let settings = job.training.clone().unwrap_or_default();
+    let hyperparameters = json!({
+        "n_epochs": settings.epochs, "batch_size": settings.batch_rows,
+        "learning_rate_multiplier": settings.learning_rate.map(|rate| rate / LEARNING_RATE),
+    });
+    let kind = if settings.objective == "dpo" { "dpo" } else { "supervised" };
+    let ended = ["SUCCEEDED", "FAILED", "CANCELLED"].contains(&job.state.as_str());
+    let error = json!({ "code": "job_failed", "message": job.error, "param": null });
+    let failed = !job.error.is_empty();
+    json!({
+        "id": job.id, "object": "fine_tuning.job", "created_at": job.created_at_ms / 1000,
+        "finished_at": ended.then_some(job.updated_at_ms / 1000), "model": job.base, "fine_tuned_model": model(job),
+        "organization_id": "tailor", "status": status(&job.state), "training_file": job.dataset,
+        "validation_file": null, "result_files": [], "integrations": [], "seed": settings.seed.unwrap_or(0),
+        "trained_tokens": job.last_step.as_ref().map(|step| step.tokens), "estimated_finish": null,
+        "hyperparameters": hyperparameters.clone(),
+        "method": { "type": kind, kind: { "hyperparameters": hyperparameters } },
+        "error": failed.then_some(error), "user_provided_suffix": job.adapter,
+    })
+}
+
+/// An entry of the log as OpenAI's events: each step by itself, then what the entry says.
+fn event_cards(job: &str, event: &training::JobEvent) -> Vec<Value> {
+    let card = |number: usize, level: &str, message: String, kind: &str, data: Value| {
+        json!({
+            "id": format!("ftevent-{job}-{}-{number}", event.sequence), "object": "fine_tuning.job.event",
+            "created_at": event.at_ms / 1000, "level": level, "message": message, "type": kind, "data": data,
+        })
+    };
+    let steps = event.steps.iter().enumerate().map(|(number, step)| {
+        let data = json!({
+            "step": step.step, "total_steps": step.total_steps, "train_loss": step.loss,
+            "learning_rate": step.learning_rate, "grad_norm": step.grad_norm,
+        });
+        let message = format!("Step {}/{}: training loss={:.4}", step.step, step.total_steps, step.loss);
+        card(number + 1, "info", message, "metrics", data)
+    });
+    let tuning = event.tuning.iter().map(|tuning| {
+        let data = json!({
+            "step": tuning.step, "valid_loss": tuning.loss, "valid_mean_token_accuracy": tuning.token_accuracy,
+        });
+        let message = format!("Step {}: validation loss={:.4}", tuning.step, tuning.loss);
+        card(event.steps.len() + 1, "info", message, "metrics", data)
+    });
+    let said = (!event.message.is_empty()).then(|| {
+        let level = if event.state == "FAILED" { "error" } else { "info" };
+        card(0, level, event.message.clone(), "message", json!({ "state": event.state }))
+    });
+    steps.chain(tuning).chain(said).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_has_openais_states_and_its_model_once_it_is_published() {
+        let job = |state: &str, version| training::Job {
+            id: "01".into(),
+            base: "little".into(),
+            adapter: "grammar".into(),
+            state: state.into(),
+            adapter_version: version,
+            ..Default::default()
+        };
+        let running = card(&job("TRAINING", 0));
+        assert_eq!((&running["status"], &running["fine_tuned_model"]), (&json!("running"), &Value::Null));
+        assert_eq!(running["finished_at"], Value::Null);
+        let done = card(&job("SUCCEEDED", 3));
+        assert_eq!((&done["status"], &done["fine_tuned_model"]), (&json!("succeeded"), &json!("ft:little:grammar@3")));
+        assert_eq!(card(&job("QUEUED", 0))["status"], "queued");
+        assert_eq!(card(&job("PREPARING", 0))["status"], "validating_files");
+    }
+
+    #[test]
+    fn every_step_of_an_entry_is_an_event_of_its_own() {
+        let step = |step| training::Step { step, total_steps: 9, loss: 1.5, ..Default::default() };
+        let event = training::JobEvent {
+            sequence: 4,
+            state: "TRAINING".into(),
+            message: "going on".into(),
+            steps: vec![step(1), step(2)],
+            ..Default::default()
+        };
+        let cards = event_cards("01", &event);
+        let mut ids: Vec<_> = cards.iter().map(|card| card["id"].to_string()).collect();
+        assert_eq!((cards.len(), &cards[1]["data"]["step"], &cards[1]["type"]), (3, &json!(2), &json!("metrics")));
+        ids.dedup();
+        assert_eq!(ids.len(), 3, "ids differ");
+    }
+
+    #[test]
+    fn settings_are_numbers_or_left_to_us() {
+        let read = |text: &str| serde_json::from_str::<Hyperparameters>(text).expect("JSON");
+        let settings = read(r#"{"n_epochs": "auto", "batch_size": 8, "learning_rate_multiplier": 0.5}"#);
+        assert_eq!(given(&settings.n_epochs, "n_epochs").expect("auto"), None);
+        assert_eq!(given(&settings.batch_size, "batch_size").expect("a number"), Some(8));
+        assert_eq!(given(&settings.learning_rate_multiplier, "x").expect("a number"), Some(0.5));
+        assert!(given(&read(r#"{"n_epochs": "many"}"#).n_epochs, "n_epochs").is_err());
+    }
+}

@@ -1,0 +1,248 @@
+//! Which adapters are on the device: loaded once however many ask, kept within a budget of bytes, the longest unused first to
+//! go. Whoever uses one holds a lease, and what is leased or pinned stays.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tailor_domain::{BaseName, Digest};
+
+use crate::error::{Error, Result};
+use crate::models::AdapterVersion;
+
+/// Keeps an adapter on the device.
+pub type Lease = Arc<()>;
+
+/// One digest's door: loading and unloading go through it one at a time, those of different digests side by side.
+type Gate = Arc<tokio::sync::Mutex<()>>;
+
+pub struct Resident {
+    /// Bytes of adapters; what is in use may exceed it.
+    budget: u64,
+    gates: Mutex<HashMap<Digest, Gate>>,
+    entries: Mutex<Entries>,
+}
+
+#[derive(Default)]
+struct Entries {
+    by_digest: HashMap<Digest, Entry>,
+    clock: u64,
+}
+
+#[derive(Clone)]
+pub struct Entry {
+    pub version: AdapterVersion,
+    pub base: BaseName,
+    /// Bytes on the device.
+    pub size_bytes: u64,
+    pub pinned: bool,
+    last_used: u64,
+    lease: Lease,
+}
+
+/// An adapter that is to be taken off the device. While this is held nobody can load it again.
+pub struct Leaving {
+    pub entry: Entry,
+    _door: tokio::sync::OwnedMutexGuard<()>,
+}
+
+impl Resident {
+    pub fn new(budget: u64) -> Self {
+        Self { budget, gates: Mutex::default(), entries: Mutex::default() }
+    }
+
+    /// A lease on an adapter that is resident when this returns. `load` runs only if it was not, and gives its bytes.
+    ///
+    /// # Errors
+    /// What `load` says; then nothing is remembered, and the next caller tries again.
+    pub async fn lease(
+        &self,
+        version: &AdapterVersion,
+        base: &BaseName,
+        load: impl Future<Output = Result<u64>>,
+    ) -> Result<Lease> {
+        if let Some(lease) = self.touch(&version.digest) {
+            return Ok(lease);
+        }
+        let gate = self.gate(&version.digest);
+        let _alone = gate.lock().await;
+        if let Some(lease) = self.touch(&version.digest) {
+            return Ok(lease);
+        }
+        let size_bytes = load.await?;
+        let lease = Lease::default();
+        let mut entries = self.entries();
+        entries.clock += 1;
+        let entry = Entry {
+            version: version.clone(),
+            base: base.clone(),
+            size_bytes,
+            pinned: false,
+            last_used: entries.clock,
+            lease: Arc::clone(&lease),
+        };
+        entries.by_digest.insert(version.digest.clone(), entry);
+        Ok(lease)
+    }
+
+    /// What must leave so that the rest fits the budget: the longest unused of what is neither leased nor pinned. None
+    /// where all fits, or nothing may go.
+    pub async fn next_to_go(&self) -> Option<Leaving> {
+        loop {
+            let digest = self.victim()?;
+            let door = self.gate(&digest).lock_owned().await;
+            let mut entries = self.entries();
+            // Somebody may have taken a lease since.
+            if entries.by_digest.get(&digest).is_some_and(Entry::may_go)
+                && let Some(entry) = entries.by_digest.remove(&digest)
+            {
+                return Some(Leaving { entry, _door: door });
+            }
+        }
+    }
+
+    /// Takes one adapter out, leased or not.
+    ///
+    /// # Errors
+    /// It is not resident.
+    pub async fn remove(&self, digest: &Digest) -> Result<Leaving> {
+        let door = self.gate(digest).lock_owned().await;
+        let entry = self.entries().by_digest.remove(digest);
+        let entry = entry.ok_or_else(|| Error::NotResident(digest.to_string()))?;
+        Ok(Leaving { entry, _door: door })
+    }
+
+    /// # Errors
+    /// It is not resident.
+    pub fn pin(&self, digest: &Digest, pinned: bool) -> Result<Entry> {
+        let mut entries = self.entries();
+        let entry = entries.by_digest.get_mut(digest).ok_or_else(|| Error::NotResident(digest.to_string()))?;
+        entry.pinned = pinned;
+        Ok(entry.clone())
+    }
+
+    pub fn list(&self) -> Vec<Entry> {
+        let mut list: Vec<Entry> = self.entries().by_digest.values().cloned().collect();
+        list.sort_by(|a, b| (&a.version.name, a.version.version).cmp(&(&b.version.name, b.version.version)));
+        list
+    }
+
+    fn touch(&self, digest: &Digest) -> Option<Lease> {
+        let mut entries = self.entries();
+        entries.clock += 1;
+        let now = entries.clock;
+        let entry = entries.by_digest.get_mut(digest)?;
+        entry.last_used = now;
+        Some(Arc::clone(&entry.lease))
+    }
+
+    /// What goes next; None where all fits, or nothing may go.
+    fn victim(&self) -> Option<Digest> {
+        let entries = self.entries();
+        let total: u64 = entries.by_digest.values().map(|entry| entry.size_bytes).sum();
+        if total <= self.budget {
+            return None;
+        }
+        let idle = entries.by_digest.iter().filter(|(_, entry)| entry.may_go());
+        idle.min_by_key(|(_, entry)| entry.last_used).map(|(digest, _)| digest.clone())
+    }
+
+    fn gate(&self, digest: &Digest) -> Gate {
+        let mut gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
+        // Doors that nobody stands at are taken down, so that they do not add up.
+        gates.retain(|_, gate| Arc::strong_count(gate) > 1);
+        Arc::clone(gates.entry(digest.clone()).or_default())
+    }
+
+    fn entries(&self) -> std::sync::MutexGuard<'_, Entries> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Entry {
+    fn may_go(&self) -> bool {
+        !self.pinned && Arc::strong_count(&self.lease) == 1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tailor_domain::Version;
+
+    use super::*;
+
+    fn version(name: &str) -> AdapterVersion {
+        AdapterVersion {
+            name: name.into(),
+            version: Version(1),
+            digest: Digest::of(name.as_bytes()),
+            prompt_template: String::new(),
+        }
+    }
+
+    fn base() -> BaseName {
+        BaseName::try_new("little").expect("a name")
+    }
+
+    async fn load(resident: &Resident, name: &str) -> Lease {
+        let lease = resident.lease(&version(name), &base(), async { Ok(40) }).await.expect("loads");
+        while resident.next_to_go().await.is_some() {}
+        lease
+    }
+
+    fn names(resident: &Resident) -> Vec<String> {
+        resident.list().into_iter().map(|entry| entry.version.name).collect()
+    }
+
+    #[tokio::test]
+    async fn many_who_ask_at_once_share_one_load_and_a_failed_one_is_tried_again() {
+        let (resident, loads) = (Resident::new(1000), AtomicUsize::new(0));
+        let once = || async {
+            tokio::task::yield_now().await;
+            loads.fetch_add(1, Ordering::Relaxed);
+            Ok(40)
+        };
+        let failed = resident.lease(&version("a"), &base(), async { Err(Error::Cut) }).await;
+        assert!(failed.is_err() && resident.list().is_empty());
+        let version = version("a");
+        let name = base();
+        let all = futures::future::join_all((0..50).map(|_| resident.lease(&version, &name, once()))).await;
+        assert!(all.iter().all(std::result::Result::is_ok));
+        assert_eq!(loads.load(Ordering::Relaxed), 1);
+    }
+
+    #[tokio::test]
+    async fn the_longest_unused_goes_and_what_is_leased_or_pinned_stays() {
+        let resident = Resident::new(100);
+        let held = load(&resident, "a").await;
+        drop(load(&resident, "b").await);
+        drop(load(&resident, "c").await);
+        assert_eq!(names(&resident), ["a", "c"], "a is leased, b was the longest unused");
+        resident.pin(&version("c").digest, true).expect("resident");
+        let second = load(&resident, "d").await;
+        assert_eq!(names(&resident), ["a", "c", "d"], "all are in use or pinned: the budget waits");
+        drop((held, second));
+        while resident.next_to_go().await.is_some() {}
+        assert_eq!(names(&resident), ["c", "d"]);
+        assert!(resident.pin(&version("a").digest, true).is_err());
+    }
+
+    #[tokio::test]
+    async fn loading_one_does_not_wait_for_another() {
+        let resident = Resident::new(1000);
+        let (release, wait) = tokio::sync::oneshot::channel::<()>();
+        let (slow_version, fast_version, name) = (version("slow"), version("fast"), base());
+        let slow = resident.lease(&slow_version, &name, async {
+            let _ = wait.await;
+            Ok(40)
+        });
+        let fast = async {
+            let lease = resident.lease(&fast_version, &name, async { Ok(40) }).await;
+            release.send(()).expect("the slow one still waits");
+            lease
+        };
+        let (slow, fast) = tokio::join!(slow, fast);
+        assert!(slow.is_ok() && fast.is_ok());
+    }
+}
