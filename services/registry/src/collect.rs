@@ -64,7 +64,7 @@ impl Dead {
                 !dead.zip(number(file)).is_some_and(|(dead, number)| dead.contains(&number))
             }
             ["datasets", name, file] => {
-                !self.datasets.get(*name).zip(number(file)).is_some_and(|(last, number)| number <= *last)
+                self.datasets.get(*name).zip(number(file)).is_none_or(|(last, number)| number > *last)
             }
             _ => true,
         }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tailor_domain::policy::{Candidate, Gate, Server};
 use tailor_domain::{AdapterManifest, AdapterName, AliasName, Version};
 use tailor_peft::{AdapterConfig, Limits};
+use tailor_serverkit::trust::check_version;
 
 use crate::{Error, Registry, Result};
 
@@ -63,7 +64,7 @@ impl Registry {
         let candidate = Candidate {
             metrics: manifest.metrics.clone(),
             present_metrics: present.as_ref().map(|present| present.metrics.clone()),
-            signed: is_signed(manifest),
+            signed: self.is_signed(manifest),
             publisher: &manifest.published_by,
             approved_by,
             base_fingerprint: manifest.base_fingerprint.as_str(),
@@ -91,9 +92,10 @@ impl Registry {
             }
         }
     }
-}
 
-/// Whether the manifest carries a signature that holds. No manifest does so far.
-fn is_signed(_manifest: &AdapterManifest) -> bool {
-    false
+    /// Whether a key that this registry trusts has signed the manifest as it is. Where it trusts none, nothing is signed.
+    fn is_signed(&self, manifest: &AdapterManifest) -> bool {
+        let trusted = &self.trust.trusted;
+        !trusted.is_empty() && check_version(&manifest.into(), trusted).is_ok()
+    }
 }

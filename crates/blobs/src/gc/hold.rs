@@ -18,7 +18,10 @@ pub(crate) struct Open {
 
 /// What this process knows of the open round, and since when.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Rounds(Arc<Mutex<Option<(Instant, Option<Open>)>>>);
+pub(crate) struct Rounds(Arc<Mutex<Option<Known>>>);
+
+/// The open round, if there is one, and when that was asked.
+type Known = (Instant, Option<Open>);
 
 impl Rounds {
     fn fresh(&self) -> Option<Option<Open>> {

@@ -42,8 +42,8 @@ fn every_familys_layers_and_parameters_are_those_of_the_loaded_model() {
 
 #[test]
 fn weights_take_the_planned_bytes_in_every_code_and_type() {
-    let write: [&dyn Fn(&Path) -> std::io::Result<()>; 2] =
-        [&|at| LlamaShape::default().write(at, 1), &|at| T5Shape::default().write(at, 1)];
+    type Write<'a> = &'a dyn Fn(&Path) -> std::io::Result<()>;
+    let write: [Write<'_>; 2] = [&|at| LlamaShape::default().write(at, 1), &|at| T5Shape::default().write(at, 1)];
     for write in write {
         let folder = TempDir::new();
         let source = folder.join("source");
@@ -84,7 +84,7 @@ fn an_adapter_has_the_planned_number_of_values() {
     ] {
         let text = format!(r#"{{"lora": {lora}, "train": {{"max_steps": 1}}, "evaluate": {{"tuning_fraction": 0}}}}"#);
         let recipe: Recipe = serde_json::from_str(&text).expect("a recipe");
-        let trained = train(&tiny.base, &recipe, &[row.clone()], "tiny", &mut ()).expect("trains");
+        let trained = train(&tiny.base, &recipe, std::slice::from_ref(&row), "tiny", &mut ()).expect("trains");
         let planned = Adapter::of(&shape, &recipe).expect("planned");
         assert_eq!(planned.values() * 4, trained.adapter.size_bytes(), "{lora}");
     }

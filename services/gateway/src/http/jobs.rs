@@ -157,7 +157,7 @@ pub async fn checkpoints(
     Query(paging): Query<Paging>,
 ) -> Result<Json<Value>, ApiError> {
     let job = get(&http, id).await?;
-    let step = job.last_step.clone().unwrap_or_default();
+    let step = job.last_step.unwrap_or_default();
     let metrics = json!({
         "step": step.step, "train_loss": step.loss,
         "valid_loss": job.last_tuning.as_ref().map(|tuning| tuning.loss),

@@ -189,3 +189,20 @@ async fn a_policy_is_replaced_and_remembered() {
     let unknown = Gates { serving: vec!["tgi".into()], ..Default::default() };
     expect_status(demand(&service, unknown).await, Code::InvalidArgument, &["tgi", "tailor", "vllm"]);
 }
+
+#[tokio::test]
+async fn an_alias_that_demands_a_signature_takes_what_a_trusted_key_has_signed() {
+    let signed = || Gates { signature: true, ..Gates::default() };
+    let plain = Service::start().await;
+    plain.register_base().await;
+    demand(&plain, signed()).await.expect("a policy");
+    publish(&plain, 1, 0.9, "trainer").await;
+    expect_status(promote(&plain, 1, "ops").await, Code::FailedPrecondition, &["signature", "not passed"]);
+
+    let key = |settings: &mut tailor_serverkit::Settings| settings.trust.signing_key = Some(crate::world::KEY.into());
+    let signing = Service::with(tailor_blobs::Store::memory(), key).await;
+    signing.register_base().await;
+    demand(&signing, signed()).await.expect("a policy");
+    publish(&signing, 1, 0.9, "trainer").await;
+    assert_eq!(promote(&signing, 1, "ops").await.expect("signed"), 1);
+}
