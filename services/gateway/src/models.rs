@@ -159,7 +159,9 @@ impl Models {
             quarantine.insert(version.digest.clone(), problem.clone());
         }
         let lease = leased?;
-        while let Some(leaving) = self.resident.next_to_go().await {
+        // A rollout's two sides and the way back from it stay, whoever is served in between.
+        let needed = |digest: &Digest| self.routes.table().holds(digest).is_some();
+        while let Some(leaving) = self.resident.next_to_go(needed).await {
             self.take_off(&leaving.entry).await?;
             tracing::info!(adapter = leaving.entry.version.name, digest = %leaving.entry.version.digest, "adapter is evicted");
         }

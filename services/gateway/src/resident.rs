@@ -84,11 +84,11 @@ impl Resident {
         Ok(lease)
     }
 
-    /// What must leave so that the rest fits the budget: the longest unused of what is neither leased nor pinned. None
-    /// where all fits, or nothing may go.
-    pub async fn next_to_go(&self) -> Option<Leaving> {
+    /// What must leave so that the rest fits the budget: the longest unused of what is neither leased nor pinned, nor to be
+    /// kept. None where all fits, or nothing may go.
+    pub async fn next_to_go(&self, keep: impl Fn(&Digest) -> bool) -> Option<Leaving> {
         loop {
-            let digest = self.victim()?;
+            let digest = self.victim(&keep)?;
             let door = self.gate(&digest).lock_owned().await;
             let mut entries = self.entries();
             // Somebody may have taken a lease since.
@@ -136,13 +136,13 @@ impl Resident {
     }
 
     /// What goes next; None where all fits, or nothing may go.
-    fn victim(&self) -> Option<Digest> {
+    fn victim(&self, keep: impl Fn(&Digest) -> bool) -> Option<Digest> {
         let entries = self.entries();
         let total: u64 = entries.by_digest.values().map(|entry| entry.size_bytes).sum();
         if total <= self.budget {
             return None;
         }
-        let idle = entries.by_digest.iter().filter(|(_, entry)| entry.may_go());
+        let idle = entries.by_digest.iter().filter(|(digest, entry)| entry.may_go() && !keep(digest));
         idle.min_by_key(|(_, entry)| entry.last_used).map(|(digest, _)| digest.clone())
     }
 
@@ -187,7 +187,7 @@ mod tests {
 
     async fn load(resident: &Resident, name: &str) -> Lease {
         let lease = resident.lease(&version(name), &base(), async { Ok(40) }).await.expect("loads");
-        while resident.next_to_go().await.is_some() {}
+        while resident.next_to_go(|_| false).await.is_some() {}
         lease
     }
 
@@ -223,7 +223,10 @@ mod tests {
         let second = load(&resident, "d").await;
         assert_eq!(names(&resident), ["a", "c", "d"], "all are in use or pinned: the budget waits");
         drop((held, second));
-        while resident.next_to_go().await.is_some() {}
+        let kept = version("a").digest;
+        while resident.next_to_go(|digest| *digest == kept).await.is_some() {}
+        assert_eq!(names(&resident), ["a", "c"], "what a rollout needs stays");
+        drop(load(&resident, "d").await);
         assert_eq!(names(&resident), ["c", "d"]);
         assert!(resident.pin(&version("a").digest, true).is_err());
     }

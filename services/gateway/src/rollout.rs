@@ -231,20 +231,9 @@ impl Rollouts {
         Err(Error::NotASide(digest.to_owned()))
     }
 
-    /// Why a digest must stay resident, if it must.
+    /// As [`Table::holds`](crate::routes::Table::holds).
     pub fn holds(&self, digest: &Digest) -> Option<String> {
-        let is = |version: &registry::AdapterVersion| version.digest == digest.as_str();
-        self.models.routes().table().all().into_iter().find_map(|((adapter, alias), route)| {
-            if let Some((_, stable, canary)) = route.split()
-                && (is(stable) || is(canary))
-            {
-                return Some(format!("a rollout behind {adapter}@{alias} runs with it"));
-            }
-            // Only where a rollout has led here: other aliases' earlier targets may go.
-            let led_here = route.rollout.as_ref().is_some_and(|last| last.alias_seq + 1 == route.alias_seq);
-            let is_way_back = led_here && route.previous.as_ref().is_some_and(is);
-            is_way_back.then(|| format!("a rollback of {adapter}@{alias} leads to it"))
-        })
+        self.models.routes().table().holds(digest)
     }
 
     /// Loads and tries the canaries of all rollouts as they appear, so that their first callers do not wait, and loads what

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use tailor_domain::Rollout;
+use tailor_domain::{Digest, Rollout};
 use tailor_pb::registry;
 use tailor_pb::registry::watch_response::What;
 use tokio::sync::watch;
@@ -67,6 +67,22 @@ impl Table {
     pub fn all(&self) -> Vec<(Key, Arc<Route>)> {
         let routes = self.routes.read().unwrap_or_else(PoisonError::into_inner);
         routes.iter().map(|(key, route)| (key.clone(), route.clone())).collect()
+    }
+
+    /// Why a digest must stay resident, if it must.
+    pub fn holds(&self, digest: &Digest) -> Option<String> {
+        let is = |version: &registry::AdapterVersion| version.digest == digest.as_str();
+        self.all().into_iter().find_map(|((adapter, alias), route)| {
+            if let Some((_, stable, canary)) = route.split()
+                && (is(stable) || is(canary))
+            {
+                return Some(format!("a rollout behind {adapter}@{alias} runs with it"));
+            }
+            // Only where a rollout has led here: other aliases' earlier targets may go.
+            let led_here = route.rollout.as_ref().is_some_and(|last| last.alias_seq + 1 == route.alias_seq);
+            let is_way_back = led_here && route.previous.as_ref().is_some_and(is);
+            is_way_back.then(|| format!("a rollback of {adapter}@{alias} leads to it"))
+        })
     }
 
     pub fn changed(&self) -> watch::Receiver<u64> {
