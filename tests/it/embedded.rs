@@ -37,7 +37,7 @@ const HELP: [(&[&str], &[&str]); 41] = [
     (&["base"], &["add", "list"]),
     (&["base", "add"], &["--name", "nf4", "--dtype", "safetensors"]),
     (&["train"], &["--base", "--dataset", "--adapter", "--learning-rate", "--idempotency-key", "--detach"]),
-    (&["plan"], &["--base", "--dataset", "--price", "--card", "Examples", "job file"]),
+    (&["plan"], &["--base", "--dataset", "--price", "--card", "Examples", "Job file"]),
     (&["job"], &["list", "show", "watch", "cancel", "predictions", "plot", "tensorboard"]),
     (&["job", "watch"], &["--from"]),
     (&["job", "cancel"], &["ID"]),

@@ -172,9 +172,15 @@ fn encoder_decoder(model_type: &str, fields: &Fields<'_>) -> Result<Shape> {
         family: Family::EncoderDecoder,
         hidden,
         vocab,
-        tied: fields.flag("tie_word_embeddings", true),
+        tied: own_head_is_missing(fields),
         linears: linears.0,
         blocks,
         other_values: norms + 2 * buckets * heads,
     })
+}
+
+/// Whether a checkpoint of this config has no `lm_head`. Recent transformers writes `tie_word_embeddings: true` for heads of
+/// their own too, and then says `scale_decoder_outputs: false`.
+fn own_head_is_missing(fields: &Fields<'_>) -> bool {
+    fields.flag("tie_word_embeddings", true) && fields.flag("scale_decoder_outputs", true)
 }
