@@ -12,6 +12,7 @@ mod demo;
 mod embedded;
 mod evaluation;
 mod golden;
+mod house;
 mod hub;
 mod job_files;
 mod kinds;

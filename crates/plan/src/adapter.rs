@@ -33,6 +33,7 @@ impl Adapter {
             let values = virtual_tokens * shape.hidden;
             return Ok(Self { ranks: Vec::new(), head_rank: 0, values, dropout: false, virtual_tokens });
         }
+        check_names(shape, spec)?;
         let config = config(shape, spec)?;
         let rank = |path: &str| if config.targets(path) { u64::from(config.rank_for(path)) } else { 0 };
         let ranks: Vec<u64> = shape.linears.iter().map(|linear| rank(&linear.path)).collect();
@@ -46,9 +47,7 @@ impl Adapter {
         let of_layers = shape.linears.iter().zip(&ranks).map(|(linear, rank)| pair(*rank, linear.input, linear.out));
         let values = of_layers.sum::<u64>() + pair(head_rank, shape.hidden, shape.vocab);
         if values == 0 {
-            let names: BTreeSet<_> = shape.linears.iter().map(|linear| last_name(&linear.path)).collect();
-            let names = names.into_iter().collect::<Vec<_>>().join(", ");
-            let problem = format!("the settings choose no linear layer; the base has {names} and the head {HEAD}");
+            let problem = format!("the settings choose no linear layer; the base has {}", names(shape));
             return Err(Invalid::new("lora", problem).into());
         }
         Ok(Self { ranks, head_rank, values, dropout: spec.dropout > 0.0, virtual_tokens: 0 })
@@ -104,6 +103,28 @@ fn config(shape: &Shape, spec: &LoraSpec) -> Result<AdapterConfig> {
     let config =
         AdapterConfig::new(shape.family.task_type(), spec.rank, f64::from(spec.alpha), f64::from(spec.dropout), &names);
     config.and_then(|config| config.with_fields(fields)).map_err(refused)
+}
+
+/// Each module name must be that of some linear layer, as the trainer holds it to.
+fn check_names(shape: &Shape, spec: &LoraSpec) -> Result<()> {
+    let is_there = |name: &String| {
+        let ends_in = |path: &str| path == name || path.ends_with(&format!(".{name}"));
+        ends_in(HEAD) || shape.linears.iter().any(|linear| ends_in(&linear.path))
+    };
+    let targets = if spec.targets_all() { &[][..] } else { spec.target_modules.as_slice() };
+    for (field, given) in [("target_modules", targets), ("exclude_modules", spec.exclude_modules.as_slice())] {
+        if let Some(at) = given.iter().position(|name| !is_there(name)) {
+            let problem = format!("no linear layer of the base ends in {:?}; it has {}", given[at], names(shape));
+            return Err(Invalid::new(format!("lora.{field}[{at}]"), problem).into());
+        }
+    }
+    Ok(())
+}
+
+fn names(shape: &Shape) -> String {
+    let names: BTreeSet<_> = shape.linears.iter().map(|linear| last_name(&linear.path)).collect();
+    let names = names.into_iter().collect::<Vec<_>>().join(", ");
+    format!("{names} and the head {HEAD}")
 }
 
 fn last_name(path: &str) -> &str {

@@ -20,7 +20,7 @@ const LARGE_VERSIONS: u64 = 50_000;
 const LARGE_ALIASES: u64 = 500;
 const SMALL_ADAPTERS: u64 = 500;
 const SMALL_VERSIONS: u64 = 100;
-const RESOLVES: u64 = 20_000;
+const RESOLVES: u64 = 3_000;
 const PAGES: u64 = 200;
 
 fn main() -> Outcome<()> {

@@ -52,6 +52,7 @@ impl Registry {
             let key = numbered_key(&policies_prefix(adapter, alias), next.seq);
             if self.store.create_json(&key, &next).await?.is_created() {
                 tracing::info!(%adapter, %alias, seq = next.seq, who = %next.who, "policy set");
+                self.note("set-policy", &next.who, &next.why, &key, &next).await;
                 return Ok(next);
             }
         }
@@ -121,7 +122,9 @@ impl Registry {
             why: reason.why,
             at_ms: (self.clock)(),
         };
-        self.store.append_numbered(&approvals_prefix(adapter, version), |_| approval.clone()).await?;
+        let prefix = approvals_prefix(adapter, version);
+        let number = self.store.append_numbered(&prefix, |_| approval.clone()).await?;
+        self.note("approve", &approval.who, &approval.why, &numbered_key(&prefix, number), &approval).await;
         tracing::info!(%adapter, %version, who = %approval.who, "approved");
         Ok(approval)
     }

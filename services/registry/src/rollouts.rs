@@ -252,6 +252,7 @@ impl Registry {
         if created {
             let (alias, state, percent) = (&next.alias, next.state.as_str(), next.share.percent());
             tracing::info!(%adapter, %alias, canary = next.canary.0, state, percent, who = %next.who, why = %next.why, "rollout");
+            self.note("rollout", &next.who, &next.why, &key, next).await;
         }
         Ok(created)
     }

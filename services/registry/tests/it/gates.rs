@@ -195,14 +195,42 @@ async fn an_alias_that_demands_a_signature_takes_what_a_trusted_key_has_signed()
     let signed = || Gates { signature: true, ..Gates::default() };
     let plain = Service::start().await;
     plain.register_base().await;
-    demand(&plain, signed()).await.expect("a policy");
     publish(&plain, 1, 0.9, "trainer").await;
+    demand(&plain, signed()).await.expect("a policy");
     expect_status(promote(&plain, 1, "ops").await, Code::FailedPrecondition, &["signature", "not passed"]);
 
     let key = |settings: &mut tailor_serverkit::Settings| settings.trust.signing_key = Some(crate::world::KEY.into());
     let signing = Service::with(tailor_blobs::Store::memory(), key).await;
     signing.register_base().await;
-    demand(&signing, signed()).await.expect("a policy");
     publish(&signing, 1, 0.9, "trainer").await;
+    demand(&signing, signed()).await.expect("a policy");
     assert_eq!(promote(&signing, 1, "ops").await.expect("signed"), 1);
+}
+
+#[tokio::test]
+async fn what_is_demanded_and_who_approved_stands_in_the_audit_log() {
+    let service = Service::start().await;
+    service.register_base().await;
+    publish(&service, 1, 0.9, "trainer").await;
+    demand(&service, Gates { approvals: 1, ..Gates::default() }).await.expect("a policy");
+    let request = ApproveVersionRequest {
+        adapter: "grammar".into(),
+        version: 1,
+        who: "reader".into(),
+        why: "read 50 answers".into(),
+        ..Default::default()
+    };
+    service.client.clone().approve_version(request).await.expect("approved");
+    let request = tailor_pb::registry::ExportAuditRequest { from_sequence: 0 };
+    let mut stream = service.client.clone().export_audit(request).await.expect("exported").into_inner();
+    let mut deeds = Vec::new();
+    while let Some(entry) = stream.message().await.expect("an entry") {
+        let link: serde_json::Value = serde_json::from_slice(&entry.record).expect("json");
+        let list = link["deeds"].as_array().cloned().unwrap_or_default();
+        deeds.extend(list.iter().map(|deed| (deed["what"].to_string(), deed["who"].to_string())));
+    }
+    for wanted in [("set-policy", "ops"), ("approve", "reader")] {
+        let wanted = (format!("{:?}", wanted.0), format!("{:?}", wanted.1));
+        assert!(deeds.contains(&wanted), "{wanted:?} is not in {deeds:?}");
+    }
 }
