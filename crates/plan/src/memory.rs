@@ -84,6 +84,8 @@ impl Memory {
 
 /// The update's temporaries: the gradient in one piece, and of each value its scaled gradient, two new moments and what is
 /// made of them. In 8 bits a slice of 2 Mi values is open at a time.
+///
+/// At the end two copies of the adapter are on their way out, which is more where little is open at a time.
 fn update(trained: u64, settings: &Settings) -> u64 {
     const F32: u64 = 4;
     const SLICE: u64 = 1 << 21;
@@ -91,7 +93,7 @@ fn update(trained: u64, settings: &Settings) -> u64 {
         Optimizer::AdamW => trained,
         Optimizer::AdamW8bit => trained.min(SLICE),
     };
-    trained * F32 + 6 * at_once * F32
+    (trained * F32 + 6 * at_once * F32).max(2 * trained * F32)
 }
 
 /// A dequantised weight is written to one buffer, as large as the largest.

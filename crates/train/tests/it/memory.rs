@@ -11,8 +11,8 @@ use tailor_train::{Observer, train};
 use crate::{TinyBase, lora, recipe, spec};
 
 const CHILD: &str = "TAILOR_TEST_MEMORY_CHILD";
-/// What the process may take beyond what it has when training begins.
-const ROOM: u64 = 420 << 20;
+/// What the process may take beyond what it has when training begins: all rows at once take some 390 MiB, half of them 200.
+const ROOM: u64 = 300 << 20;
 
 #[derive(Default)]
 struct Seen(Vec<StepMetrics>, Vec<String>);
