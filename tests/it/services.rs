@@ -110,7 +110,7 @@ fn a_wrong_setting_is_refused_at_start_by_its_key() {
             assert!(said.contains(wanted), "{wanted:?} is missing in: {said}");
         }
     }
-    let done = command("tailor-trainer").output().expect("run the trainer");
+    let done = command("tailor-trainer").args(["--listen", "127.0.0.1:0"]).output().expect("run the trainer");
     let said = String::from_utf8_lossy(&done.stderr).into_owned();
     assert!(said.contains("queue.url") && said.contains("redis://host:port"), "{said}");
 }
