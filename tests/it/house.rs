@@ -23,7 +23,7 @@ async fn what_is_deleted_comes_back_what_no_rule_keeps_goes_and_the_log_tells() 
     cli.json(&["adapter", "set-alias", "kept", "production", "1"]);
     cli.json(&["adapter", "rm", "kept@2", "--why", "wrong rows"]);
     let score = ["score", "--adapter", "kept@2", "--prompt-ids", "40,41", "--token-ids", "42,43"];
-    cli.refused(&score).says("NOT_FOUND", &["kept", "2", "deleted"]);
+    cli.refused(&score).says("FAILED_PRECONDITION", &["version 2 of adapter kept was deleted", "undelete"]);
     cli.refused(&["adapter", "rm", "kept@1"]).says("FAILED_PRECONDITION", &["production"]);
     cli.refused(&["adapter", "rm", "kept"]).says("ERROR", &["kept@3"]);
     cli.json(&["adapter", "undelete", "kept@2"]);
@@ -36,7 +36,7 @@ async fn what_is_deleted_comes_back_what_no_rule_keeps_goes_and_the_log_tells() 
     assert!(cli.json(&score)["tokens"][1]["logprob"].is_number(), "a dry run does nothing");
     let done = cli.json(&["adapter", "gc"]);
     assert_eq!(done["expired"], dry["expired"], "{done}");
-    cli.refused(&score).says("NOT_FOUND", &["deleted"]);
+    cli.refused(&score).says("FAILED_PRECONDITION", &["was deleted"]);
     let usage = cli.json(&["adapter", "usage"]);
     let adapter = &usage["adapters"][0];
     assert_eq!((&adapter["adapter"], &adapter["live"], &adapter["deleted"]), (&"kept".into(), &2.into(), &1.into()));
