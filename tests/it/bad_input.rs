@@ -226,7 +226,7 @@ async fn names_that_do_not_exist_and_settings_outside_their_limits_make_no_job()
     train("little-t5", "rows", &["--batch", "4", "--micro-batch", "8"])
         .says("INVALID_ARGUMENT", &["train.micro_batch_rows: 8 is outside 0 to 4"]);
     train("little-t5", "rows", &["--targets", "q_proj_typo"])
-        .says("INVALID_ARGUMENT", &["lora.target_modules[0]", "ends in \"q_proj_typo\"; it has k, o, q"]);
+        .says("INVALID_ARGUMENT", &["lora.target_modules[0]", "ends in \"q_proj_typo\"; it has k, lm_head, o, q"]);
     assert_eq!(cli.json(&["job", "list"]), serde_json::json!([]), "no job was made");
 
     // What only the worker can find fails the job with the same kind of sentence.

@@ -90,5 +90,12 @@ async fn with_a_trusted_key_a_gateway_serves_what_is_signed_and_nothing_else() {
     );
     train(&up, 2).await;
     assert_eq!(run(&up, 2).status, 0, "what this key signed is served");
+    // The clients of model hubs check no signature, so the registry does.
+    for (version, wanted) in [(1, "403"), (2, "200")] {
+        let url = format!("{}/adapters/kept/resolve/{version}/adapter_config.json", up.addresses.registry);
+        let asked =
+            std::process::Command::new("curl").args(["-s", "-o", "/dev/null", "-w", "%{http_code}", &url]).output();
+        assert_eq!(String::from_utf8_lossy(&asked.expect("curl runs").stdout), wanted, "version {version}");
+    }
     assert_eq!(up.stop(), Some(0));
 }

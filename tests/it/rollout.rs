@@ -301,6 +301,60 @@ async fn a_rollout_of_real_answers_is_sticky_shadowed_and_fails_nobody() {
     }
 }
 
+/// An answer over HTTP: its text, streamed or not.
+fn complete(fleet: &Fleet, stream: bool) -> String {
+    let body = serde_json::json!({
+        "model": ALIAS, "prompt": "anna sees a boat today", "max_tokens": 6, "temperature": 0, "stream": stream,
+    });
+    let url = format!("{}/v1/completions", fleet.at(0, 0).gateway);
+    let arguments = ["-s", "--fail", "--max-time", "30", "-H", "content-type: application/json", "-d"];
+    let ended = std::process::Command::new("curl").args(arguments).args([&body.to_string(), &url]).output();
+    let ended = ended.expect("curl runs");
+    assert!(ended.status.success(), "no request fails");
+    let said = String::from_utf8(ended.stdout).expect("text");
+    let text = |document: &str| {
+        let document: serde_json::Value = serde_json::from_str(document).expect("json");
+        document["choices"][0]["text"].as_str().unwrap_or_default().to_owned()
+    };
+    match stream {
+        false => text(&said),
+        true => said
+            .lines()
+            .filter_map(|line| line.strip_prefix("data: {"))
+            .map(|rest| text(&format!("{{{rest}")))
+            .collect(),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn callers_over_http_take_part_in_a_rollout_like_others() {
+    let fleet = Fleet::start(1, &[0], &[]).await;
+    fleet.publish(2);
+    point(&fleet, 0, 1, "").await;
+    let cli = fleet.cli(0, 0);
+    tokio::time::sleep(FOLLOWED).await;
+    let stable = complete(&fleet, false);
+    assert_eq!(complete(&fleet, true), stable, "streamed or not");
+    let set = ["rollout", "set", "grammar", "production", "--canary", "2", "--max-latency-ratio", "0", "--percent"];
+    cli.json(&[&set[..], &["0", "--shadow-percent", "100"]].concat());
+    tokio::time::sleep(FOLLOWED).await;
+    for (number, stream) in [false, true, false, true].into_iter().enumerate() {
+        assert_eq!(complete(&fleet, stream), stable, "the shadow is not heard");
+        eventually("the shadow has answered", async || {
+            let status = cli.json(&["rollout", "status", "grammar", "production"]);
+            (status["seen"]["shadow"]["compared"].as_u64() > Some(number as u64)).then_some(())
+        })
+        .await;
+    }
+    cli.json(&[&set[..], &["100"]].concat());
+    tokio::time::sleep(FOLLOWED).await;
+    let canary = complete(&fleet, false);
+    assert_ne!(canary, stable);
+    assert_eq!(complete(&fleet, true), canary);
+    let status = cli.json(&["rollout", "status", "grammar", "production"]);
+    assert_eq!((&status["seen"]["stable"]["errors"], &status["seen"]["canary"]["errors"]), (&0.into(), &0.into()));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rollout_ends_by_itself_by_quality_by_shadow_and_where_a_gateway_cannot_load_it() {
     let fleet = Fleet::start(1, &[0, 0], &[]).await;

@@ -5,6 +5,7 @@ mod base;
 mod dataset;
 mod plan;
 mod policy;
+mod recipe;
 mod rollout;
 mod train;
 mod values;
@@ -18,6 +19,7 @@ pub use self::base::Base;
 pub use self::dataset::{Dataset, Push};
 pub use self::plan::Plan;
 pub use self::policy::{Policy, SetPolicy};
+pub use self::recipe::RecipeFlags;
 pub use self::rollout::{Rollout, SetRollout};
 pub use self::train::{Job, Train};
 pub use self::values::{ByteSize, VersionedName};
@@ -39,16 +41,16 @@ pub use self::values::{ByteSize, VersionedName};
 )]
 pub struct Cli {
     /// Print JSON instead of tables; one document, or one a line where results stream.
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = "Everywhere")]
     pub json: bool,
     /// Folder of the embedded system (`tailor up`, `tailor demo`).
-    #[arg(long, global = true, default_value = ".tailor", env = "TAILOR_STATE")]
+    #[arg(long, global = true, help_heading = "Everywhere", default_value = ".tailor", env = "TAILOR_STATE")]
     pub state: PathBuf,
     /// Settings in TOML; `TAILOR__SECTION__KEY` in the environment wins over it.
-    #[arg(long, global = true, env = "TAILOR_CONFIG")]
+    #[arg(long, global = true, help_heading = "Everywhere", env = "TAILOR_CONFIG")]
     pub config: Option<PathBuf>,
     /// What to log to stderr, e.g. info or info,tailor_trainer=debug.
-    #[arg(long, global = true, default_value = "warn", env = "TAILOR_LOG")]
+    #[arg(long, global = true, help_heading = "Everywhere", default_value = "warn", env = "TAILOR_LOG")]
     pub log: String,
     #[arg(long, global = true, env = "TAILOR_DATASET_URL", hide_env_values = true, help_heading = "Services")]
     pub dataset_url: Option<String>,

@@ -2,6 +2,7 @@
 //! Tailor cannot honour is refused by name.
 
 mod fields;
+mod job;
 mod prompt;
 mod refuse;
 
@@ -11,6 +12,7 @@ use self::fields::{finite, flag, layer_list, modules, number, pattern_entries, r
 use crate::error::{Error, Result};
 use crate::pattern::{self, LayerIndex, Patterns, SavedModules};
 
+pub use self::job::{decimal, layer_number};
 pub use self::prompt::{MAX_VIRTUAL_TOKENS, PromptTuning};
 
 /// As for a training job: a rank above this is no low rank.

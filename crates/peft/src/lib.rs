@@ -21,7 +21,7 @@ pub use adapter::Adapter;
 pub use base::{BaseShapes, LinearShape};
 pub use compare::{Comparison, LayerComparison};
 pub use compress::{Compressed, Keep};
-pub use config::{AdapterConfig, Bias, MAX_VIRTUAL_TOKENS, Modules, PromptTuning};
+pub use config::{AdapterConfig, Bias, MAX_VIRTUAL_TOKENS, Modules, PromptTuning, decimal, layer_number};
 pub use error::{Error, Result};
 pub use folder::{CONFIG_FILE, Limits, PICKLE_FILE, WEIGHTS_FILE};
 pub use safetensors::Dtype;

@@ -2,10 +2,10 @@
 
 use tailor_domain::{Invalid, Recipe};
 use tailor_models::{Base, LoraSet};
-use tailor_peft::Adapter;
+use tailor_peft::{Adapter, layer_number};
 
 use crate::error::Error;
-use crate::modules::{Modules, Taken, layer_number};
+use crate::modules::{Modules, Taken};
 use crate::optimizer::{AdamW, Initial};
 use crate::prompt::Prompt;
 

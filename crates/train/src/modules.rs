@@ -1,12 +1,12 @@
 //! Which linear layers of the base get a pair of matrices, what the pairs begin as, and what they are published as.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
+use tailor_domain::LoraSpec;
 use tailor_domain::spec::LoraInit;
-use tailor_domain::{Invalid, LoraSpec};
 use tailor_models::{Base, Lora, LoraSet};
-use tailor_peft::{Adapter, AdapterConfig, LinearShape, LoraPair, Tensors};
+use tailor_peft::{Adapter, AdapterConfig, LinearShape, LoraPair, Tensors, decimal};
 use tch::{Device, Tensor};
 
 use crate::error::Error;
@@ -29,47 +29,9 @@ impl Modules {
     /// A name, pattern or layer number that no linear layer of the base answers to.
     pub fn choose(base: &Base, spec: &LoraSpec, base_name: &str) -> Result<Self, Error> {
         let linears = shapes(base);
-        let all = base.linear_shapes();
-        let known: BTreeSet<String> = all.keys().map(|path| last_name(path).to_owned()).collect();
-        let list = || linears.keys().map(|path| last_name(path)).collect::<BTreeSet<_>>();
-        let list = || list().into_iter().collect::<Vec<_>>().join(", ");
-        let ends_in = |path: &str, name: &str| path == name || path.ends_with(&format!(".{name}"));
-        let names: Vec<String> = match spec.targets_all() {
-            true => known.iter().cloned().collect(),
-            false => spec.target_modules.clone(),
-        };
-        for (field, names) in [("target_modules", &names), ("exclude_modules", &spec.exclude_modules)] {
-            if let Some(at) = names.iter().position(|name| !linears.keys().any(|path| ends_in(path, name))) {
-                let problem = format!("no linear layer of the base ends in {:?}; it has {}", names[at], list());
-                return Err(Invalid::new(format!("lora.{field}[{at}]"), problem).into());
-            }
-        }
-        let task = base.family().task_type();
-        // In `fields` a regular expression is one, and no longer a name.
-        let names = if spec.target_regex.is_empty() { names } else { vec![spec.target_regex.clone()] };
-        let config = AdapterConfig::new(task, spec.rank, widen(spec.alpha), widen(spec.dropout), &names)?
-            .with_base(base_name)
-            .with_fields(fields(spec))
-            .map_err(|error| Invalid::new("lora", error.to_string()))?;
-        for layer in &spec.layers {
-            if !linears.keys().any(|path| layer_number(path) == Some(*layer)) {
-                let last = linears.keys().filter_map(|path| layer_number(path)).max().unwrap_or(0);
-                return Err(Invalid::new(
-                    "lora.layers",
-                    format!("{layer} is no layer of the base; it has 0 to {last}"),
-                )
-                .into());
-            }
-        }
-        let shapes: BTreeMap<_, _> = linears.into_iter().filter(|(path, _)| config.targets(path)).collect();
-        if shapes.is_empty() {
-            let problem = format!("the settings choose no linear layer; the base has {known:?} and the head lm_head");
-            return Err(Invalid::new("lora", problem).into());
-        }
-        if let Some((field, pattern)) = config.unused_pattern(shapes.keys()) {
-            let problem = format!("{pattern:?} matches none of the chosen modules");
-            return Err(Invalid::new(format!("lora.{field}"), problem).into());
-        }
+        let paths: Vec<&str> = linears.keys().map(String::as_str).collect();
+        let config = AdapterConfig::of_job(base.family().task_type(), spec, &paths)?.with_base(base_name);
+        let shapes = linears.into_iter().filter(|(path, _)| config.targets(path)).collect();
         Ok(Self { config, shapes, spec: spec.clone() })
     }
 
@@ -180,7 +142,7 @@ impl Modules {
     /// Twice the ranks at the same scale.
     fn doubled(&self) -> Map<String, Value> {
         let growth = if self.spec.rslora { f64::sqrt(2.0) } else { 2.0 };
-        let alpha = |alpha: f32| widen(alpha) * growth;
+        let alpha = |alpha: f32| decimal(alpha) * growth;
         let ranks: Map<_, _> = self.spec.rank_pattern.iter().map(|(key, r)| (key.clone(), (2 * r).into())).collect();
         let alphas: Map<_, _> =
             self.spec.alpha_pattern.iter().map(|(key, value)| (key.clone(), alpha(*value).into())).collect();
@@ -203,36 +165,6 @@ fn beside(pair: LoraPair, taken_a: &[f32], taken_b: &[f32]) -> LoraPair {
     LoraPair { a, b: wide, rank: 2 * rank, in_features, out_features }
 }
 
-/// The fields of PEFT's config that differ from those of a plain adapter.
-fn fields(spec: &LoraSpec) -> Map<String, Value> {
-    let mut fields = Map::new();
-    let mut set = |name: &str, value: Value| {
-        fields.insert(name.to_owned(), value);
-    };
-    if !spec.target_regex.is_empty() {
-        set("target_modules", json!(spec.target_regex));
-    }
-    if !spec.exclude_modules.is_empty() {
-        set("exclude_modules", json!(spec.exclude_modules));
-    }
-    if !spec.layers.is_empty() {
-        set("layers_to_transform", json!(spec.layers));
-    }
-    if !spec.rank_pattern.is_empty() {
-        set("rank_pattern", json!(spec.rank_pattern));
-    }
-    if !spec.alpha_pattern.is_empty() {
-        let alphas: Map<_, _> = spec.alpha_pattern.iter().map(|(key, a)| (key.clone(), widen(*a).into())).collect();
-        set("alpha_pattern", alphas.into());
-    }
-    for (name, is_on) in [("use_rslora", spec.rslora), ("use_dora", spec.dora), ("lora_bias", spec.bias)] {
-        if is_on {
-            set(name, json!(true));
-        }
-    }
-    fields
-}
-
 fn object(value: Value) -> Map<String, Value> {
     if let Value::Object(fields) = value { fields } else { Map::new() }
 }
@@ -246,15 +178,6 @@ fn shapes(base: &Base) -> BTreeMap<String, LinearShape> {
     base.linears_with_head().iter().map(|linear| (linear.path.clone(), shape(linear))).collect()
 }
 
-/// The first number in a module's path. In an encoder-decoder block 3 of either stack is layer 3.
-pub fn layer_number(path: &str) -> Option<u32> {
-    path.split('.').find_map(|part| part.parse().ok())
-}
-
-fn last_name(path: &str) -> &str {
-    path.rsplit('.').next().unwrap_or(path)
-}
-
 fn missing(path: &str) -> tailor_models::Error {
     tailor_models::Error::Adapter(format!("{path}: the base has no such layer"))
 }
@@ -263,27 +186,9 @@ pub(crate) fn values(tensor: &Tensor) -> tailor_models::Result<Vec<f32>> {
     Ok(Vec::try_from(&tensor.f_detach()?.f_to_device(Device::Cpu)?.f_reshape([-1])?)?)
 }
 
-/// The f64 that a person would write for this f32: 0.1, not 0.10000000149.
-fn widen(value: f32) -> f64 {
-    value.to_string().parse().unwrap_or(f64::from(value))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_setting_is_written_as_it_was_given() {
-        assert_eq!(widen(0.1), 0.1);
-        assert_eq!(widen(32.0), 32.0);
-    }
-
-    #[test]
-    fn a_layers_number_is_the_first_in_its_path() {
-        assert_eq!(layer_number("model.layers.12.self_attn.q_proj"), Some(12));
-        assert_eq!(layer_number("decoder.block.3.layer.1.EncDecAttention.q"), Some(3));
-        assert_eq!(layer_number("lm_head"), None);
-    }
 
     #[test]
     fn what_was_taken_off_stands_beside_with_its_sign_turned() {

@@ -9,6 +9,7 @@ use std::time::Instant;
 use sha2::{Digest as _, Sha256};
 use tailor_domain::{ErrorCode, Invalid, Recipe, StepMetrics, TrainSpec, TuningMetrics, spec};
 use tailor_models::{Base, LoraSet};
+use tailor_peft::layer_number;
 use tailor_torch::guarded;
 
 use crate::batches::Batches;
@@ -18,7 +19,7 @@ use crate::examples::Examples;
 use crate::loss::Measured;
 use crate::method::Method;
 use crate::micro_batch;
-use crate::modules::{Taken, layer_number};
+use crate::modules::Taken;
 use crate::objective::{Objective, Whole};
 use crate::optimizer::AdamW;
 use crate::rows::Rows;

@@ -15,6 +15,7 @@ use tailor_domain::{
     AdapterManifest, AdapterName, AdapterRef, BaseManifest, BaseName, Digest, ErrorCode, FileRef, Selector, Version,
 };
 use tailor_serverkit::Coded as _;
+use tailor_serverkit::trust::check_version;
 
 use crate::{Error, Registry, Result};
 
@@ -117,6 +118,10 @@ async fn adapter(registry: &Registry, name: &str, revision: &str) -> Result<Repo
         }
         Err(other) => return Err(other.into()),
     };
+    // Who loads it from here checks no signature, so it is checked before it goes out.
+    if let Err(error) = check_version(&manifest.as_ref().into(), &registry.trust.trusted) {
+        return Err(Refusal { status: StatusCode::FORBIDDEN, kind: None, problem: error.to_string() });
+    }
     let commit = commit_of(&manifest);
     if committed.is_some() && commit != revision {
         return Err(Refusal::no_revision(&id, revision));

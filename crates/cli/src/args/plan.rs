@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::VersionedName;
 use super::values::ByteSize;
+use super::{RecipeFlags, VersionedName};
 
 /// The job file of `tailor train`, and the flags of it that decide memory and time; no job is made.
 #[derive(Debug, Args)]
@@ -22,24 +22,8 @@ pub struct Plan {
     /// name or name@version
     #[arg(long, required_unless_present = "file")]
     pub dataset: Option<VersionedName>,
-    /// Rows of A and columns of B; 16.
-    #[arg(long)]
-    pub rank: Option<u32>,
-    /// Passes over the training rows; 3.
-    #[arg(long, allow_negative_numbers = true)]
-    pub epochs: Option<f64>,
-    /// Optimizer steps at most.
-    #[arg(long)]
-    pub max_steps: Option<u64>,
-    /// Rows in one optimizer step.
-    #[arg(long)]
-    pub batch: Option<u32>,
-    /// Rows in one forward pass; 0 finds the most that fit into memory.
-    #[arg(long)]
-    pub micro_batch: Option<u32>,
-    /// Longest row; longer ones are left out and counted.
-    #[arg(long)]
-    pub max_tokens: Option<u32>,
+    #[command(flatten)]
+    pub recipe: RecipeFlags,
     /// What the machine costs an hour, in any currency.
     #[arg(long, value_name = "PRICE", allow_negative_numbers = true)]
     pub price: Option<f64>,

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::VersionedName;
+use super::{RecipeFlags, VersionedName};
 
 /// Everything that can be set is in the job file; the flags are what people change most, and win over it.
 #[derive(Debug, Args)]
@@ -31,9 +31,8 @@ pub struct Train {
     /// Name under which the result is published.
     #[arg(long, required_unless_present_any = ["file", "schema"])]
     pub adapter: Option<String>,
-    /// Rows of A and columns of B; 16.
-    #[arg(long)]
-    pub rank: Option<u32>,
+    #[command(flatten)]
+    pub recipe: RecipeFlags,
     /// The update's strength is alpha over the rank; 32.
     #[arg(long, allow_negative_numbers = true)]
     pub alpha: Option<f32>,
@@ -46,21 +45,6 @@ pub struct Train {
     /// The highest, after the warm-up; 0.002.
     #[arg(long, visible_alias = "lr", allow_negative_numbers = true)]
     pub learning_rate: Option<f64>,
-    /// Passes over the training rows; 3.
-    #[arg(long, allow_negative_numbers = true)]
-    pub epochs: Option<f64>,
-    /// Optimizer steps at most.
-    #[arg(long)]
-    pub max_steps: Option<u64>,
-    /// Rows in one optimizer step.
-    #[arg(long)]
-    pub batch: Option<u32>,
-    /// Rows in one forward pass; 0 finds the most that fit into memory.
-    #[arg(long)]
-    pub micro_batch: Option<u32>,
-    /// Longest row; longer ones are left out and counted.
-    #[arg(long)]
-    pub max_tokens: Option<u32>,
     /// Stop when the mean loss of the last 20 steps is at most this.
     #[arg(long, allow_negative_numbers = true)]
     pub target_loss: Option<f64>,

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use tailor_pb::training as pb;
 
 use crate::args::{Plan, VersionedName};
-use crate::commands::train::job_file::JobFile;
+use crate::commands::train::job_file::{JobFile, set};
 use crate::connect::Endpoints;
 use crate::output::{Output, bytes};
 use crate::table;
@@ -17,19 +17,9 @@ pub async fn run(endpoints: &Endpoints, args: &Plan, output: &Output) -> anyhow:
 
 fn request(args: &Plan) -> anyhow::Result<pb::PlanJobRequest> {
     let mut file = args.file.as_deref().map(JobFile::read).transpose()?.unwrap_or_default();
-    fn set<T: Clone>(field: &mut T, flag: &Option<T>) {
-        if let Some(value) = flag {
-            field.clone_from(value);
-        }
-    }
     set(&mut file.base, &args.base);
     set(&mut file.dataset, &args.dataset.as_ref().map(ToString::to_string));
-    set(&mut file.lora.rank, &args.rank);
-    set(&mut file.train.epochs, &args.epochs);
-    set(&mut file.train.max_steps, &args.max_steps);
-    set(&mut file.train.batch_rows, &args.batch);
-    set(&mut file.train.micro_batch_rows, &args.micro_batch);
-    set(&mut file.train.max_tokens, &args.max_tokens);
+    file.override_with(&args.recipe);
     let dataset: VersionedName = file.dataset.parse().map_err(anyhow::Error::msg).context("dataset")?;
     let recipe = file.recipe();
     recipe.validate().context("these settings cannot be trained")?;

@@ -5,7 +5,7 @@ pub mod job_file;
 use anyhow::Context as _;
 use tailor_pb::training as pb;
 
-use self::job_file::JobFile;
+use self::job_file::{JobFile, set};
 use crate::args::{Train, VersionedName};
 use crate::commands::job;
 use crate::connect::Endpoints;
@@ -50,26 +50,16 @@ fn request(args: &Train) -> anyhow::Result<pb::CreateJobRequest> {
 
 /// A flag that is given wins over the file.
 fn override_with(file: &mut JobFile, args: &Train) {
-    fn set<T: Clone>(field: &mut T, flag: &Option<T>) {
-        if let Some(value) = flag {
-            field.clone_from(value);
-        }
-    }
     set(&mut file.base, &args.base);
     set(&mut file.dataset, &args.dataset.as_ref().map(ToString::to_string));
     set(&mut file.adapter, &args.adapter);
-    set(&mut file.lora.rank, &args.rank);
+    file.override_with(&args.recipe);
     set(&mut file.lora.alpha, &args.alpha);
     set(&mut file.lora.dropout, &args.dropout);
     if !args.targets.is_empty() {
         file.lora.target_modules.clone_from(&args.targets);
     }
     set(&mut file.train.learning_rate, &args.learning_rate);
-    set(&mut file.train.epochs, &args.epochs);
-    set(&mut file.train.max_steps, &args.max_steps);
-    set(&mut file.train.batch_rows, &args.batch);
-    set(&mut file.train.micro_batch_rows, &args.micro_batch);
-    set(&mut file.train.max_tokens, &args.max_tokens);
     set(&mut file.train.seed, &args.seed);
     set(&mut file.stop.target_loss, &args.target_loss);
     set(&mut file.evaluate.max_new_tokens, &args.max_new_tokens);

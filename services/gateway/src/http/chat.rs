@@ -10,12 +10,13 @@ use serde_json::{Map, Value, json};
 use tailor_text::Message;
 
 use super::error::{ApiError, parse};
-use super::shape::{Choosing, fingerprint, start, tell, usage, whole};
+use super::shape::{Choosing, answered, begin, complete, fingerprint, usage};
 use super::stream::{Chunks, events};
 use super::{Http, models, new_id, now};
 use crate::answer::{Piece, SaidToken};
 use crate::ask::{Ask, MaxNew, Prompt};
 use crate::caller::Caller;
+use crate::rollout::Choice;
 
 /// Tokens made when the caller does not say, where the context has room for them.
 const DEFAULT_NEW_TOKENS: u32 = 1024;
@@ -62,8 +63,8 @@ pub async fn create(State(http): State<Http>, headers: HeaderMap, body: Bytes) -
     let user = request.user.clone().unwrap_or_default();
     let caller = tailor_domain::rollout::Caller::try_new(caller.tenant, String::new(), user)?;
     let mut choice = models::find(&http, &request.model, &caller).await?;
-    let mut answers = start(&http, &mut choice, &ask, count).await?;
-    let head = Head {
+    let asks = std::slice::from_ref(&ask);
+    let head = |choice: &Choice| Head {
         id: new_id("chatcmpl"),
         created: now(),
         model: request.model.clone(),
@@ -71,26 +72,21 @@ pub async fn create(State(http): State<Http>, headers: HeaderMap, body: Bytes) -
         logprobs: ask.top_logprobs.is_some(),
     };
     if request.choosing.stream.unwrap_or(false) {
-        return Ok(events(answers, head, request.choosing.include_usage(), choice.turn));
+        let begun = begin(&http, &mut choice, asks, count).await?;
+        let head = head(&choice);
+        return Ok(events(begun, head, request.choosing.include_usage(), choice.turn, ask));
     }
-    let mut choices = Vec::with_capacity(answers.len());
-    for (index, answer) in answers.iter_mut().enumerate() {
-        let whole = match whole(answer).await {
-            Ok(whole) => whole,
-            Err(error) => {
-                tell(choice.turn, Err(&error));
-                return Err(error.into());
-            }
-        };
+    let mut answers = complete(&http, &mut choice, asks, count).await?;
+    let head = head(&choice);
+    let choices = answers.iter().enumerate().map(|(index, (answer, whole))| {
         let message = json!({ "role": "assistant", "content": whole.text, "refusal": null });
-        choices.push(json!({
-            "index": index, "message": message, "logprobs": head.logprobs(&whole),
-            "finish_reason": answer.finish_reason,
-        }));
-    }
-    let mut response = head.object("chat.completion", choices);
-    response["usage"] = usage(&answers);
-    tell(choice.turn, Ok(()));
+        json!({
+            "index": index, "message": message, "logprobs": head.logprobs(whole), "finish_reason": answer.finish_reason,
+        })
+    });
+    let mut response = head.object("chat.completion", choices.collect());
+    response["usage"] = usage(answers.iter().map(|(answer, _)| answer));
+    answered(choice.turn, ask, std::mem::take(&mut answers[0].1.text));
     Ok(Json(response).into_response())
 }
 

@@ -9,12 +9,13 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::error::{ApiError, parse};
-use super::shape::{Choosing, fingerprint, start, tell, usage_of, whole};
+use super::shape::{Choosing, answered, begin, complete, fingerprint, usage_of};
 use super::stream::{Chunks, events};
 use super::{Http, models, new_id, now};
 use crate::answer::Piece;
 use crate::ask::{Ask, MaxNew, Prompt};
 use crate::caller::Caller;
+use crate::rollout::Choice;
 
 /// OpenAI's own.
 const DEFAULT_NEW_TOKENS: u32 = 16;
@@ -77,50 +78,42 @@ pub async fn create(State(http): State<Http>, headers: HeaderMap, body: Bytes) -
     let user = request.user.clone().unwrap_or_default();
     let caller = tailor_domain::rollout::Caller::try_new(tenant.clone(), String::new(), user)?;
     let mut choice = models::find(&http, &request.model, &caller).await?;
-    let mut answers = Vec::new();
-    for prompt in prompts {
-        let ask = Ask {
-            prompt,
-            sampling: sampling.clone(),
-            max_new_tokens,
-            stop: choosing.stop(),
-            top_logprobs: request.logprobs,
-            format: format.clone(),
-            tenant: tenant.clone(),
-            deadline,
-        };
-        answers.extend(start(&http, &mut choice, &ask, count).await?);
-    }
-    let head = Head {
+    let ask = |prompt| Ask {
+        prompt,
+        sampling: sampling.clone(),
+        max_new_tokens,
+        stop: choosing.stop(),
+        top_logprobs: request.logprobs,
+        format: format.clone(),
+        tenant: tenant.clone(),
+        deadline,
+    };
+    let mut asks: Vec<Ask> = prompts.into_iter().map(ask).collect();
+    let head = |choice: &Choice| Head {
         id: new_id("cmpl"),
         created: now(),
-        model: request.model,
+        model: request.model.clone(),
         fingerprint: fingerprint(&choice.model),
         logprobs: request.logprobs.is_some(),
     };
     if choosing.stream.unwrap_or(false) {
-        return Ok(events(answers, head, choosing.include_usage(), choice.turn));
+        let begun = begin(&http, &mut choice, &asks, count).await?;
+        let head = head(&choice);
+        return Ok(events(begun, head, choosing.include_usage(), choice.turn, asks.swap_remove(0)));
     }
-    let mut choices = Vec::with_capacity(answers.len());
-    for (index, answer) in answers.iter_mut().enumerate() {
-        let whole = match whole(answer).await {
-            Ok(whole) => whole,
-            Err(error) => {
-                tell(choice.turn, Err(&error));
-                return Err(error.into());
-            }
-        };
-        choices.push(head.choice(index, &whole, Some(answer.finish_reason)));
-    }
-    let mut response = head.object(choices);
+    let mut answers = complete(&http, &mut choice, &asks, count).await?;
+    let head = head(&choice);
+    let choices = answers.iter().enumerate();
+    let choices = choices.map(|(index, (answer, whole))| head.choice(index, whole, Some(answer.finish_reason)));
+    let mut response = head.object(choices.collect());
     // Each prompt once, whatever number of answers it has.
     let prompts = answers.iter().step_by(count as usize);
     response["usage"] = usage_of(
-        prompts.clone().map(|answer| answer.prompt_tokens).sum(),
-        answers.iter().map(|answer| answer.completion_tokens).sum(),
-        prompts.map(|answer| answer.cached_tokens).sum(),
+        prompts.clone().map(|(answer, _)| answer.prompt_tokens).sum(),
+        answers.iter().map(|(answer, _)| answer.completion_tokens).sum(),
+        prompts.map(|(answer, _)| answer.cached_tokens).sum(),
     );
-    tell(choice.turn, Ok(()));
+    answered(choice.turn, asks.swap_remove(0), std::mem::take(&mut answers[0].1.text));
     Ok(Json(response).into_response())
 }
 

@@ -128,55 +128,95 @@ impl Choosing {
     }
 }
 
-/// Starts `count` answers to the same; what they have in common is computed once. The other side of a rollout answers where
-/// the first fails by its own fault.
-pub async fn start(http: &Http, choice: &mut Choice, ask: &Ask, count: u32) -> Result<Vec<Answer>, ApiError> {
-    ask.check()?;
+/// An answer that has begun.
+pub struct Begun {
+    pub answer: Answer,
+    /// What came of it while it was waited for.
+    pub first: Option<Piece>,
+}
+
+/// Starts `count` answers to each of these; what they have in common is computed once. In a rollout the first piece of each
+/// is waited for: until then the other side can answer where this one fails by its own fault.
+pub async fn begin(http: &Http, choice: &mut Choice, asks: &[Ask], count: u32) -> Result<Vec<Begun>, ApiError> {
+    asks.iter().try_for_each(Ask::check)?;
     loop {
-        let error = match start_on(&choice.model, ask, count).await {
-            Ok(answers) => return Ok(answers),
-            Err(error) => error,
-        };
-        let failed = Choice { model: choice.model.clone(), turn: choice.turn.take() };
-        *choice = instead(&http.rollouts, failed, error).await?;
+        match begin_on(choice, asks, count).await {
+            Ok(begun) => return Ok(begun),
+            Err(error) => other_side(http, choice, error).await?,
+        }
     }
 }
 
-async fn start_on(model: &Model, ask: &Ask, count: u32) -> Result<Vec<Answer>, Error> {
-    let mut answers = Vec::with_capacity(count as usize);
-    for number in 0..count {
-        let mut ask = ask.clone();
-        ask.sampling.seed = ask.sampling.seed.map(|seed| seed.wrapping_add(number.into()));
-        answers.push(answer::generate(model, ask).await?);
+/// As [`begin`], to the end of every answer: nothing has been sent before, so the other side can answer until then.
+pub async fn complete(
+    http: &Http,
+    choice: &mut Choice,
+    asks: &[Ask],
+    count: u32,
+) -> Result<Vec<(Answer, Piece)>, ApiError> {
+    asks.iter().try_for_each(Ask::check)?;
+    loop {
+        let whole = async {
+            let mut all = Vec::new();
+            for begun in begin_on(choice, asks, count).await? {
+                all.push(whole(begun).await?);
+            }
+            Ok(all)
+        };
+        match whole.await {
+            Ok(all) => return Ok(all),
+            Err(error) => other_side(http, choice, error).await?,
+        }
     }
-    Ok(answers)
+}
+
+async fn begin_on(choice: &Choice, asks: &[Ask], count: u32) -> Result<Vec<Begun>, Error> {
+    let mut all = Vec::new();
+    for ask in asks {
+        for number in 0..count {
+            let mut ask = ask.clone();
+            ask.sampling.seed = ask.sampling.seed.map(|seed| seed.wrapping_add(number.into()));
+            all.push(Begun { answer: answer::generate(&choice.model, ask).await?, first: None });
+        }
+    }
+    if choice.turn.is_some() {
+        for begun in &mut all {
+            begun.first = begun.answer.next().await?;
+        }
+    }
+    Ok(all)
+}
+
+async fn other_side(http: &Http, choice: &mut Choice, error: Error) -> Result<(), ApiError> {
+    let failed = Choice { model: choice.model.clone(), turn: choice.turn.take() };
+    *choice = instead(&http.rollouts, failed, error).await?;
+    Ok(())
 }
 
 /// All of an answer in one piece.
-pub async fn whole(answer: &mut Answer) -> Result<Piece, Error> {
-    let mut whole = Piece::default();
+async fn whole(begun: Begun) -> Result<(Answer, Piece), Error> {
+    let Begun { mut answer, first } = begun;
+    let mut whole = first.unwrap_or_default();
     while let Some(piece) = answer.next().await? {
         whole.text.push_str(&piece.text);
         whole.tokens.extend(piece.tokens);
     }
-    Ok(whole)
+    Ok((answer, whole))
 }
 
-/// Says to a rollout how its side did.
-pub fn tell(turn: Option<Turn>, outcome: Result<(), &Error>) {
-    match (turn, outcome) {
-        (None, _) => {}
-        (Some(turn), Ok(())) => turn.scored(),
-        (Some(turn), Err(error)) => drop(turn.failed(error)),
+/// Says to a rollout that its side has answered; `text` is the first answer, to `ask`, and may get a shadow.
+pub fn answered(turn: Option<Turn>, ask: Ask, text: String) {
+    if let Some(turn) = turn {
+        turn.answered(text, move |model| async move { answer::whole(&model, ask).await });
     }
 }
 
 /// Of one request's answers, which share their prompt.
-pub fn usage(answers: &[Answer]) -> Value {
+pub fn usage<'a>(answers: impl Iterator<Item = &'a Answer> + Clone) -> Value {
     usage_of(
-        answers.first().map_or(0, |answer| answer.prompt_tokens),
-        answers.iter().map(|answer| answer.completion_tokens).sum(),
-        answers.first().map_or(0, |answer| answer.cached_tokens),
+        answers.clone().next().map_or(0, |answer| answer.prompt_tokens),
+        answers.clone().map(|answer| answer.completion_tokens).sum(),
+        answers.clone().next().map_or(0, |answer| answer.cached_tokens),
     )
 }
 

@@ -10,8 +10,9 @@ use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::error::ApiError;
-use super::shape::{tell, usage_of};
-use crate::answer::{Answer, Piece};
+use super::shape::{Begun, answered, usage_of};
+use crate::answer::Piece;
+use crate::ask::Ask;
 use crate::error::Error;
 use crate::rollout::Turn;
 
@@ -27,27 +28,29 @@ pub trait Chunks: Clone + Send + Sync + 'static {
     fn usage(&self, usage: Value) -> Value;
 }
 
-/// A reader that goes away drops the receiver, and with it all answers.
-pub fn events(answers: Vec<Answer>, chunks: impl Chunks, include_usage: bool, turn: Option<Turn>) -> Response {
+/// A reader that goes away drops the receiver, and with it all answers. `ask` is what the first of them answers.
+pub fn events(begun: Vec<Begun>, chunks: impl Chunks, include_usage: bool, turn: Option<Turn>, ask: Ask) -> Response {
     let (sender, receiver) = mpsc::channel::<Value>(BUFFER);
     tokio::spawn(async move {
-        let tasks = answers.into_iter().enumerate().map(|(index, answer)| {
+        let tasks = begun.into_iter().enumerate().map(|(index, begun)| {
             let (sender, chunks) = (sender.clone(), chunks.clone());
-            async move { follow(index, answer, &chunks, &sender).await }
+            async move { follow(index, begun, &chunks, &sender).await }
         });
-        let figures = futures::future::join_all(tasks).await;
-        // Of an answer that nobody has heard to its end, nothing can be said.
-        match figures.iter().find_map(|figures| figures.as_ref().err()) {
-            Some(Some(error)) => tell(turn, Err(error)),
-            Some(None) => {}
-            None => tell(turn, Ok(())),
-        }
-        let figures: Result<Vec<_>, _> = figures.into_iter().collect();
-        if include_usage && let Ok(figures) = figures {
-            let prompt = figures.first().map_or(0, |(prompt, ..)| *prompt);
-            let cached = figures.first().map_or(0, |(_, _, cached)| *cached);
-            let completion = figures.iter().map(|(_, completion, _)| completion).sum();
-            let _ = sender.send(chunks.usage(usage_of(prompt, completion, cached))).await;
+        let said: Result<Vec<Said>, Option<Error>> = futures::future::join_all(tasks).await.into_iter().collect();
+        match said {
+            Ok(said) => {
+                if include_usage {
+                    let prompt = said.first().map_or(0, |said| said.prompt_tokens);
+                    let cached = said.first().map_or(0, |said| said.cached_tokens);
+                    let completion = said.iter().map(|said| said.completion_tokens).sum();
+                    let _ = sender.send(chunks.usage(usage_of(prompt, completion, cached))).await;
+                }
+                answered(turn, ask, said.into_iter().next().map(|said| said.text).unwrap_or_default());
+            }
+            // Too late for the other side: it is counted, and the caller has been told.
+            Err(Some(error)) => drop(turn.and_then(|turn| turn.failed(&error))),
+            // Of an answer that nobody has heard to its end, nothing can be said.
+            Err(None) => {}
         }
     });
     let done = tokio_stream::once(Event::default().data("[DONE]"));
@@ -55,26 +58,44 @@ pub fn events(answers: Vec<Answer>, chunks: impl Chunks, include_usage: bool, tu
     Sse::new(data.chain(done).map(Ok::<_, Infallible>)).keep_alive(KeepAlive::default()).into_response()
 }
 
-/// Prompt, completion and cached tokens; what failed, or None when nobody listens.
+/// One answer, to its end.
+struct Said {
+    text: String,
+    prompt_tokens: u32,
+    completion_tokens: u32,
+    cached_tokens: u32,
+}
+
+/// What failed, or None when nobody listens.
 async fn follow(
     index: usize,
-    mut answer: Answer,
+    begun: Begun,
     chunks: &impl Chunks,
     sender: &mpsc::Sender<Value>,
-) -> Result<(u32, u32, u32), Option<Error>> {
+) -> Result<Said, Option<Error>> {
+    let Begun { mut answer, first } = begun;
+    let mut text = String::new();
     if let Some(chunk) = chunks.begin(index) {
         sender.send(chunk).await.map_err(|_| None)?;
     }
+    let mut waiting = first.map(|piece| Ok(Some(piece)));
     loop {
-        let next = tokio::select! {
-            next = answer.next() => next,
-            () = sender.closed() => return Err(None),
+        let next = match waiting.take() {
+            Some(first) => first,
+            None => tokio::select! {
+                next = answer.next() => next,
+                () = sender.closed() => return Err(None),
+            },
         };
         match next {
-            Ok(Some(piece)) => sender.send(chunks.piece(index, &piece)).await.map_err(|_| None)?,
+            Ok(Some(piece)) => {
+                text.push_str(&piece.text);
+                sender.send(chunks.piece(index, &piece)).await.map_err(|_| None)?;
+            }
             Ok(None) => {
                 sender.send(chunks.end(index, answer.finish_reason)).await.map_err(|_| None)?;
-                return Ok((answer.prompt_tokens, answer.completion_tokens, answer.cached_tokens));
+                let (prompt_tokens, completion_tokens) = (answer.prompt_tokens, answer.completion_tokens);
+                return Ok(Said { text, prompt_tokens, completion_tokens, cached_tokens: answer.cached_tokens });
             }
             Err(error) => {
                 // The status has gone out already; the client raises what it finds under `error`.

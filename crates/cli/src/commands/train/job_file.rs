@@ -7,6 +7,8 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use tailor_domain::{EvaluateSpec, LoraSpec, PreferenceSpec, PromptTuningSpec, Recipe, StopSpec, TrainSpec};
 
+use crate::args::RecipeFlags;
+
 /// No job file is longer.
 const MAX_BYTES: u64 = 1 << 20;
 
@@ -55,6 +57,16 @@ impl JobFile {
         })
     }
 
+    /// A flag that is given wins over the file.
+    pub fn override_with(&mut self, flags: &RecipeFlags) {
+        set(&mut self.lora.rank, &flags.rank);
+        set(&mut self.train.epochs, &flags.epochs);
+        set(&mut self.train.max_steps, &flags.max_steps);
+        set(&mut self.train.batch_rows, &flags.batch);
+        set(&mut self.train.micro_batch_rows, &flags.micro_batch);
+        set(&mut self.train.max_tokens, &flags.max_tokens);
+    }
+
     pub fn recipe(&self) -> Recipe {
         Recipe {
             lora: self.lora.clone(),
@@ -64,6 +76,13 @@ impl JobFile {
             stop: self.stop.clone(),
             preference: self.preference.clone(),
         }
+    }
+}
+
+/// Puts what a flag says in a field's place, where it says anything.
+pub fn set<T: Clone>(field: &mut T, flag: &Option<T>) {
+    if let Some(value) = flag {
+        field.clone_from(value);
     }
 }
 
