@@ -15,6 +15,7 @@
 mod activations;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+mod lines;
 mod low_rank;
 mod matrix;
 mod portable;
@@ -58,6 +59,8 @@ struct Kernels {
     unpack: unsafe fn(packed: &[u8], levels: &Levels, out: &mut [i16]),
     /// Adds w·x of a few rows of weights in bf16 and a few of x: sums of the first weight's row, then the second's.
     dense: unsafe fn(&Dense<'_>, sums: *mut Lanes),
+    /// Adds b·values of each row of `b`, as long as `values` and whole steps of eight, to sums that are `stride` apart.
+    expand: unsafe fn(b: &[half::bf16], values: &[f32], sums: *mut Lanes, stride: usize),
 }
 
 /// The code book as integers, and their low and high bytes.

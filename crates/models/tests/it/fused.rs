@@ -64,6 +64,12 @@ fn in_pages(base: &Base, sequences: &[(&[u32], Option<&LoraSet>)]) -> Tensor {
     base.advance(&segment(usize::MAX, |length| length), &pool).unwrap()
 }
 
+/// The prompts that have more than one token, with one of two adapters or, the second, with none.
+fn mixed<'a>(prompts: &'a [Vec<u32>], sets: &'a [LoraSet; 2], with: bool) -> Vec<(&'a [u32], Option<&'a LoraSet>)> {
+    let long = prompts.iter().filter(|prompt| prompt.len() > 1).enumerate();
+    long.map(|(i, prompt)| (prompt.as_slice(), (with && i != 1).then(|| &sets[i % 2]))).collect()
+}
+
 /// The same by operators over whole sequences.
 fn whole(base: &Base, sequences: &[(&[u32], Option<&LoraSet>)]) -> Tensor {
     let rows = sequences.iter().map(|(tokens, set)| base.start(&[tokens.to_vec()], &Pass::maybe(*set)).unwrap().0);
@@ -78,24 +84,12 @@ fn a_step_is_nearer_to_f32_than_operators_in_bf16_are() {
         assert_eq!(base.is_fused(), tailor_quant::is_fast(), "{name}");
         let prompts = prompts(&Golden::of(name));
         for with in [false, true] {
-            let (sets, wide) = ([adapter(&base, 1), adapter(&base, 3)], [adapter(&exact, 1), adapter(&exact, 3)]);
-            let [mut one, mut other] = sets;
-            one.serve(&base).unwrap();
-            other.serve(&base).unwrap();
-            let (served, unserved) = ([&one, &other], [adapter(&base, 1), adapter(&base, 3)]);
-            let of = |sets: [&LoraSet; 2]| {
-                let each = prompts.iter().enumerate().filter(|(_, prompt)| prompt.len() > 1);
-                let each = each.map(|(i, prompt)| (prompt.clone(), (with && i != 1).then(|| sets[i % 2])));
-                each.collect::<Vec<_>>()
-            };
-            let view = |all: &[(Vec<u32>, Option<&LoraSet>)],
-                        run: fn(&Base, &[(&[u32], Option<&LoraSet>)]) -> Tensor,
-                        base| {
-                run(base, &all.iter().map(|(tokens, set)| (tokens.as_slice(), *set)).collect::<Vec<_>>())
-            };
-            let reference = view(&of([&wide[0], &wide[1]]), whole, &exact);
-            let step = relative_difference(&view(&of(served), in_pages, &base), &reference);
-            let operators = relative_difference(&view(&of([&unserved[0], &unserved[1]]), whole, &base), &reference);
+            let sets = |base: &Base| [adapter(base, 1), adapter(base, 3)];
+            let (mut served, unserved, wide) = (sets(&base), sets(&base), sets(&exact));
+            served.iter_mut().for_each(|set| set.serve(&base).unwrap());
+            let reference = whole(&exact, &mixed(&prompts, &wide, with));
+            let step = relative_difference(&in_pages(&base, &mixed(&prompts, &served, with)), &reference);
+            let operators = relative_difference(&whole(&base, &mixed(&prompts, &unserved, with)), &reference);
             println!("{name}, adapters {with}: {step:.1e}, by operators {operators:.1e}");
             // As for the operators (golden.rs): transformers itself is off by up to 5e-2 in bf16.
             assert!(step < 6e-2, "{name}, adapters {with}: {step}");
@@ -114,14 +108,8 @@ fn a_sequence_gets_the_same_bits_in_whatever_company() {
         let mut sets = [adapter(&base, 1), adapter(&base, 3)];
         sets.iter_mut().for_each(|set| set.serve(&base).unwrap());
         let long: Vec<u32> = (0..40).map(|i| 3 + i * 7 % 50).collect();
-        let all: Vec<(&[u32], Option<&LoraSet>)> = prompts
-            .iter()
-            .filter(|prompt| prompt.len() > 1)
-            .map(Vec::as_slice)
-            .chain([long.as_slice()])
-            .enumerate()
-            .map(|(i, tokens)| (tokens, (i != 1).then(|| &sets[i % 2])))
-            .collect();
+        let prompts = [prompts, vec![long]].concat();
+        let all = mixed(&prompts, &sets, true);
         let together = in_pages(&base, &all);
         for (row, one) in all.iter().enumerate() {
             let alone = in_pages(&base, &[*one]);

@@ -1,5 +1,6 @@
 //! The rows of x: as floats, and as the integers that the 4-bit kernels multiply with.
 
+use super::lines::Lines;
 use super::workers::{Workers, spread};
 use super::{Activations, BLOCK, GROUP, LARGEST_ACTIVATION, STRIDE, element};
 
@@ -15,7 +16,7 @@ pub struct Inputs {
     rows: usize,
     width: usize,
     floats: Vec<f32>, // [M, K]
-    values: Vec<i16>, // [M/8, K/64, 8, 64]
+    values: Lines,    // [M/8, K/64, 8, 64]
     scales: Vec<f32>, // [M/8, K/64 (to a multiple of 8), 8]
     quantized: bool,
 }
@@ -70,7 +71,7 @@ impl Inputs {
         let values = group * GROUP * self.width + block * rows * BLOCK;
         let scales = group * GROUP * self.padded_blocks() + block * rows;
         Activations {
-            values: &self.values[values..values + blocks * rows * BLOCK],
+            values: &self.values.values()[values..values + blocks * rows * BLOCK],
             scales: &self.scales[scales..scales + blocks.next_multiple_of(STRIDE) * rows + GROUP],
         }
     }
@@ -83,15 +84,13 @@ impl Inputs {
     pub fn quantize(&mut self, workers: &dyn Workers) {
         assert!(self.width.is_multiple_of(BLOCK), "{} values a row are no whole blocks of {BLOCK}", self.width);
         let (blocks, padded) = (self.width / BLOCK, self.padded_blocks());
-        if self.values.len() < self.rows * self.width {
-            self.values.resize(self.rows * self.width, 0);
-        }
+        self.values.grow(self.rows * self.width);
         if self.scales.len() < self.rows * padded + GROUP {
             self.scales.resize(self.rows * padded + GROUP, 0.0);
         }
         let (rows, width) = (self.rows, self.width);
         let floats = &self.floats;
-        let values = Shared(self.values.as_mut_ptr());
+        let values = Shared(self.values.values_mut().as_mut_ptr());
         let scales = Shared(self.scales.as_mut_ptr());
         let one = |row: usize| {
             let (values, scales) = (&values, &scales);

@@ -10,7 +10,7 @@ use half::bf16;
 
 use super::{BLOCK, Dense, GROUP, Kernels, Lanes, Levels, Part, STRIDE};
 
-pub(super) const KERNELS: Kernels = Kernels { packed, unpacked, unpack, dense };
+pub(super) const KERNELS: Kernels = Kernels { packed, unpacked, unpack, dense, expand };
 
 /// Packed bytes that are asked for ahead of their use.
 const AHEAD: usize = 1024;
@@ -101,10 +101,11 @@ unsafe fn add<const ROWS: usize, T>(
             (weight_scales, x_scales) = (weight_scales.add(STRIDE), x_scales.add(STRIDE * ROWS));
         }
         let blocks = left.min(STRIDE);
+        let scales = scales.as_flattened();
         for at in 0..blocks {
             let w = load(weights);
             for (row, acc) in acc.iter_mut().enumerate() {
-                let scale = if ROWS == 1 { &scales[0][at] } else { &scales[at][row] };
+                let scale = &scales[if ROWS == 1 { at } else { at * GROUP + row }];
                 // SAFETY: ROWS·64 values a block.
                 let sum = unsafe { block(w, x.add(row * BLOCK)) };
                 *acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), _mm256_broadcast_ss(scale), *acc);
@@ -271,4 +272,25 @@ unsafe fn dense_rows<const OUT: usize, const ROWS: usize>(part: &Dense<'_>, sums
             super::portable::dot(weights, x, sums);
         }
     }
+}
+
+/// # Safety
+/// The processor has AVX2 and FMA; `sums` has an entry for each row of `b`, `stride` apart.
+unsafe fn expand(b: &[bf16], values: &[f32], sums: *mut Lanes, stride: usize) {
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn inner(b: &[bf16], values: &[f32], sums: *mut Lanes, stride: usize) {
+        for (out, b) in b.chunks_exact(values.len()).enumerate() {
+            // SAFETY: as the caller says; rows are whole steps of eight.
+            unsafe {
+                let sums = sums.add(out * stride).cast::<f32>();
+                let mut acc = _mm256_loadu_ps(sums);
+                for at in (0..values.len()).step_by(8) {
+                    acc = _mm256_fmadd_ps(wide(b.as_ptr().add(at)), _mm256_loadu_ps(values.as_ptr().add(at)), acc);
+                }
+                _mm256_storeu_ps(sums, acc);
+            }
+        }
+    }
+    // SAFETY: as the caller says.
+    unsafe { inner(b, values, sums, stride) }
 }

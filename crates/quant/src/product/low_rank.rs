@@ -102,20 +102,25 @@ impl<'a> Projected<'a> {
         }
     }
 
-    /// Adds B·(s·A·x) of one output to the sums of a row of x.
-    #[inline(always)]
-    pub fn add_to(&self, product: usize, row: usize, out: usize, output: &Shared<f32>, sums: &mut Lanes) {
-        let Some(Some((term, place))) = self.places.get(product * self.rows + row) else { return };
+    /// Adds B·(s·A·x) of a row of x to the sums of the outputs from `out` on: every `stride`th of `sums`.
+    pub fn add_to(
+        &self,
+        place: (usize, usize),
+        out: usize,
+        kernels: Kernels,
+        output: &Shared<f32>,
+        sums: &mut [Lanes],
+        stride: usize,
+    ) {
+        let (product, row) = place;
+        let Some(Some((term, first))) = self.places.get(product * self.rows + row) else { return };
         let term = &self.terms[*term].term;
         let padded = padded_rank(term.rank);
+        let count = sums.len().div_ceil(stride);
         // SAFETY: the values of this row, complete since `compute` has returned.
-        let values = unsafe { std::slice::from_raw_parts(output.0.add(*place).cast_const(), padded) };
-        let b = &term.b[out * padded..(out + 1) * padded];
-        for (b, values) in b.as_chunks::<8>().0.iter().zip(values.as_chunks::<8>().0) {
-            for ((sum, b), value) in sums.iter_mut().zip(b).zip(values) {
-                // Not fused, so that it is the same in every build.
-                *sum += f32::from_bits(u32::from(b.to_bits()) << 16) * value;
-            }
-        }
+        let values = unsafe { std::slice::from_raw_parts(output.0.add(*first).cast_const(), padded) };
+        let b = &term.b[out * padded..(out + count) * padded];
+        // SAFETY: chosen for this processor; a sum for each row of b.
+        unsafe { (kernels.expand)(b, values, sums.as_mut_ptr(), stride) };
     }
 }

@@ -85,9 +85,14 @@ impl<'a> Matrix<'a> {
                     let count = ((outer + 1) * blocksize - first - at).min(blocks - at);
                     let codes = &codes[first + at..first + at + count];
                     let scale = absmax[outer];
-                    for (out, code) in out[at..at + count].iter_mut().zip(codes) {
-                        *out = map[*code as usize] * scale + offset;
+                    let out = &mut out[at..at + count];
+                    for (out, code) in out.iter_mut().zip(codes) {
+                        // Read as if it might change: the compiler would else gather eight entries in a register by
+                        // shuffles, of which the kernels have too many already.
+                        // SAFETY: a reference is valid for reading.
+                        *out = unsafe { std::ptr::read_volatile(&map[*code as usize]) };
                     }
+                    out.iter_mut().for_each(|out| *out = *out * scale + offset);
                     at += count;
                 }
             }

@@ -4,7 +4,7 @@ use half::bf16;
 
 use super::{BLOCK, Dense, Kernels, Lanes, Levels, Part, element};
 
-pub(super) const KERNELS: Kernels = Kernels { packed, unpacked, unpack, dense };
+pub(super) const KERNELS: Kernels = Kernels { packed, unpacked, unpack, dense, expand };
 
 /// # Safety
 /// `sums` has an entry for each row.
@@ -70,5 +70,14 @@ pub(super) fn dot(weights: &[bf16], x: &[f32], sums: &mut Lanes) {
         for ((sum, weight), x) in sums.iter_mut().zip(weights).zip(x) {
             *sum = weight.to_f32().mul_add(*x, *sum);
         }
+    }
+}
+
+/// # Safety
+/// `sums` has an entry for each row of `b`, `stride` apart.
+unsafe fn expand(b: &[bf16], values: &[f32], sums: *mut Lanes, stride: usize) {
+    for (out, b) in b.chunks_exact(values.len()).enumerate() {
+        // SAFETY: as the caller says.
+        dot(b, values, unsafe { &mut *sums.add(out * stride) });
     }
 }

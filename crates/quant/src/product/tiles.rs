@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicUsize;
 use half::bf16;
 
 use super::activations::Shared;
+use super::lines::Lines;
 use super::low_rank::{LowRank, Projected};
 use super::workers::{Workers, take};
 use super::{
@@ -16,7 +17,7 @@ use crate::Instructions;
 /// Outputs of one tile.
 const TILE: usize = 16;
 /// Bytes of x that stay in the first-level cache while the rows of a tile go by.
-const NEAR: usize = 12 << 10;
+const NEAR: usize = 28 << 10;
 
 /// y [M, out] = x·Wᵀ + bias, with low-rank terms for some rows.
 pub struct Product<'a> {
@@ -125,8 +126,17 @@ struct Tile<'a> {
 /// Levels and scales of a tile's rows.
 #[derive(Default)]
 struct Room {
-    levels: Vec<i16>,
+    levels: Lines,
     scales: Vec<f32>,
+    sums: Vec<Lanes>, // [tile, rows of a group]
+}
+
+impl Room {
+    /// Sums of a tile and so many rows of x, all zero.
+    fn zero(&mut self, rows: usize) {
+        self.sums.clear();
+        self.sums.resize(TILE * rows, [0.0; 8]);
+    }
 }
 
 thread_local! {
@@ -146,12 +156,12 @@ impl Tile<'_> {
     }
 
     /// One group of rows: levels are unpacked in registers.
-    fn packed(&self, matrix: &Matrix<'_>, kernels: Kernels, room: &Room) {
+    fn packed(&self, matrix: &Matrix<'_>, kernels: Kernels, room: &mut Room) {
         let (rows, blocks, padded) = (self.x.rows(), matrix.width() / BLOCK, matrix.padded_blocks());
-        let mut sums = [[[0f32; 8]; GROUP]; TILE];
+        room.zero(rows);
         for span in spans(blocks, rows) {
             let x = self.x.part(0, span.start, span.len());
-            for (at, sums) in sums[..self.count].iter_mut().enumerate() {
+            for (at, sums) in room.sums.chunks_exact_mut(rows).take(self.count).enumerate() {
                 let part = Part {
                     levels: matrix.levels(),
                     weights: matrix.bytes(self.first + at, span.start, span.len()),
@@ -163,27 +173,27 @@ impl Tile<'_> {
                 unsafe { (kernels.packed)(&part, rows, sums.as_mut_ptr()) };
             }
         }
-        self.finish(0, matrix.unit(), &mut sums);
+        self.finish(0, matrix.unit(), kernels, &mut room.sums);
     }
 
     /// Several groups: levels are unpacked once into the cache.
     fn unpacked(&self, matrix: &Matrix<'_>, kernels: Kernels, room: &mut Room) {
         let (width, blocks, padded) = (matrix.width(), matrix.width() / BLOCK, matrix.padded_blocks());
-        room.levels.resize((TILE * width).max(room.levels.len()), 0);
-        for (out, levels) in (self.first..).zip(room.levels.chunks_exact_mut(width)).take(self.count) {
+        room.levels.grow(TILE * width);
+        for (out, levels) in (self.first..).zip(room.levels.values_mut().chunks_exact_mut(width)).take(self.count) {
             // SAFETY: chosen for this processor.
             unsafe { (kernels.unpack)(matrix.bytes(out, 0, blocks), matrix.levels(), levels) };
         }
         for group in 0..self.x.groups() {
             let rows = self.x.group_rows(group);
-            let mut sums = [[[0f32; 8]; GROUP]; TILE];
+            room.zero(rows);
             for span in spans(blocks, rows) {
                 let x = self.x.part(group, span.start, span.len());
-                for (at, sums) in sums[..self.count].iter_mut().enumerate() {
+                for (at, sums) in room.sums.chunks_exact_mut(rows).take(self.count).enumerate() {
                     let levels = at * width + span.start * BLOCK;
                     let part = Part {
                         levels: matrix.levels(),
-                        weights: &room.levels[levels..levels + span.len() * BLOCK],
+                        weights: &room.levels.values()[levels..levels + span.len() * BLOCK],
                         blocks: span.len(),
                         scales: &room.scales[at * padded + span.start..(at + 1) * padded],
                         x,
@@ -192,7 +202,7 @@ impl Tile<'_> {
                     unsafe { (kernels.unpacked)(&part, rows, sums.as_mut_ptr()) };
                 }
             }
-            self.finish(group, matrix.unit(), &mut sums);
+            self.finish(group, matrix.unit(), kernels, &mut room.sums);
         }
     }
 
@@ -210,24 +220,37 @@ impl Tile<'_> {
                 let mut sums = [[0f32; 8]; DENSE_OUT * DENSE_ROWS];
                 // SAFETY: chosen for this processor; a row of sums for each pair of rows.
                 unsafe { (kernels.dense)(&Dense { weights, x, width }, sums.as_mut_ptr()) };
-                for (pair, sums) in sums[..outs * members].iter_mut().enumerate() {
+                let sums = &mut sums[..outs * members];
+                for at in 0..members {
+                    self.low_rank(row + at, first, kernels, &mut sums[at..], members);
+                }
+                for (pair, sums) in sums.iter().enumerate() {
                     self.write(row + pair % members, first + pair / members, 1.0, sums);
                 }
             }
         }
     }
 
-    fn finish(&self, group: usize, unit: f32, sums: &mut [[Lanes; GROUP]; TILE]) {
-        for (out, sums) in (self.first..).zip(&mut sums[..self.count]) {
-            for (at, sums) in sums[..self.x.group_rows(group)].iter_mut().enumerate() {
+    /// `sums` [tile, rows of the group]
+    fn finish(&self, group: usize, unit: f32, kernels: Kernels, sums: &mut [Lanes]) {
+        let rows = self.x.group_rows(group);
+        let sums = &mut sums[..self.count * rows];
+        for at in 0..rows {
+            self.low_rank(group * GROUP + at, self.first, kernels, &mut sums[at..], rows);
+        }
+        for (out, sums) in (self.first..).zip(sums.chunks_exact(rows)) {
+            for (at, sums) in sums.iter().enumerate() {
                 self.write(group * GROUP + at, out, unit, sums);
             }
         }
     }
 
+    fn low_rank(&self, row: usize, out: usize, kernels: Kernels, sums: &mut [Lanes], stride: usize) {
+        self.projected.add_to((self.product, row), out, kernels, self.values, sums, stride);
+    }
+
     #[inline(always)]
-    fn write(&self, row: usize, out: usize, unit: f32, sums: &mut Lanes) {
-        self.projected.add_to(self.product, row, out, self.values, sums);
+    fn write(&self, row: usize, out: usize, unit: f32, sums: &Lanes) {
         let value = total(sums) * unit + self.part.bias.map_or(0.0, |bias| bias[out].to_f32());
         // SAFETY: within y, whose length was checked; no other tile has this output.
         unsafe { *self.part.y.0.add(row * self.part.out + out) = value };
