@@ -309,6 +309,16 @@ impl Base {
         };
         logits.to_kind(Kind::Float)
     }
+
+    /// The head's weight [V, D], where [`Base::head`] is no more than its product with the states and none of it is
+    /// trained: then a loss may take it as a constant ([`tailor_torch::cross_entropy`]).
+    pub fn constant_head(&self, pass: &Pass<'_>) -> Option<&Tensor> {
+        let (head, capped) = match &self.model {
+            Model::Decoder(decoder) => (decoder.output(), decoder.is_capped()),
+            Model::T5(t5) => (t5.output(), false),
+        };
+        head.constant_weight(pass).filter(|weight| !capped && tailor_torch::fused(weight))
+    }
 }
 
 /// The hidden states of the input itself: [B, P + T, D] → [B, T, D]

@@ -5,6 +5,7 @@
 //! g·(W·x + s·B·A·x) + b. PEFT's `bias` puts another in b's place, its `modules_to_save` another weight in W's.
 //! The sums are made in f32 and rounded to the type of the layer once.
 
+use tailor_torch::Factors;
 use tch::{Kind, Tensor};
 
 use crate::Result;
@@ -86,6 +87,17 @@ fn row_norms(weight: &Weight, lora: &Lora) -> Result<Tensor> {
 }
 
 impl Change {
+    /// The pair, where it is all there is and takes the layer's own input.
+    pub fn plain_lora(&self, training: bool) -> Option<Factors<'_>> {
+        let others = self.dora.is_some()
+            || self.frozen.is_some()
+            || self.lora_bias.is_some()
+            || self.weight.is_some()
+            || self.bias.is_some();
+        let lora = self.lora.as_ref().filter(|lora| !others && (!training || lora.dropout == 0.0))?;
+        Some(Factors { a: &lora.a, b: &lora.b, scale: lora.scale })
+    }
+
     /// # Shapes
     /// `x` [B, T, in] → [B, T, out]
     pub fn forward(&self, linear: &Linear, x: &Tensor, training: bool) -> Tensor {

@@ -10,7 +10,7 @@ use crate::attention::{Mask, attend, causal_mask, heads, positions, softcapped};
 use crate::cache::{Cache, Memory};
 use crate::chain::Chain;
 use crate::config::{AttentionKind, DecoderConfig, RopeScaling};
-use crate::linear::Linear;
+use crate::linear::{Linear, project};
 use crate::norm::{NormScale, RmsNorm};
 use crate::pages::KvPool;
 use crate::pass::Pass;
@@ -216,6 +216,15 @@ impl Decoder {
         self.logit_softcap.map_or_else(|| logits.shallow_clone(), |cap| softcapped(&logits, cap))
     }
 
+    pub fn output(&self) -> &Linear {
+        &self.lm_head
+    }
+
+    /// Whether logits stay within a cap.
+    pub fn is_capped(&self) -> bool {
+        self.logit_softcap.is_some()
+    }
+
     fn view(&self, kind: &LayerKind, ids: &Tensor, keys: Option<&Tensor>) -> View {
         let new = ids.size()[1];
         let mask = match (keys, kind.sliding_window) {
@@ -251,6 +260,9 @@ impl Rotation {
     /// # Shapes
     /// `x` [B, H, T, Dh] → the same
     fn turn(&self, x: &Tensor) -> Tensor {
+        if tailor_torch::fused(x) {
+            return tailor_torch::rotate(x, &self.cos, &self.sin).unwrap_or_else(|error| panic!("{error}"));
+        }
         let halves = x.chunk(2, -1);
         let swapped = Tensor::cat(&[-&halves[1], halves[0].shallow_clone()], -1);
         x * &self.cos + swapped * &self.sin
@@ -317,9 +329,10 @@ impl Attention {
     /// # Shapes
     /// `x` [B, T, D] → [B, T, D]
     fn forward(&self, x: &Tensor, view: &View, memory: Memory<'_>, pass: &Pass<'_>) -> Tensor {
-        let q = normed(heads(&self.q_proj.forward(x, pass), self.head_dim), &self.q_norm, pass); // [B, H, T, Dh]
-        let k = normed(heads(&self.k_proj.forward(x, pass), self.head_dim), &self.k_norm, pass); // [B, K, T, Dh]
-        let v = heads(&self.v_proj.forward(x, pass), self.head_dim);
+        let [q, k, v] = project([&self.q_proj, &self.k_proj, &self.v_proj], x, pass);
+        let q = normed(heads(&q, self.head_dim), &self.q_norm, pass); // [B, H, T, Dh]
+        let k = normed(heads(&k, self.head_dim), &self.k_norm, pass); // [B, K, T, Dh]
+        let v = heads(&v, self.head_dim);
         let (q, k) = (view.rotation.turn(&q), view.rotation.turn(&k));
         let attend = |k: &Tensor, v: &Tensor| attend(&q, k, v, &view.mask, self.scale, self.softcap);
         let attended = match memory {
@@ -354,8 +367,8 @@ impl Mlp {
     /// # Shapes
     /// `x` [B, T, D] → [B, T, D], by way of [B, T, F]
     fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Tensor {
-        let gate = self.activation.apply(&self.gate_proj.forward(x, pass));
-        self.down_proj.forward(&(gate * self.up_proj.forward(x, pass)), pass)
+        let [gate, up] = project([&self.gate_proj, &self.up_proj], x, pass);
+        self.down_proj.forward(&self.activation.gate(&gate, &up), pass)
     }
 }
 
