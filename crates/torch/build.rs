@@ -5,7 +5,7 @@ fn main() {
     let mut build = cc::Build::new();
     // The kernels' loops become vector instructions at this level, whatever the profile.
     build.cpp(true).std("c++17").opt_level(3).flag_if_supported("-fno-math-errno").warnings(false);
-    for file in ["shim", "pool", "project", "layers", "attention", "loss"] {
+    for file in ["shim", "pool", "parallel", "project", "layers", "attention", "loss"] {
         build.file(format!("shim/{file}.cpp"));
     }
     for folder in tailor_torch_link::include_folders() {

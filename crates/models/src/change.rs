@@ -149,6 +149,12 @@ impl Change {
         }
     }
 
+    /// Whether it is one pair of factors and nothing else.
+    pub fn is_plain(&self) -> bool {
+        let Self { lora: _, dora, frozen, lora_bias, weight, bias } = self;
+        dora.is_none() && frozen.is_none() && lora_bias.is_none() && weight.is_none() && bias.is_none()
+    }
+
     /// Whether h stays as it is, as far as this can be told without an x.
     pub fn is_none(&self) -> bool {
         let zero = |tensor: &Tensor| tensor.count_nonzero(None).int64_value(&[]) == 0;

@@ -22,46 +22,46 @@ use crate::{Activation, Result};
 pub(crate) struct Decoder {
     embed_tokens: Dense, // [V, D]
     embedding_scale: Option<Tensor>,
-    layers: Vec<Layer>,
-    norm: RmsNorm,
-    lm_head: Linear, // tied: over the embedding's values
-    logit_softcap: Option<f64>,
-    kinds: Vec<LayerKind>,
+    pub(crate) layers: Vec<Layer>,
+    pub(crate) norm: RmsNorm,
+    pub(crate) lm_head: Linear, // tied: over the embedding's values
+    pub(crate) logit_softcap: Option<f64>,
+    pub(crate) kinds: Vec<LayerKind>,
 }
 
 /// What the layers of one kind have in common.
-struct LayerKind {
-    inverse_frequencies: Tensor, // [Dh/2] f32
-    sliding_window: Option<i64>,
+pub(crate) struct LayerKind {
+    pub(crate) inverse_frequencies: Tensor, // [Dh/2] f32
+    pub(crate) sliding_window: Option<i64>,
 }
 
-struct Layer {
-    kind: usize,
-    input_layernorm: RmsNorm,
-    self_attn: Attention,
-    attention_norm: Option<RmsNorm>, // of what attention gives
-    mlp_input_norm: RmsNorm,
-    mlp: Mlp,
-    mlp_norm: Option<RmsNorm>, // of what the feed-forward gives
+pub(crate) struct Layer {
+    pub(crate) kind: usize,
+    pub(crate) input_layernorm: RmsNorm,
+    pub(crate) self_attn: Attention,
+    pub(crate) attention_norm: Option<RmsNorm>, // of what attention gives
+    pub(crate) mlp_input_norm: RmsNorm,
+    pub(crate) mlp: Mlp,
+    pub(crate) mlp_norm: Option<RmsNorm>, // of what the feed-forward gives
 }
 
-struct Attention {
-    q_proj: Linear,
-    k_proj: Linear,
-    v_proj: Linear,
-    o_proj: Linear,
-    q_norm: Option<RmsNorm>, // over Dh
-    k_norm: Option<RmsNorm>,
-    head_dim: i64,
-    scale: f64,
-    softcap: Option<f64>,
+pub(crate) struct Attention {
+    pub(crate) q_proj: Linear,
+    pub(crate) k_proj: Linear,
+    pub(crate) v_proj: Linear,
+    pub(crate) o_proj: Linear,
+    pub(crate) q_norm: Option<RmsNorm>, // over Dh
+    pub(crate) k_norm: Option<RmsNorm>,
+    pub(crate) head_dim: i64,
+    pub(crate) scale: f64,
+    pub(crate) softcap: Option<f64>,
 }
 
-struct Mlp {
-    gate_proj: Linear,
-    up_proj: Linear,
-    down_proj: Linear,
-    activation: Activation,
+pub(crate) struct Mlp {
+    pub(crate) gate_proj: Linear,
+    pub(crate) up_proj: Linear,
+    pub(crate) down_proj: Linear,
+    pub(crate) activation: Activation,
 }
 
 /// Rotary positions of the tokens of one pass.
@@ -103,6 +103,11 @@ impl Decoder {
     /// [V, D]
     pub fn embedding(&self) -> &Tensor {
         &self.embed_tokens.tensor
+    }
+
+    /// Every linear layer, the head last.
+    pub fn linears(&self) -> impl Iterator<Item = &Linear> {
+        self.layers.iter().flat_map(Layer::linears).chain([&self.lm_head])
     }
 
     pub fn layer_count(&self) -> usize {
@@ -282,6 +287,12 @@ impl Layer {
             (None, post_attention_layernorm, None)
         };
         Ok(Self { kind, input_layernorm, self_attn, attention_norm, mlp_input_norm, mlp, mlp_norm })
+    }
+
+    fn linears(&self) -> [&Linear; 7] {
+        let Attention { q_proj, k_proj, v_proj, o_proj, .. } = &self.self_attn;
+        let Mlp { gate_proj, up_proj, down_proj, .. } = &self.mlp;
+        [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]
     }
 
     /// # Shapes

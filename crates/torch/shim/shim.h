@@ -81,5 +81,8 @@ void tailor_drop_pool();
 // Bytes of large tensors now, and at their highest since the start or the last `tailor_drop_pool`.
 void tailor_pool_bytes(uint64_t* lent, uint64_t* peak);
 
+// Calls `work(data)` on libtorch's threads, the calling one among them, and returns when all calls have returned.
+void tailor_parallel(void (*work)(void*), void* data);
+
 const char* tailor_last_error();
 }

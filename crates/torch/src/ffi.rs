@@ -92,6 +92,7 @@ unsafe extern "C" {
     pub(crate) fn tailor_use_pool();
     pub(crate) fn tailor_drop_pool();
     pub(crate) fn tailor_pool_bytes(lent: *mut u64, peak: *mut u64);
+    pub(crate) fn tailor_parallel(work: extern "C" fn(*mut c_void), data: *mut c_void);
     fn tailor_last_error() -> *const c_char;
 }
 

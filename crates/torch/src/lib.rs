@@ -14,6 +14,7 @@ mod memory;
 mod pool;
 mod quant_linear;
 mod random;
+mod workers;
 
 pub use autograd::backward;
 pub use error::{Error, Result};
@@ -25,3 +26,4 @@ pub use memory::{Memory, PeakMemory, available_bytes, resident_bytes, total_byte
 pub use pool::{TensorBytes, drop_pool, tensor_bytes, use_pool};
 pub use quant_linear::{Factors, Projection, ProjectionWeight, QuantWeight, drop_scratch, lora, project, quant_linear};
 pub use random::{rng_state, set_rng_state};
+pub use workers::TorchWorkers;
