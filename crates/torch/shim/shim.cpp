@@ -1,5 +1,7 @@
 #include "shim.h"
 
+#include "guarded.h"
+
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
 #include <torch/csrc/autograd/autograd.h>
@@ -9,28 +11,16 @@
 #include <string>
 #include <vector>
 
+std::string& tailor_error_words() {
+  thread_local std::string words;
+  return words;
+}
+
 namespace {
 
 using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-
-thread_local std::string last_error;
-
-template <typename F>
-int32_t guarded(F&& body) {
-  try {
-    body();
-    return 0;
-  } catch (const c10::Error& error) {
-    last_error = error.what_without_backtrace();
-  } catch (const std::exception& error) {
-    last_error = error.what();
-  } catch (...) {
-    last_error = "unknown C++ exception";
-  }
-  return 1;
-}
 
 const Tensor& tensor(const void* handle) { return *static_cast<const Tensor*>(handle); }
 
@@ -171,5 +161,5 @@ int32_t tailor_set_rng_state(const void* state) {
 
 void tailor_drop_scratch() { scratch = Tensor(); }
 
-const char* tailor_last_error() { return last_error.c_str(); }
+const char* tailor_last_error() { return tailor_error_words().c_str(); }
 }

@@ -1,11 +1,12 @@
 //! What tch lacks: the 4-bit linear function, LoRA as one function, backward from a given gradient,
-//! the random generator's state, memory statistics, a pool for large CPU tensors.
+//! the random generator's state, memory statistics, a pool for large CPU tensors, c10d between the ranks of one job.
 //!
 //! The C++ shim (`shim/`) takes and gives tensor handles; these are its safe wrappers. No C++ exception crosses: each
 //! becomes an [`Error`]. The dequantising itself is `tailor-quant`'s, called back from the shim, so there is one
 //! implementation of it.
 
 mod autograd;
+mod c10d;
 mod error;
 mod ffi;
 mod guard;
@@ -15,6 +16,7 @@ mod quant_linear;
 mod random;
 
 pub use autograd::backward;
+pub use c10d::{Meeting, ProcessGroup};
 pub use error::{Error, Result};
 pub use guard::guarded;
 pub use memory::{Memory, PeakMemory, available_bytes, resident_bytes, total_bytes};

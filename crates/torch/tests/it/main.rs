@@ -1,5 +1,6 @@
 //! The shim's functions against plain operators, and its errors.
 
+mod c10d;
 mod pool;
 
 use tailor_quant::{Backend, BlockSize, Code, Float, quantize};
