@@ -298,3 +298,6 @@ fn ranks_error(error: impl std::fmt::Display) -> Error {
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     spawn_blocking(work).await.unwrap_or(Err(Error::DeviceGone))
 }
+
+#[cfg(test)]
+mod tests;
