@@ -194,8 +194,10 @@ pub struct Trainer {
     pub max_attempts: u64,
     /// Measure, once for each kind of machine and store, what this worker does in a second, so that jobs can be planned.
     pub calibrate: bool,
-    /// What a job may take of this worker's memory; 0 means all that the machine or its control group has.
+    /// What jobs may take of this worker's memory; 0 means all that the machine or its control group has.
     pub memory_bytes: u64,
+    /// Jobs that this worker trains at a time, in turns; those on the same base share it in memory.
+    pub jobs_at_once: u64,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -280,7 +282,7 @@ impl Default for Services {
 
 impl Default for Dataset {
     fn default() -> Self {
-        Self { max_upload_bytes: 4 << 30, max_line_bytes: 1 << 20 }
+        Self { max_upload_bytes: 16 << 30, max_line_bytes: 1 << 20 }
     }
 }
 
@@ -309,6 +311,7 @@ impl Default for Trainer {
             max_attempts: 5,
             calibrate: true,
             memory_bytes: 0,
+            jobs_at_once: 1,
         }
     }
 }
@@ -372,6 +375,7 @@ impl Settings {
         positive("trainer.reconcile_ms", self.trainer.reconcile_ms)?;
         positive("trainer.checkpoint_ms", self.trainer.checkpoint_ms)?;
         positive("trainer.max_attempts", self.trainer.max_attempts)?;
+        positive("trainer.jobs_at_once", self.trainer.jobs_at_once)?;
         positive("gateway.max_queue", self.gateway.max_queue as u64)?;
         positive("gateway.max_queue_tokens", self.gateway.max_queue_tokens as u64)?;
         positive("gateway.max_batch", self.gateway.max_batch as u64)?;

@@ -13,6 +13,7 @@ mod memory;
 mod pool;
 mod quant_linear;
 mod random;
+mod surroundings;
 
 pub use autograd::backward;
 pub use error::{Error, Result};
@@ -21,3 +22,4 @@ pub use memory::{Memory, PeakMemory, available_bytes, resident_bytes, total_byte
 pub use pool::{TensorBytes, drop_pool, tensor_bytes, use_pool};
 pub use quant_linear::{QuantWeight, drop_scratch, lora, quant_linear};
 pub use random::{rng_state, set_rng_state};
+pub use surroundings::Surroundings;

@@ -8,13 +8,12 @@
 use tailor_domain::PreferenceSpec;
 use tailor_domain::spec::Checkpointing;
 use tailor_models::{Base, Config, Layered, LoraSet, Pass, Result};
-use tailor_text::Example;
+use tailor_text::{Example, Preference};
 use tch::Tensor;
 
 use crate::collate::MicroBatch;
-use crate::examples::Examples;
+use crate::examples::{Examples, Loaded, Texts};
 use crate::loss::{Measured, Picked, Targets, Weights};
-use crate::rows::targets;
 
 /// A base, an adapter that is learning, and how a pass through both is made.
 pub struct Objective<'a> {
@@ -36,13 +35,11 @@ pub struct Whole {
 }
 
 impl Whole {
-    pub fn of(examples: Examples<'_>, rows: impl Iterator<Item = usize>) -> Self {
-        match examples {
-            Examples::Single(_) => Self { terms: rows.map(|row| examples.targets(row)).sum(), chosen_labels: 0 },
-            Examples::Pairs(pairs) => {
-                let labels: Vec<usize> = rows.map(|row| targets(&pairs[row].chosen)).collect();
-                Self { terms: labels.len(), chosen_labels: labels.iter().sum() }
-            }
+    pub fn of(examples: &Examples<'_>, rows: impl Iterator<Item = usize>) -> Self {
+        let labels: Vec<usize> = rows.map(|row| examples.targets(row)).collect();
+        match examples.are_pairs() {
+            false => Self { terms: labels.iter().sum(), chosen_labels: 0 },
+            true => Self { terms: labels.len(), chosen_labels: labels.iter().sum() },
         }
     }
 }
@@ -58,14 +55,12 @@ impl Objective<'_> {
     ///
     /// # Errors
     /// libtorch fails, most likely for want of memory.
-    pub fn accumulate(&self, examples: Examples<'_>, sequences: &[&[usize]], whole: Whole) -> Result<f64> {
+    pub fn accumulate(&self, rows: &Loaded, whole: Whole) -> Result<f64> {
         let pass = Pass::training(self.adapter).with_noise(self.noise);
         let head = |hidden: &Tensor| Ok(self.base.head(hidden, &pass));
-        match examples {
-            Examples::Single(rows) => {
-                let sequences: Vec<Vec<&Example>> =
-                    sequences.iter().map(|sequence| sequence.iter().map(|row| &rows[*row]).collect()).collect();
-                let batch = self.batch(&sequences)?;
+        match rows.texts() {
+            Texts::Single(texts) => {
+                let batch = self.batch(&rows.sequences(texts))?;
                 let forward = self.forward(&batch, &pass)?;
                 let picked = self.pick(&forward, &batch.targets)?;
                 let scale = 1.0 / whole.terms.max(1) as f64;
@@ -74,8 +69,8 @@ impl Objective<'_> {
                 forward.finish()?;
                 Ok(sum * scale)
             }
-            Examples::Pairs(_) => {
-                let batch = self.batch(&answers(examples, sequences))?;
+            Texts::Pairs(pairs) => {
+                let batch = self.batch(&answers(pairs))?;
                 let reference = self.reference(&batch)?;
                 let forward = self.forward(&batch, &pass)?;
                 let picked = self.pick(&forward, &batch.targets)?;
@@ -103,19 +98,18 @@ impl Objective<'_> {
     ///
     /// # Errors
     /// As [`Self::accumulate`].
-    pub fn measure(&self, examples: Examples<'_>, rows: &[usize]) -> Result<Measured> {
+    pub fn measure(&self, rows: &Loaded) -> Result<Measured> {
         tch::no_grad(|| {
             let pass = Pass::one(self.adapter);
             let head = |hidden: &Tensor| Ok(self.base.head(hidden, &pass));
-            let sequences: Vec<&[usize]> = rows.iter().map(std::slice::from_ref).collect();
-            match examples {
-                Examples::Single(all) => {
-                    let batch = self.batch(&rows.iter().map(|row| vec![&all[*row]]).collect::<Vec<_>>())?;
+            match rows.texts() {
+                Texts::Single(texts) => {
+                    let batch = self.batch(&rows.sequences(texts))?;
                     let hidden = self.base.hidden(&batch.input(), &pass)?;
                     Picked::new(&hidden, &batch.targets, self.vocab())?.measure(&head)
                 }
-                Examples::Pairs(_) => {
-                    let batch = self.batch(&answers(examples, &sequences))?;
+                Texts::Pairs(pairs) => {
+                    let batch = self.batch(&answers(pairs))?;
                     let reference = self.reference(&batch)?;
                     let hidden = self.base.hidden(&batch.input(), &pass)?;
                     let picked = Picked::new(&hidden, &batch.targets, self.vocab())?;
@@ -178,10 +172,9 @@ impl Forward<'_> {
 }
 
 /// All chosen answers, then all rejected ones, each a sequence of its own.
-fn answers<'a>(examples: Examples<'a>, sequences: &[&[usize]]) -> Vec<Vec<&'a Example>> {
-    let rows = || sequences.iter().flat_map(|sequence| sequence.iter().copied());
-    let answer = |place: usize| rows().filter_map(move |row| examples.of(row).nth(place)).map(|example| vec![example]);
-    answer(0).chain(answer(1)).collect()
+fn answers(pairs: &[Preference]) -> Vec<Vec<&Example>> {
+    let chosen = pairs.iter().map(|pair| vec![&pair.chosen]);
+    chosen.chain(pairs.iter().map(|pair| vec![&pair.rejected])).collect()
 }
 
 /// The log-probabilities of each sequence's labels, added up.

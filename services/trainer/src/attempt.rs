@@ -2,33 +2,29 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tailor_blobs::Store;
-use tailor_domain::spec::{Objective, Precision};
-use tailor_domain::{
-    BaseManifest, Digest, JobEvent, JobId, JobSpec, LogKind, Predicted, StepMetrics, TuningMetrics, Version,
-};
-use tailor_models::{Base, Compute, LoadOptions};
+use tailor_domain::{BaseManifest, JobEvent, JobId, JobSpec, LogKind, Predicted, Version};
 use tailor_pb::dataset::dataset_service_client::DatasetServiceClient;
 use tailor_pb::registry::adapter_registry_client::AdapterRegistryClient;
 use tailor_pb::{dataset, registry};
-use tailor_peft::Adapter;
 use tailor_queue::JobQueue;
 use tailor_serverkit::client::Client;
 use tailor_serverkit::{JobMeter, Settings, connect, server};
-use tailor_text::{Example, Preference, Tokenizer};
-use tailor_train::{Checkpoint, Examples, Observer, Outcome, Summary};
-use tokio::sync::{mpsc, oneshot};
+use tailor_text::Tokenizer;
+use tailor_train::{Checkpoint, Examples};
+use tokio::sync::{Mutex, mpsc, oneshot};
 
 use crate::checkpoints::{Checkpoints, Record};
-use crate::device;
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::journal::Journal;
 use crate::keeper::{Halt, HaltFlag};
 use crate::predictions::Predictions;
-use crate::progress::{Progress, Tick};
-use crate::shards::{HeldOut, read_examples, read_preferences, read_prompts};
+use crate::progress::Progress;
+use crate::shards::{HeldOut, ShardCache, learnable};
+use crate::training::{Given, Reporter, Trained, Training};
 
 /// Reports under way from the device thread to the log.
 const TICKS: usize = 1024;
@@ -76,6 +72,9 @@ pub struct Attempt<'a> {
     pub store: &'a Store,
     pub clients: &'a Clients,
     pub cache_dir: &'a Path,
+    pub device: &'a Device,
+    /// Held while a base is brought to the cache.
+    pub fetching: &'a Mutex<()>,
     pub job: &'a JobId,
     pub spec: &'a JobSpec,
     pub fence: u64,
@@ -83,28 +82,15 @@ pub struct Attempt<'a> {
     pub checkpoint_every: Duration,
 }
 
-/// What training needs, on local disk and in memory.
+/// What training needs, on local disk.
 struct Prepared {
     base: BaseManifest,
     folder: PathBuf,
     shards: dataset::PrepareShardsResponse,
-    /// For sft; empty for dpo.
-    train: Vec<Example>,
-    /// For dpo; empty for sft.
-    pairs: Vec<Preference>,
-    prompts: Vec<HeldOut>,
+    train: Examples<'static>,
+    prompts: HeldOut,
     /// Where an attempt before this one got to.
     checkpoint: Option<(Record, Checkpoint)>,
-}
-
-/// What the device thread brings back.
-struct Trained {
-    adapter: Adapter,
-    summary: Summary,
-    /// The held-out rows, and one answer for each; without and with the adapter. Fewer when the run was halted.
-    rows: Vec<u32>,
-    base_answers: Vec<Vec<u32>>,
-    answers: Vec<Vec<u32>>,
 }
 
 impl Attempt<'_> {
@@ -116,7 +102,7 @@ impl Attempt<'_> {
         }
         let mut message = format!(
             "{} rows, {} tokens to train on; {} rows held out; {} rows longer than {} tokens left out",
-            prepared.train.len() + prepared.pairs.len(),
+            prepared.train.len(),
             prepared.shards.train_tokens,
             prepared.prompts.len(),
             prepared.shards.rows_too_long,
@@ -156,7 +142,11 @@ impl Attempt<'_> {
             .await?;
         let base = BaseManifest::try_from(base.into_inner())?;
         let folder = self.cache_dir.join("bases").join(base.fingerprint.hex());
-        self.patiently(|| async { Ok(self.store.fetch_folder(&base.files, &folder).await?) }).await?;
+        {
+            // One at a time: jobs that begin together on one base fetch it once.
+            let _fetching = self.fetching.lock().await;
+            self.patiently(|| async { Ok(self.store.fetch_folder(&base.files, &folder).await?) }).await?;
+        }
         let request = dataset::PrepareShardsRequest {
             name: self.spec.dataset.to_string(),
             version: self.spec.dataset_version.0,
@@ -172,18 +162,13 @@ impl Attempt<'_> {
             })
             .await?
             .into_inner();
-        let bytes = self.blob(&shards.train_digest).await?;
-        let (train, pairs) = match self.spec.recipe.train.objective {
-            Objective::Sft => (read_examples(&bytes)?, Vec::new()),
-            Objective::Dpo => (Vec::new(), read_preferences(&bytes)?),
-        };
-        let mut prompts = read_prompts(&self.blob(&shards.validation_digest).await?)?;
-        let limit = self.spec.recipe.evaluate.max_validation_rows as usize;
-        if limit > 0 {
-            prompts.truncate(limit);
-        }
+        let cache = ShardCache::in_folder(self.cache_dir);
+        let train = self.patiently(|| cache.open(self.store, &shards.train_digest)).await?;
+        let train = learnable(train, &shards.train_digest, self.spec.recipe.train.objective)?;
+        let held_out = self.patiently(|| cache.open(self.store, &shards.validation_digest)).await?;
+        let prompts = HeldOut::of(held_out, self.spec.recipe.evaluate.max_validation_rows as usize)?;
         let checkpoint = self.patiently(|| async { self.checkpoints().newest(Checkpoint::from_bytes).await }).await?;
-        Ok(Prepared { base, folder, shards, train, pairs, prompts, checkpoint })
+        Ok(Prepared { base, folder, shards, train, prompts, checkpoint })
     }
 
     fn checkpoints(&self) -> Checkpoints {
@@ -192,11 +177,6 @@ impl Attempt<'_> {
 
     fn predictions(&self) -> Predictions {
         Predictions::of(self.store, self.job)
-    }
-
-    async fn blob(&self, digest: &str) -> Result<Vec<u8>> {
-        let digest = Digest::try_new(digest)?;
-        self.patiently(|| async { Ok(self.store.get_blob(&digest).await?.to_vec()) }).await
     }
 
     /// Trains and predicts on the device thread, while progress flows into the log.
@@ -211,58 +191,19 @@ impl Attempt<'_> {
             checkpoints: self.checkpoints(),
             meter: JobMeter::of(self.job, self.spec),
         };
-        let checkpoint_every = self.checkpoint_every;
-        let (spec, halt) = (self.spec.clone(), self.halt.clone());
         let (announce, evaluating) = oneshot::channel();
-        let work = move || {
-            let compute = match spec.recipe.train.precision {
-                Precision::Base => prepared.base.dtype.parse()?,
-                Precision::Bf16 => Compute::Bf16,
-                Precision::F32 => Compute::F32,
-            };
-            let load = LoadOptions { compute, ..LoadOptions::default() };
-            let base = Base::load(&prepared.folder, &load)?;
-            let mut reporter = Reporter {
-                ticks: ticks.clone(),
-                halt: halt.clone(),
-                checkpoint_every,
-                last_checkpoint: Instant::now(),
-            };
-            let mut train = |from: Option<&Checkpoint>| {
-                let base_name = spec.base.as_str();
-                let examples = match spec.recipe.train.objective {
-                    Objective::Sft => Examples::Single(&prepared.train),
-                    Objective::Dpo => Examples::Pairs(&prepared.pairs),
-                };
-                tailor_train::resume(&base, &spec.recipe, examples, base_name, from, &mut reporter)
-            };
-            let trained = match train(prepared.checkpoint.as_ref().map(|(_, checkpoint)| checkpoint)) {
-                Err(tailor_train::Error::Checkpoint(problem)) => {
-                    tracing::warn!(problem, "the checkpoint is of no use; training begins anew");
-                    train(None)?
-                }
-                trained => trained?,
-            };
-            if let Some(why) = why_it_ended(&trained.summary) {
-                let _ = ticks.blocking_send(Tick::Note(why));
-            }
-            let _ = announce.send(());
-            let (rows, prompts): (Vec<_>, Vec<_>) =
-                prepared.prompts.into_iter().map(|held_out| (held_out.row, held_out.ids)).unzip();
-            let total = 2 * prompts.len() as u64;
-            let predict = |adapter: Option<&Adapter>, offset: u64| {
-                let mut report = |done: usize, _: usize| {
-                    let _ = ticks.blocking_send(Tick::Evaluated { done: offset + done as u64, total });
-                    halt.raised().is_none()
-                };
-                let longest = spec.recipe.evaluate.max_new_tokens as usize;
-                tailor_train::predict(&base, adapter, &prompts, longest, &mut report)
-            };
-            let answers = predict(Some(&trained.adapter), 0)?;
-            let base_answers = predict(None, total / 2)?;
-            Ok(Trained { adapter: trained.adapter, summary: trained.summary, rows, base_answers, answers })
+        let reporter = Reporter::new(ticks, self.halt.clone(), self.checkpoint_every);
+        let (spec, base, folder) = (self.spec.clone(), prepared.base, prepared.folder);
+        let given = Given {
+            spec,
+            base,
+            folder,
+            train: prepared.train,
+            prompts: prepared.prompts,
+            checkpoint: prepared.checkpoint.map(|(_, checkpoint)| checkpoint),
         };
-        let training = device::run("tailor-device", tracing::Span::current(), work);
+        let training =
+            self.device.run("training", tracing::Span::current(), move || Training::new(given, reporter, announce));
         // Waited for to its end: a log without this event takes none that comes after it.
         let say_evaluate = async {
             match evaluating.await {
@@ -387,58 +328,5 @@ impl Attempt<'_> {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(MAX_PAUSE);
         }
-    }
-}
-
-/// What a person should know of an end that is not that of the budget of steps, and of the state that is published.
-fn why_it_ended(summary: &Summary) -> Option<String> {
-    let why = match summary.outcome {
-        Outcome::Finished | Outcome::Diverged | Outcome::Stopped => None, // known, or said already
-        Outcome::TargetLoss => Some(format!("the loss of {:.4} is acceptable", summary.final_loss)),
-        Outcome::NoImprovement => Some("the loss on the tuning rows got no better".to_owned()),
-        Outcome::OutOfBudget => Some(format!("the budget is used up after {:.0} s", summary.seconds)),
-    };
-    let kept = (summary.kept_step < summary.steps)
-        .then(|| format!("the state after step {} is published, the best on the tuning rows", summary.kept_step));
-    let why = why.map(|why| format!("training ended after step {}: {why}", summary.steps));
-    match (why, kept) {
-        (Some(why), Some(kept)) => Some(format!("{why}; {kept}")),
-        (why, kept) => why.or(kept),
-    }
-}
-
-/// The training loop's eyes and ears on the device thread.
-struct Reporter {
-    ticks: mpsc::Sender<Tick>,
-    halt: HaltFlag,
-    checkpoint_every: Duration,
-    last_checkpoint: Instant,
-}
-
-impl Observer for Reporter {
-    fn on_step(&mut self, step: &StepMetrics) {
-        // Fails only when nobody reads any more, and then the halt flag is up.
-        let _ = self.ticks.blocking_send(Tick::Step(*step));
-    }
-
-    fn should_stop(&mut self) -> bool {
-        self.halt.raised().is_some()
-    }
-
-    fn wants_checkpoint(&mut self) -> bool {
-        self.last_checkpoint.elapsed() >= self.checkpoint_every
-    }
-
-    fn on_tuning(&mut self, measured: &TuningMetrics) {
-        let _ = self.ticks.blocking_send(Tick::Tuning(*measured));
-    }
-
-    fn on_note(&mut self, note: &str) {
-        let _ = self.ticks.blocking_send(Tick::Note(note.to_owned()));
-    }
-
-    fn on_checkpoint(&mut self, checkpoint: Checkpoint) {
-        self.last_checkpoint = Instant::now();
-        let _ = self.ticks.blocking_send(Tick::Checkpoint(Box::new(checkpoint)));
     }
 }

@@ -21,7 +21,10 @@ mod planner;
 mod predictions;
 mod progress;
 mod reconcile;
+mod resident;
+mod room;
 mod shards;
+mod training;
 mod view;
 mod worker;
 

@@ -9,7 +9,9 @@ mod preference;
 mod prompt;
 mod properties;
 mod resume;
+mod sharing;
 mod stopping;
+mod streaming;
 mod variants;
 
 use std::path::Path;
