@@ -375,3 +375,49 @@ fn the_split_on_disk_is_that_in_memory() {
         assert_eq!(hidden, in_memory::hidden_lines(&kept, wanted, seed), "seed {seed}");
     }
 }
+
+const CHILD: &str = "TAILOR_TEST_CLEAN_CHILD";
+/// How much more memory eight times the rows may take: what sorts them fills up, and no more.
+const MORE_KIB: u64 = 12 << 10;
+
+/// Cleans so many rows of some 300 bytes and prints by how much the process grew.
+fn clean_many(rows: u64) {
+    let peak = || -> u64 {
+        let status = std::fs::read_to_string("/proc/self/status").expect("read");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"));
+        line.expect("VmHWM").trim().parse().expect("a number")
+    };
+    let before = peak();
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut cleaner = Cleaner::new(options(Holdout::Fraction(0.1)), folder.path()).expect("valid");
+    let mut random = SplitMix::new(3);
+    for n in 0..rows {
+        let mut text = || format!("{:0>140}", random.next() % (rows * 20));
+        let row = Row { label: Some(format!("label {}", n % 7)), ..row(n + 2, &text(), &text()) };
+        cleaner.push(Outcome::Row(row)).expect("room");
+    }
+    let cleaned = cleaner.finish().expect("rows left");
+    assert!(cleaned.validation.rows > rows / 20 && cleaned.report.rows_kept() > rows * 9 / 10);
+    println!("GREW {}", peak() - before);
+}
+
+#[test]
+fn eight_times_the_rows_are_cleaned_in_the_same_memory() {
+    if let Ok(rows) = std::env::var(CHILD) {
+        return clean_many(rows.parse().expect("a number"));
+    }
+    let growth = |rows: u64| -> u64 {
+        let run = std::process::Command::new(std::env::current_exe().expect("this binary"))
+            .args(["--exact", "clean::tests::eight_times_the_rows_are_cleaned_in_the_same_memory", "--nocapture"])
+            .env(CHILD, rows.to_string())
+            .output()
+            .expect("runs");
+        let text = String::from_utf8_lossy(&run.stdout);
+        assert!(run.status.success(), "{text}\n{}", String::from_utf8_lossy(&run.stderr));
+        let grew = text.lines().find_map(|line| line.split_once("GREW ")).expect("a figure").1;
+        grew.trim().parse().expect("a number")
+    };
+    let (small, large) = (growth(20_000), growth(160_000));
+    println!("6 MB of rows: {small} KiB, 48 MB: {large} KiB");
+    assert!(large < small + MORE_KIB, "{small} KiB and {large} KiB");
+}
