@@ -24,6 +24,7 @@ mod reflection;
 mod rollout;
 mod sentencepiece;
 mod services;
+mod sharing;
 mod shipped;
 mod store_and_queue_away;
 mod support;

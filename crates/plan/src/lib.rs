@@ -21,7 +21,7 @@ pub use device::{Device, DeviceKind};
 pub use error::{Error, Result};
 pub use memory::Memory;
 pub use nearest::Change;
-pub use plan::{Fit, Plan, Question, Way, plan};
+pub use plan::{Fit, Plan, Question, Way, memory_on, plan};
 pub use settings::{Compute, Pass, Rows, Settings};
 pub use shape::{Linear, Shape};
 pub use work::{Rates, Work};

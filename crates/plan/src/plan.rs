@@ -109,6 +109,14 @@ pub fn plan(question: &Question<'_>) -> Result<Plan> {
 }
 
 /// What a job needs on a device, with as many sequences in a pass as asked for or as fit.
+///
+/// # Errors
+/// The recipe chooses no layer of the base, or the base's type is not known.
+pub fn memory_on(question: &Question<'_>, device: &Device) -> Result<Memory> {
+    Ok(needs(question, device)?.0)
+}
+
+/// What a job needs on a device, with as many sequences in a pass as asked for or as fit.
 pub(crate) fn needs(question: &Question<'_>, device: &Device) -> Result<(Memory, u64)> {
     Ok(Job::new(question)?.memory_on(device, question.code))
 }

@@ -194,7 +194,7 @@ pub struct Trainer {
     pub max_attempts: u64,
     /// Measure, once for each kind of machine and store, what this worker does in a second, so that jobs can be planned.
     pub calibrate: bool,
-    /// What a job may take of this worker's memory; 0 means all that the machine or its control group has.
+    /// What jobs may take of this worker's memory; 0 means all that the machine or its control group has.
     pub memory_bytes: u64,
     /// Name or address of this machine for other workers of one job (`train.ranks`); empty: that of the network over which
     /// the registry is reached, or for a worker that joins, the first rank.
@@ -205,6 +205,8 @@ pub struct Trainer {
     pub ranks_timeout_ms: u64,
     /// Most ranks of a job; 0: as many as jobs ask for.
     pub max_ranks: u32,
+    /// Jobs that this worker trains at a time, in turns; those on the same base share it in memory.
+    pub jobs_at_once: u64,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -289,7 +291,7 @@ impl Default for Services {
 
 impl Default for Dataset {
     fn default() -> Self {
-        Self { max_upload_bytes: 4 << 30, max_line_bytes: 1 << 20 }
+        Self { max_upload_bytes: 16 << 30, max_line_bytes: 1 << 20 }
     }
 }
 
@@ -322,6 +324,7 @@ impl Default for Trainer {
             gather_ms: 60_000,
             ranks_timeout_ms: 600_000,
             max_ranks: 0,
+            jobs_at_once: 1,
         }
     }
 }
@@ -387,6 +390,7 @@ impl Settings {
         positive("trainer.max_attempts", self.trainer.max_attempts)?;
         positive("trainer.gather_ms", self.trainer.gather_ms)?;
         positive("trainer.ranks_timeout_ms", self.trainer.ranks_timeout_ms)?;
+        positive("trainer.jobs_at_once", self.trainer.jobs_at_once)?;
         positive("gateway.max_queue", self.gateway.max_queue as u64)?;
         positive("gateway.max_queue_tokens", self.gateway.max_queue_tokens as u64)?;
         positive("gateway.max_batch", self.gateway.max_batch as u64)?;

@@ -5,22 +5,38 @@
 //! first one stays (of preferences only the same two answers the other way round conflict: more pairs to a prompt are
 //! common); labels are balanced by drawing from the larger ones; the rest is split. All draws
 //! depend on the seed alone, so the same file with the same options gives the same dataset.
+//!
+//! Rows and all that is known of each lie on disk, so that five gigabytes of them take no more memory than ten megabytes.
 
+mod balance;
+mod duplicates;
 mod report;
 mod split;
+mod spool;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::hash::{BuildHasher, RandomState};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 
-use tailor_domain::dataset::DroppedRow;
-use tailor_domain::{DropReason, Report};
+use tailor_domain::Report;
 
-use crate::chat::Message;
+use crate::Column;
 use crate::error::{Error, Result};
-use crate::rows::{Outcome, Row, RowContent};
-use crate::seed::SplitMix;
+use crate::rows::Outcome;
+use crate::sort::Sorter;
+use duplicates::Duplicates;
+use report::Drops;
+use spool::{Incoming, Side, Sides};
+
+pub use spool::RowFile;
 
 const MAX_LABELS: usize = 1000;
+/// Labels that are told apart before it is known which rows stay.
+const MAX_LABELS_SEEN: usize = 1 << 16;
+
+/// What a row is marked with: stays for training, dropped, stays for validation.
+const STAYS: u32 = 0;
+const DROPPED: u32 = 1;
+const HIDDEN: u32 = 2;
 
 /// How many rows validation gets.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -39,8 +55,6 @@ pub struct CleanOptions {
     pub seed: u64,
     /// Rows of each drop reason that the report shows.
     pub max_examples: usize,
-    /// Bytes of kept text; more is refused, because all of it is held in memory.
-    pub max_bytes: u64,
 }
 
 impl Default for CleanOptions {
@@ -51,13 +65,14 @@ impl Default for CleanOptions {
             label_column: "label".into(),
             seed: 0,
             max_examples: 10,
-            max_bytes: 1 << 30,
         }
     }
 }
 
 impl CleanOptions {
-    fn validate(&self) -> Result<()> {
+    /// # Errors
+    /// An option is outside its limits.
+    pub fn validate(&self) -> Result<()> {
         if let Holdout::Fraction(fraction) = self.holdout
             && !(0.0..=0.5).contains(&fraction)
         {
@@ -72,198 +87,114 @@ impl CleanOptions {
     }
 }
 
-#[derive(Debug, Clone)]
+/// The rows in the order of the file.
+#[derive(Debug)]
 pub struct Cleaned {
-    /// In the order of the file.
-    pub train: Vec<Row>,
-    pub validation: Vec<Row>,
+    pub train: RowFile,
+    pub validation: RowFile,
     pub report: Report,
 }
 
 /// Takes rows one by one.
 pub struct Cleaner {
     options: CleanOptions,
-    rows: Vec<Row>,
-    bytes: u64,
-    /// Hash of what is asked to the rows that ask it: almost always one.
-    by_asked: HashMap<u64, Vec<usize>>,
-    hasher: RandomState,
-    report: Report,
-    shown: BTreeMap<DropReason, usize>,
+    folder: PathBuf,
+    rows: Incoming,
+    duplicates: Duplicates,
+    /// The rows' sentences; None where no row is held out.
+    sentences: Option<Sorter>,
+    /// Numbers of labels; that of no label is 0.
+    labels: HashMap<String, u32>,
+    rows_read: u64,
+    drops: Drops,
 }
 
 impl Cleaner {
+    /// What is known of the rows lies in `folder` until the end, and the cleaned rows after it.
+    ///
     /// # Errors
-    /// An option is outside its limits.
-    pub fn new(options: CleanOptions) -> Result<Self> {
+    /// An option is outside its limits; the folder cannot be written to.
+    pub fn new(options: CleanOptions, folder: &Path) -> Result<Self> {
         options.validate()?;
+        let holds_out = !matches!(options.holdout, Holdout::Rows(0) | Holdout::Fraction(0.0));
         Ok(Self {
+            folder: folder.to_owned(),
+            rows: Incoming::new(folder)?,
+            duplicates: Duplicates::new(folder)?,
+            sentences: holds_out.then(|| Sorter::new(folder)).transpose()?,
+            labels: HashMap::new(),
+            rows_read: 0,
+            drops: Drops::new(options.max_examples),
             options,
-            rows: Vec::new(),
-            bytes: 0,
-            by_asked: HashMap::new(),
-            hasher: RandomState::new(),
-            report: Report::default(),
-            shown: BTreeMap::new(),
         })
     }
 
     /// # Errors
-    /// The kept rows take more memory than allowed.
+    /// The disk is full; labels without end.
     pub fn push(&mut self, outcome: Outcome) -> Result<()> {
-        self.report.rows_read += 1;
+        self.rows_read += 1;
         let row = match outcome {
             Outcome::Dropped(dropped) => {
-                self.drop_row(dropped);
+                self.drops.add(dropped);
                 return Ok(());
             }
             Outcome::Row(row) => row,
         };
-        let seen = self.by_asked.entry(self.hasher.hash_one(asked(&row.content))).or_default();
-        let earlier = seen.iter().filter_map(|index| self.rows.get(*index));
-        if let Some((first, clash)) = earlier.filter_map(|first| Some((first, clash(first, &row)?))).next() {
-            let (reason, detail) = match clash {
-                Clash::Same => (DropReason::Duplicate, format!("the same as line {}", first.line)),
-                Clash::OtherAnswer => {
-                    (DropReason::Conflict, format!("line {} has the same input with another target", first.line))
-                }
-                Clash::Reversed => {
-                    (DropReason::Conflict, format!("line {} prefers the other of the same two answers", first.line))
-                }
-            };
-            self.drop_row(DroppedRow { line: row.line, field: None, reason, detail });
-            return Ok(());
+        let number = self.rows.len();
+        if number >= u32::MAX as usize {
+            return Err(Error::Option { field: "file", problem: format!("has more than {number} rows; split it") });
         }
-        self.bytes += row.content.heap_bytes() + size_of::<Row>() as u64;
-        if self.bytes > self.options.max_bytes {
-            return Err(Error::TooMuch { limit: self.options.max_bytes });
+        let label = self.label(row.label.as_deref())?;
+        self.duplicates.note(number, &row.content)?;
+        if let Some(sentences) = &mut self.sentences {
+            split::note(sentences, number, &row.content)?;
         }
-        seen.push(self.rows.len());
-        self.rows.push(row);
-        Ok(())
+        self.rows.push(&row, label, report::bucket(&row.content))
+    }
+
+    fn label(&mut self, label: Option<&str>) -> Result<u32> {
+        let Some(label) = label else { return Ok(0) };
+        if let Some(number) = self.labels.get(label) {
+            return Ok(*number);
+        }
+        if self.labels.len() == MAX_LABELS_SEEN {
+            let column = self.options.label_column.clone();
+            return Err(Error::TooManyLabels { column, limit: MAX_LABELS });
+        }
+        let number = self.labels.len() as u32 + 1;
+        self.labels.insert(label.to_owned(), number);
+        Ok(number)
     }
 
     /// # Errors
-    /// No row is left, too few to split, or labels without end.
-    pub fn finish(mut self) -> Result<Cleaned> {
-        self.balance()?;
-        let rows = std::mem::take(&mut self.rows);
-        if rows.is_empty() {
-            return Err(Error::NoRows { problem: report::why_none(&self.report) });
+    /// No row is left, too few to split, or labels without end; the disk is full.
+    pub fn finish(self) -> Result<Cleaned> {
+        let Self { options, folder, rows, duplicates, sentences, labels, rows_read, mut drops } = self;
+        let rows = rows.finish()?;
+        let mut marks = Column::zeros(rows.len(), Some(&folder))?;
+        duplicates.drop_from(&rows, &mut marks, &mut drops)?;
+        let mut report = drops.report(rows_read);
+        balance::balance(&options, &labels, &rows, &mut marks, &mut report, &folder)?;
+        let kept = marks.iter().filter(|mark| **mark == STAYS).count();
+        if kept == 0 {
+            return Err(Error::NoRows { problem: report::why_none(&report) });
         }
-        self.report.length_histogram = report::length_histogram(&rows);
-        let wanted = match self.options.holdout {
-            Holdout::Fraction(fraction) => (rows.len() as f64 * fraction).round() as usize,
+        report.length_histogram = report::length_histogram(&rows.known, &marks);
+        let wanted = match options.holdout {
+            Holdout::Fraction(fraction) => (kept as f64 * fraction).round() as usize,
             Holdout::Rows(rows) => rows,
         };
-        let in_validation = split::choose(&rows, wanted, self.options.seed)?;
-        let mut cleaned = Cleaned { train: Vec::new(), validation: Vec::new(), report: self.report };
-        for (row, hidden) in rows.into_iter().zip(in_validation) {
-            if hidden { cleaned.validation.push(row) } else { cleaned.train.push(row) }
+        if let Some(sentences) = sentences {
+            split::choose(&mut marks, kept, wanted, options.seed, sentences.finish()?, &folder)?;
         }
-        cleaned.report.rows_train = cleaned.train.len() as u64;
-        cleaned.report.rows_validation = cleaned.validation.len() as u64;
-        Ok(cleaned)
-    }
-
-    fn drop_row(&mut self, dropped: DroppedRow) {
-        *self.report.dropped.entry(dropped.reason).or_default() += 1;
-        let shown = self.shown.entry(dropped.reason).or_default();
-        if *shown < self.options.max_examples {
-            *shown += 1;
-            self.report.examples.push(dropped);
-        }
-    }
-
-    /// Rows without a label count as one label, the empty one.
-    fn balance(&mut self) -> Result<()> {
-        if self.rows.iter().all(|row| row.label.is_none()) {
-            return Ok(());
-        }
-        let label = |row: &Row| row.label.clone().unwrap_or_default();
-        let mut by_label: BTreeMap<String, Vec<usize>> = BTreeMap::new();
-        for (index, row) in self.rows.iter().enumerate() {
-            by_label.entry(label(row)).or_default().push(index);
-            if by_label.len() > MAX_LABELS {
-                let column = self.options.label_column.clone();
-                return Err(Error::TooManyLabels { column, limit: MAX_LABELS });
-            }
-        }
-        let count = |by_label: &BTreeMap<String, Vec<usize>>| -> BTreeMap<String, u64> {
-            by_label.iter().map(|(label, rows)| (label.clone(), rows.len() as u64)).collect()
+        let side = |row: usize| match marks[row] {
+            STAYS => Some(Side::Train),
+            HIDDEN => Some(Side::Validation),
+            _ => None,
         };
-        self.report.labels_before = count(&by_label);
-        let rarest = by_label.values().map(Vec::len).min().unwrap_or(0);
-        if self.options.max_label_ratio != 0.0 {
-            let most = (rarest as f64 * self.options.max_label_ratio).floor() as usize;
-            self.keep_at_most(most, &mut by_label);
-        }
-        self.report.labels_after = count(&by_label);
-        Ok(())
-    }
-
-    fn keep_at_most(&mut self, most: usize, by_label: &mut BTreeMap<String, Vec<usize>>) {
-        // A draw of its own, so that balancing and splitting do not depend on each other.
-        const BALANCING: u64 = 0x6261_6c61_6e63_6521;
-        let mut random = SplitMix::new(self.options.seed ^ BALANCING);
-        let mut out: HashSet<usize> = HashSet::new();
-        for (label, indices) in by_label.iter_mut().filter(|(_, indices)| indices.len() > most) {
-            random.shuffle(indices);
-            let mut surplus = indices.split_off(most);
-            surplus.sort_unstable();
-            for index in surplus {
-                let Some(row) = self.rows.get(index) else { continue };
-                let detail = format!("label {label:?} keeps {most} rows");
-                let line = row.line;
-                self.drop_row(DroppedRow { line, field: None, reason: DropReason::Balanced, detail });
-                out.insert(index);
-            }
-        }
-        let mut index = 0;
-        self.rows.retain(|_| {
-            index += 1;
-            !out.contains(&(index - 1))
-        });
-    }
-}
-
-/// Why two rows cannot both stay.
-enum Clash {
-    Same,
-    OtherAnswer,
-    Reversed,
-}
-
-/// What a row asks, and all that could make it another question.
-#[derive(Hash, PartialEq)]
-enum Asked<'a> {
-    Text(&'a str),
-    Turns(Vec<String>),
-}
-
-fn asked(content: &RowContent) -> Asked<'_> {
-    match content {
-        RowContent::InputTarget { input: text, .. } | RowContent::Preference { prompt: text, .. } => Asked::Text(text),
-        RowContent::Conversation { messages } => {
-            let before = messages.split_last().map_or(&[][..], |(_, before)| before);
-            Asked::Turns(before.iter().map(Message::to_json).collect())
-        }
-    }
-}
-
-fn clash(first: &Row, row: &Row) -> Option<Clash> {
-    if first.content == row.content {
-        return Some(Clash::Same);
-    }
-    if asked(&first.content) != asked(&row.content) {
-        return None;
-    }
-    match (&first.content, &row.content) {
-        (
-            RowContent::Preference { chosen, rejected, .. },
-            RowContent::Preference { chosen: better, rejected: worse, .. },
-        ) => (chosen == worse && rejected == better).then_some(Clash::Reversed),
-        _ => Some(Clash::OtherAnswer),
+        let Sides { train, validation } = rows.copy(side, &folder)?;
+        (report.rows_train, report.rows_validation) = (train.rows, validation.rows);
+        Ok(Cleaned { train, validation, report })
     }
 }
 

@@ -44,9 +44,6 @@ pub enum Error {
     #[error("column {column} has more than {limit} different labels; it is no label column, name another or none")]
     TooManyLabels { column: String, limit: usize },
 
-    #[error("the rows take more than {limit} bytes; split the file")]
-    TooMuch { limit: u64 },
-
     #[error("cannot read the file: {0}")]
     Io(#[from] std::io::Error),
 
@@ -82,7 +79,6 @@ impl Error {
             | Self::NoRows { .. }
             | Self::Option { .. }
             | Self::TooManyLabels { .. }
-            | Self::TooMuch { .. }
             | Self::Tokenizer { .. }
             | Self::ChatTemplate { .. }
             | Self::PromptTemplate { .. }

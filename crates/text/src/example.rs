@@ -50,6 +50,14 @@ impl Example {
         }
     }
 
+    /// Tokens that something is learnt from: a decoder's first is predicted from nothing, whether it counts or not.
+    pub fn targets(&self) -> usize {
+        match self {
+            Self::Decoder { in_loss, .. } => in_loss.iter().skip(1).filter(|counts| **counts).count(),
+            Self::EncoderDecoder { labels, .. } => labels.len(),
+        }
+    }
+
     /// Tokens that count in the loss.
     pub fn tokens_in_loss(&self) -> usize {
         match self {

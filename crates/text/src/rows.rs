@@ -20,7 +20,6 @@ use tailor_domain::dataset::DroppedRow;
 
 pub use columns::{ColumnMap, Columns, Roles};
 pub use content::RowContent;
-pub(crate) use content::heap_bytes;
 
 use crate::error::{Error, Result};
 

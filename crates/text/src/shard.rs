@@ -13,9 +13,11 @@
 //! are named by their sha256. In every row to learn from, something counts that something stands before: a loss over it is
 //! a number. Reading allocates no more than the limits, whatever the bytes claim.
 
+mod indexed;
 mod read;
 mod write;
 
+pub use indexed::ShardFile;
 pub use read::{ShardLimits, ShardReader};
 pub use write::ShardWriter;
 

@@ -17,6 +17,7 @@ mod pool;
 mod quant_linear;
 mod random;
 mod workers;
+mod surroundings;
 
 pub use autograd::backward;
 pub use c10d::{Meeting, ProcessGroup};
@@ -30,3 +31,4 @@ pub use pool::{TensorBytes, drop_pool, tensor_bytes, use_pool};
 pub use quant_linear::{Factors, Projection, ProjectionWeight, QuantWeight, drop_scratch, lora, project, quant_linear};
 pub use random::{rng_state, set_rng_state};
 pub use workers::TorchWorkers;
+pub use surroundings::Surroundings;

@@ -25,6 +25,8 @@ pub enum Error {
     Spike { step: u64, loss: f64, mean: f64, grad_norm: f64, rows: String },
     #[error("{at}: {source}{}", remedy(source))]
     Device { at: String, source: tailor_models::Error },
+    #[error("the rows to train on: {0}")]
+    Rows(#[from] tailor_text::Error),
     #[error("checkpoint: {0}")]
     Checkpoint(String),
     /// Another rank is gone or goes; the run can be taken up again from its checkpoint.
@@ -40,6 +42,7 @@ impl Error {
             Self::Invalid(_) | Self::Row { .. } => ErrorCode::InvalidArgument,
             Self::NoRows { .. } | Self::NotFinite { .. } | Self::Spike { .. } => ErrorCode::FailedPrecondition,
             Self::Device { source, .. } => source.code(),
+            Self::Rows(source) => source.code(),
             Self::Checkpoint(_) => ErrorCode::DataLoss,
             Self::Ranks { .. } => ErrorCode::Unavailable,
             Self::Adapter(source) => source.code(),

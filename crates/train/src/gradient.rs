@@ -29,8 +29,8 @@ pub fn gradient<'a>(
     examples: impl Into<Examples<'a>>,
 ) -> Result<Gradient, Error> {
     let examples = examples.into();
-    let rows: Vec<[usize; 1]> = (0..examples.len()).map(|row| [row]).collect();
-    let sequences: Vec<&[usize]> = rows.iter().map(<[usize; 1]>::as_slice).collect();
+    let rows: Vec<u32> = (0..examples.len() as u32).collect();
+    let loaded = examples.load(rows.chunks(1))?;
     guarded(|| {
         let set = LoraSet::from_adapter(base, adapter)?;
         let parameters = set.parameters();
@@ -44,7 +44,7 @@ pub fn gradient<'a>(
             noise: 0.0,
             preference: &recipe.preference,
         };
-        let loss = objective.accumulate(examples, &sequences, Whole::of(examples, 0..examples.len()))?;
+        let loss = objective.accumulate(&loaded, Whole::of(&examples, 0..examples.len()))?;
         let mut by_parameter = BTreeMap::new();
         for (name, parameter) in parameters {
             let gradient = parameter.f_grad()?.f_to_device(Device::Cpu)?.f_reshape([-1])?;

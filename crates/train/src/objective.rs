@@ -8,14 +8,13 @@
 use tailor_domain::PreferenceSpec;
 use tailor_domain::spec::Checkpointing;
 use tailor_models::{Base, Config, Layered, LoraSet, Pass, Result};
-use tailor_text::Example;
+use tailor_text::{Example, Preference};
 use tailor_torch::LabelWeights as Weights;
 use tch::Tensor;
 
 use crate::collate::MicroBatch;
-use crate::examples::Examples;
+use crate::examples::{Examples, Loaded, Texts};
 use crate::loss::{Head, Measured, Picked, Targets};
-use crate::rows::targets;
 
 /// A base, an adapter that is learning, and how a pass through both is made.
 pub struct Objective<'a> {
@@ -37,13 +36,11 @@ pub struct Whole {
 }
 
 impl Whole {
-    pub fn of(examples: Examples<'_>, rows: impl Iterator<Item = usize>) -> Self {
-        match examples {
-            Examples::Single(_) => Self { terms: rows.map(|row| examples.targets(row)).sum(), chosen_labels: 0 },
-            Examples::Pairs(pairs) => {
-                let labels: Vec<usize> = rows.map(|row| targets(&pairs[row].chosen)).collect();
-                Self { terms: labels.len(), chosen_labels: labels.iter().sum() }
-            }
+    pub fn of(examples: &Examples<'_>, rows: impl Iterator<Item = usize>) -> Self {
+        let labels: Vec<usize> = rows.map(|row| examples.targets(row)).collect();
+        match examples.are_pairs() {
+            false => Self { terms: labels.iter().sum(), chosen_labels: 0 },
+            true => Self { terms: labels.len(), chosen_labels: labels.iter().sum() },
         }
     }
 }
@@ -59,15 +56,13 @@ impl Objective<'_> {
     ///
     /// # Errors
     /// libtorch fails, most likely for want of memory.
-    pub fn accumulate(&self, examples: Examples<'_>, sequences: &[&[usize]], whole: Whole) -> Result<f64> {
+    pub fn accumulate(&self, rows: &Loaded, whole: Whole) -> Result<f64> {
         let pass = Pass::training(self.adapter).with_noise(self.noise);
         let logits = |hidden: &Tensor| Ok(self.base.head(hidden, &pass));
         let head = Head { logits: &logits, constant: self.base.constant_head(&pass) };
-        match examples {
-            Examples::Single(rows) => {
-                let sequences: Vec<Vec<&Example>> =
-                    sequences.iter().map(|sequence| sequence.iter().map(|row| &rows[*row]).collect()).collect();
-                let batch = self.batch(&sequences)?;
+        match rows.texts() {
+            Texts::Single(texts) => {
+                let batch = self.batch(&rows.sequences(texts))?;
                 let forward = self.forward(&batch, &pass)?;
                 let picked = self.pick(&forward, &batch.targets)?;
                 let scale = 1.0 / whole.terms.max(1) as f64;
@@ -76,8 +71,8 @@ impl Objective<'_> {
                 forward.finish()?;
                 Ok(sum * scale)
             }
-            Examples::Pairs(_) => {
-                let batch = self.batch(&answers(examples, sequences))?;
+            Texts::Pairs(pairs) => {
+                let batch = self.batch(&answers(pairs))?;
                 let reference = self.reference(&batch)?;
                 let forward = self.forward(&batch, &pass)?;
                 let picked = self.pick(&forward, &batch.targets)?;
@@ -105,20 +100,19 @@ impl Objective<'_> {
     ///
     /// # Errors
     /// As [`Self::accumulate`].
-    pub fn measure(&self, examples: Examples<'_>, rows: &[usize]) -> Result<Measured> {
+    pub fn measure(&self, rows: &Loaded) -> Result<Measured> {
         tch::no_grad(|| {
             let pass = Pass::one(self.adapter);
             let logits = |hidden: &Tensor| Ok(self.base.head(hidden, &pass));
             let head = Head { logits: &logits, constant: None };
-            let sequences: Vec<&[usize]> = rows.iter().map(std::slice::from_ref).collect();
-            match examples {
-                Examples::Single(all) => {
-                    let batch = self.batch(&rows.iter().map(|row| vec![&all[*row]]).collect::<Vec<_>>())?;
+            match rows.texts() {
+                Texts::Single(texts) => {
+                    let batch = self.batch(&rows.sequences(texts))?;
                     let hidden = self.base.hidden(&batch.input(), &pass)?;
                     Picked::new(&hidden, &batch.targets, self.vocab())?.measure(head)
                 }
-                Examples::Pairs(_) => {
-                    let batch = self.batch(&answers(examples, &sequences))?;
+                Texts::Pairs(pairs) => {
+                    let batch = self.batch(&answers(pairs))?;
                     let reference = self.reference(&batch)?;
                     let hidden = self.base.hidden(&batch.input(), &pass)?;
                     let picked = Picked::new(&hidden, &batch.targets, self.vocab())?;
@@ -182,10 +176,9 @@ impl Forward<'_> {
 }
 
 /// All chosen answers, then all rejected ones, each a sequence of its own.
-fn answers<'a>(examples: Examples<'a>, sequences: &[&[usize]]) -> Vec<Vec<&'a Example>> {
-    let rows = || sequences.iter().flat_map(|sequence| sequence.iter().copied());
-    let answer = |place: usize| rows().filter_map(move |row| examples.of(row).nth(place)).map(|example| vec![example]);
-    answer(0).chain(answer(1)).collect()
+fn answers(pairs: &[Preference]) -> Vec<Vec<&Example>> {
+    let chosen = pairs.iter().map(|pair| vec![&pair.chosen]);
+    chosen.chain(pairs.iter().map(|pair| vec![&pair.rejected])).collect()
 }
 
 /// The log-probabilities of each sequence's labels, added up.

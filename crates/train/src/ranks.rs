@@ -7,6 +7,7 @@
 //! from figures that are the same bits on all ranks, or that rank 0 tells.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tailor_torch::{Meeting, ProcessGroup};
@@ -14,9 +15,9 @@ use tch::Tensor;
 
 use crate::error::Error;
 
-/// This process's place among the ranks of a run.
-#[derive(Debug)]
-pub struct Ranks(Option<ProcessGroup>);
+/// This process's place among the ranks of a run. Cloning shares it.
+#[derive(Debug, Clone)]
+pub struct Ranks(Option<Arc<ProcessGroup>>);
 
 /// What a rank would like at the beginning of a step.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -42,15 +43,15 @@ impl Ranks {
     /// Another rank does not come within `timeout` or cannot be reached.
     pub fn connect(meeting: &Meeting, own: IpAddr, rank: u32, world: u32, timeout: Duration) -> Result<Self, Error> {
         let group = ProcessGroup::open(meeting, own, rank, world, timeout).map_err(Error::ranks("connecting"))?;
-        Ok(Self(Some(group)))
+        Ok(Self(Some(Arc::new(group))))
     }
 
     pub fn rank(&self) -> u32 {
-        self.0.as_ref().map_or(0, ProcessGroup::rank)
+        self.0.as_ref().map_or(0, |group| group.rank())
     }
 
     pub fn world(&self) -> u32 {
-        self.0.as_ref().map_or(1, ProcessGroup::world)
+        self.0.as_ref().map_or(1, |group| group.world())
     }
 
     /// Whether this rank speaks for the run: it saves, evaluates and publishes.

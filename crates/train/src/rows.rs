@@ -1,31 +1,36 @@
 //! Which rows can be trained on, which are put aside to measure on, and which share a sequence; settled once, before the
 //! first step.
 
+use std::io;
+
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use tailor_domain::spec::Grouping;
 use tailor_domain::{EvaluateSpec, Family, Invalid, TrainSpec};
 use tailor_models::Base;
-use tailor_text::Example;
-use tailor_text::pack::best_fit_decreasing;
+use tailor_text::pack::{Bins, best_fit_decreasing};
+use tailor_text::shard::ShardKind;
+use tailor_text::{Column, Example};
 
 use crate::error::Error;
-use crate::examples::Examples;
+use crate::examples::{Examples, Shard};
 
 /// Keeps the numbers that choose the tuning rows apart from others under one seed.
 const STREAM: u64 = u64::MAX - 1;
+/// Rows of a pass between two times that the memory of what was looked up is given back.
+const RELEASE_EVERY: usize = 1 << 14;
 
-/// Rows that fit, as positions in what the caller gave.
+/// Rows that fit, as positions in what the caller gave. What takes a number for each lies where the rows lie.
 #[derive(Debug)]
 pub struct Rows<'a> {
     examples: Examples<'a>,
-    /// What is learned from: each entry is one sequence, more than one row where they are packed.
-    sequences: Vec<Vec<usize>>,
+    /// What is learned from: each bin is one sequence, more than one row where they are packed.
+    sequences: Bins,
     /// Tokens of each sequence.
-    lengths: Vec<usize>,
+    lengths: Column,
     /// What is measured on.
-    tuning: Vec<usize>,
+    tuning: Vec<u32>,
     left_out: usize,
 }
 
@@ -33,7 +38,8 @@ impl<'a> Rows<'a> {
     /// Leaves out rows that are too long or teach nothing, puts some aside, and packs the rest where that is asked for.
     ///
     /// # Errors
-    /// A row of another family or with an id outside the vocabulary; no row is left; packing for an encoder-decoder.
+    /// A row of another family or with an id outside the vocabulary; no row is left; packing for an encoder-decoder; a full
+    /// disk.
     pub fn usable(
         base: &Base,
         spec: &TrainSpec,
@@ -45,26 +51,35 @@ impl<'a> Rows<'a> {
             let problem = "packed needs a decoder; an encoder-decoder takes length";
             return Err(Invalid::new("train.grouping", problem).into());
         }
-        let kept = Kept::select(family, vocab, spec.max_tokens, examples)?;
-        let left_out = examples.len() - kept.rows.len();
-        let (tuning, rows) = split(kept.rows, evaluate, spec.seed);
-        let length = |row: &usize| examples.tokens(*row);
-        let sequences: Vec<Vec<usize>> = match spec.grouping {
-            Grouping::Length => rows.iter().map(|row| vec![*row]).collect(),
+        let folder = examples.folder();
+        let kept = select(family, vocab, spec.max_tokens, &examples)?;
+        let left_out = examples.len() - kept.len();
+        let (tuning, rows) = split(kept, evaluate, spec.seed, &examples)?;
+        let mut of_rows = Column::zeros(rows.len(), folder).map_err(on_disk)?;
+        of_rows.fill(|at| {
+            if at % RELEASE_EVERY == 0 {
+                examples.release();
+                rows.release();
+            }
+            examples.tokens(rows[at] as usize) as u32
+        });
+        let (sequences, lengths) = match spec.grouping {
+            Grouping::Length => (Bins::alone(rows, folder)?, of_rows),
             Grouping::Packed => {
-                let lengths: Vec<usize> = rows.iter().map(length).collect();
-                let bins = best_fit_decreasing(&lengths, spec.max_tokens as usize)
+                let bins = best_fit_decreasing(&of_rows, spec.max_tokens as usize, folder)
                     .map_err(|error| Invalid::new("train.max_tokens", error.to_string()))?;
-                bins.into_iter().map(|bin| bin.into_iter().map(|at| rows[at]).collect()).collect()
+                let mut lengths = Column::zeros(bins.len(), folder).map_err(on_disk)?;
+                lengths.fill(|bin| bins.rows(bin).iter().map(|row| of_rows[*row as usize]).sum());
+                (bins.named(&rows), lengths)
             }
         };
-        let total = |sequence: &Vec<usize>| sequence.iter().map(length).sum();
-        let lengths = sequences.iter().map(total).collect();
-        Ok(Self { examples, sequences, lengths, tuning, left_out })
+        let rows = Self { examples, sequences, lengths, tuning, left_out };
+        rows.release();
+        Ok(rows)
     }
 
     /// Tokens of each sequence that is learned from.
-    pub fn lengths(&self) -> &[usize] {
+    pub fn lengths(&self) -> &Column {
         &self.lengths
     }
 
@@ -73,23 +88,30 @@ impl<'a> Rows<'a> {
     }
 
     /// The caller's numbers of the rows in a sequence.
-    pub fn sequence(&self, at: usize) -> &[usize] {
-        &self.sequences[at]
+    pub fn sequence(&self, at: usize) -> &[u32] {
+        self.sequences.rows(at)
     }
 
     /// The caller's numbers of the rows to measure on.
-    pub fn tuning(&self) -> &[usize] {
+    pub fn tuning(&self) -> &[u32] {
         &self.tuning
     }
 
-    pub fn examples(&self) -> Examples<'a> {
-        self.examples
+    pub fn examples(&self) -> &Examples<'a> {
+        &self.examples
+    }
+
+    /// Gives back the memory of what was looked up.
+    pub fn release(&self) {
+        self.sequences.release();
+        self.lengths.release();
+        self.examples.release();
     }
 
     /// The caller's row numbers, for messages.
     pub fn name(&self, sequences: &[usize]) -> String {
         const LISTED: usize = 8;
-        let rows: Vec<usize> = sequences.iter().flat_map(|at| self.sequence(*at)).copied().collect();
+        let rows: Vec<u32> = sequences.iter().flat_map(|at| self.sequence(*at)).copied().collect();
         let shown: Vec<String> = rows.iter().take(LISTED).map(ToString::to_string).collect();
         match rows.len().saturating_sub(LISTED) {
             0 => shown.join(", "),
@@ -98,55 +120,98 @@ impl<'a> Rows<'a> {
     }
 }
 
+/// A failure of the disk that an order or a length was to lie on.
+pub fn on_disk(error: io::Error) -> Error {
+    tailor_text::Error::from(error).into()
+}
+
 /// The rows to measure on, and the rest; each in the caller's order.
-fn split(mut rows: Vec<usize>, evaluate: &EvaluateSpec, seed: u64) -> (Vec<usize>, Vec<usize>) {
+fn split(
+    mut rows: Column,
+    evaluate: &EvaluateSpec,
+    seed: u64,
+    examples: &Examples<'_>,
+) -> Result<(Vec<u32>, Column), Error> {
     let share = (rows.len() as f64 * evaluate.tuning_fraction) as usize; // a fraction below one row is none
     let count = share.min(evaluate.max_tuning_rows as usize);
     if count == 0 {
-        return (Vec::new(), rows);
+        return Ok((Vec::new(), rows));
     }
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     random.set_stream(STREAM);
-    let (chosen, _) = rows.partial_shuffle(&mut random, count);
+    let mut drawn = Column::zeros(rows.len(), examples.folder()).map_err(on_disk)?;
+    drawn.fill(|at| rows[at]);
+    let (chosen, _) = drawn.partial_shuffle(&mut random, count);
     let mut tuning = chosen.to_vec();
     tuning.sort_unstable();
-    rows.retain(|row| tuning.binary_search(row).is_err());
-    rows.sort_unstable();
-    (tuning, rows)
-}
-
-struct Kept {
-    rows: Vec<usize>,
-}
-
-impl Kept {
-    fn select(family: Family, vocab: u64, max_tokens: u32, examples: Examples<'_>) -> Result<Self, Error> {
-        let mut rows = Vec::new();
-        let (mut too_long, mut without_target) = (0, 0);
-        for row in 0..examples.len() {
-            for example in examples.of(row) {
-                check(family, vocab, example).map_err(|problem| Error::Row { row, problem })?;
-            }
-            if examples.of(row).any(|example| example.tokens() > max_tokens as usize) {
-                too_long += 1;
-            } else if examples.of(row).any(|example| targets(example) == 0) {
-                without_target += 1;
-            } else {
-                rows.push(row);
-            }
+    let mut left = 0;
+    for at in 0..rows.len() {
+        if tuning.binary_search(&rows[at]).is_err() {
+            rows[left] = rows[at];
+            left += 1;
         }
-        if rows.is_empty() {
-            return Err(Error::NoRows { rows: examples.len(), too_long, without_target, max_tokens });
-        }
-        Ok(Self { rows })
     }
+    rows.truncate(left);
+    rows.release();
+    Ok((tuning, rows))
 }
 
-/// Tokens that count in the loss; a decoder's first token is predicted from nothing and never does.
-pub fn targets(example: &Example) -> usize {
-    match example {
-        Example::Decoder { in_loss, .. } => in_loss.iter().skip(1).filter(|counts| **counts).count(),
-        Example::EncoderDecoder { labels, .. } => labels.len(),
+/// The rows that can be learnt from, in the caller's order.
+fn select(family: Family, vocab: u64, max_tokens: u32, examples: &Examples<'_>) -> Result<Column, Error> {
+    let mut rows = Column::zeros(examples.len(), examples.folder()).map_err(on_disk)?;
+    let (mut kept, mut too_long, mut without_target) = (0, 0, 0);
+    let mut judge = |row: usize, longest: usize, teaches: bool| {
+        if longest > max_tokens as usize {
+            too_long += 1;
+        } else if !teaches {
+            without_target += 1;
+        } else {
+            rows[kept] = row as u32;
+            kept += 1;
+        }
+    };
+    match examples {
+        Examples::Single(all) => {
+            for (row, example) in all.iter().enumerate() {
+                check(family, vocab, example).map_err(|problem| Error::Row { row, problem })?;
+                judge(row, example.tokens(), example.targets() > 0);
+            }
+        }
+        Examples::Pairs(pairs) => {
+            for (row, pair) in pairs.iter().enumerate() {
+                let both = [&pair.chosen, &pair.rejected];
+                for example in both {
+                    check(family, vocab, example).map_err(|problem| Error::Row { row, problem })?;
+                }
+                let longest = both.map(Example::tokens).into_iter().max().unwrap_or(0);
+                judge(row, longest, both.into_iter().all(|example| example.targets() > 0));
+            }
+        }
+        Examples::Shard(shard) => {
+            check_shard(family, vocab, shard)?;
+            // A shard's reader let no row pass that teaches nothing.
+            shard.file().each(|row, _, longest, targets| judge(row, longest, targets > 0));
+        }
+    }
+    if kept == 0 {
+        return Err(Error::NoRows { rows: examples.len(), too_long, without_target, max_tokens });
+    }
+    rows.truncate(kept);
+    rows.release();
+    Ok(rows)
+}
+
+fn check_shard(family: Family, vocab: u64, shard: &Shard) -> Result<(), Error> {
+    let shape = match shard.file().kind() {
+        ShardKind::EncoderDecoder | ShardKind::EncoderDecoderPreferences => Family::EncoderDecoder,
+        ShardKind::Decoder | ShardKind::DecoderPreferences | ShardKind::Prompts => Family::Decoder,
+    };
+    if shape != family {
+        return Err(Error::Row { row: 0, problem: made_for(shape, family) });
+    }
+    match shard.file().largest_id() {
+        Some((id, row)) if u64::from(id) >= vocab => Err(Error::Row { row, problem: outside(id, vocab) }),
+        Some(_) | None => Ok(()),
     }
 }
 
@@ -160,12 +225,20 @@ fn check(family: Family, vocab: u64, example: &Example) -> Result<(), String> {
         Example::EncoderDecoder { encoder, labels } => (Family::EncoderDecoder, [encoder.as_slice(), labels]),
     };
     if shape != family {
-        return Err(format!("made for {} base, this one is {}", article(shape), article(family)));
+        return Err(made_for(shape, family));
     }
     match streams.into_iter().flatten().find(|id| u64::from(**id) >= vocab) {
-        Some(id) => Err(format!("token {id} is outside the base's vocabulary of {vocab}")),
+        Some(id) => Err(outside(*id, vocab)),
         None => Ok(()),
     }
+}
+
+fn made_for(shape: Family, family: Family) -> String {
+    format!("made for {} base, this one is {}", article(shape), article(family))
+}
+
+fn outside(id: u32, vocab: u64) -> String {
+    format!("token {id} is outside the base's vocabulary of {vocab}")
 }
 
 fn article(family: Family) -> &'static str {
@@ -184,8 +257,8 @@ mod tests {
         Example::Decoder { ids: ids.to_vec(), in_loss }
     }
 
-    fn select(family: Family, examples: &[Example]) -> Result<Vec<usize>, Error> {
-        Kept::select(family, 10, 8, Examples::Single(examples)).map(|kept| kept.rows)
+    fn select(family: Family, examples: &[Example]) -> Result<Vec<u32>, Error> {
+        super::select(family, 10, 8, &Examples::Single(examples)).map(|kept| kept.to_vec())
     }
 
     #[test]
@@ -213,14 +286,19 @@ mod tests {
     #[test]
     fn tuning_rows_are_chosen_by_the_seed_and_never_learned_from() {
         let evaluate = EvaluateSpec { tuning_fraction: 0.2, max_tuning_rows: 15, ..EvaluateSpec::default() };
-        let rows: Vec<usize> = (0..100).collect();
-        let (tuning, rest) = split(rows.clone(), &evaluate, 3);
+        let column = |count: usize| Column::counting(count, None).expect("in memory");
+        let split = |rows: usize, seed: u64| {
+            let (tuning, rest) = split(column(rows), &evaluate, seed, &Examples::Single(&[])).expect("in memory");
+            (tuning, rest.to_vec())
+        };
+        let rows: Vec<u32> = (0..100).collect();
+        let (tuning, rest) = split(100, 3);
         assert_eq!((tuning.len(), rest.len()), (15, 85), "the bound of rows counts");
         let mut all = [tuning.clone(), rest].concat();
         all.sort_unstable();
         assert_eq!(all, rows);
-        assert_eq!(split(rows.clone(), &evaluate, 3).0, tuning);
-        assert_ne!(split(rows.clone(), &evaluate, 4).0, tuning);
-        assert!(split(vec![7], &evaluate, 3).0.is_empty(), "the only row is for learning");
+        assert_eq!(split(100, 3).0, tuning);
+        assert_ne!(split(100, 4).0, tuning);
+        assert!(split(1, 3).0.is_empty(), "the only row is for learning");
     }
 }

@@ -6,6 +6,7 @@
 
 mod saving;
 
+use std::ops::Deref;
 use std::time::Instant;
 
 use sha2::{Digest as _, Sha256};
@@ -92,54 +93,109 @@ pub fn resume_among<'a>(
     ranks: &Ranks,
     observer: &mut dyn Observer,
 ) -> Result<Trained, Error> {
-    recipe.validate()?;
-    if recipe.train.ranks != ranks.world() {
-        let problem = format!("{}, and this run has {}", recipe.train.ranks, ranks.world());
-        return Err(Invalid::new("train.ranks", problem).into());
+    let mut session = Session::begin(base, recipe, examples, base_name, from, ranks, observer)?;
+    loop {
+        if let Some(trained) = session.turn(observer)? {
+            return Ok(trained);
+        }
     }
-    let examples = examples.into();
-    check_objective(recipe.train.objective, examples)?;
-    let rows = Rows::usable(base, &recipe.train, &recipe.evaluate, examples)?;
-    let method = Method::choose(base, recipe, base_name)?;
-    let identity = identity(recipe, &rows, &method);
-    if let Some(from) = from.filter(|from| from.state.run != identity) {
-        let problem = "is of another run: the settings, the rows or the base are not those it was taken with";
-        return Err(Error::Checkpoint(format!("of step {} {problem}", from.step())));
+}
+
+/// A run that is made turn by turn, so that others can have theirs in between. Each draws from libtorch's generator, of which
+/// there is one: whoever lets runs take turns keeps its state for each ([`tailor_torch::Surroundings`]).
+///
+/// `B` is how the base is held: borrowed, or shared with other runs.
+pub struct Session<'a, B> {
+    method: Method,
+    run: Run<'a, B>,
+    batches: Batches,
+    /// The step of the last checkpoint that was given.
+    saved: u64,
+}
+
+impl<'a, B: Deref<Target = Base>> Session<'a, B> {
+    /// Everything before the first step: rows chosen, parameters made or taken from the checkpoint.
+    ///
+    /// # Errors
+    /// As [`resume_among`].
+    pub fn begin(
+        base: B,
+        recipe: &Recipe,
+        examples: impl Into<Examples<'a>>,
+        base_name: &str,
+        from: Option<&Checkpoint>,
+        ranks: &Ranks,
+        observer: &mut dyn Observer,
+    ) -> Result<Self, Error> {
+        recipe.validate()?;
+        if recipe.train.ranks != ranks.world() {
+            let problem = format!("{}, and this run has {}", recipe.train.ranks, ranks.world());
+            return Err(Invalid::new("train.ranks", problem).into());
+        }
+        let examples = examples.into();
+        check_objective(recipe.train.objective, &examples)?;
+        let rows = Rows::usable(&base, &recipe.train, &recipe.evaluate, examples)?;
+        let method = Method::choose(&base, recipe, base_name)?;
+        let identity = identity(recipe, &rows, &method);
+        if let Some(from) = from.filter(|from| from.state.run != identity) {
+            let problem = "is of another run: the settings, the rows or the base are not those it was taken with";
+            return Err(Error::Checkpoint(format!("of step {} {problem}", from.step())));
+        }
+        let folder = rows.examples().folder();
+        let mut batches =
+            Batches::new(rows.lengths().len(), recipe.train.batch_rows as usize, recipe.train.seed, folder)?;
+        let tokens: u64 = rows.lengths().iter().map(|length| u64::from(*length)).sum();
+        let schedule = Schedule::new(&recipe.train, batches.per_epoch(), tokens);
+        method.check_unfreezing(recipe, |path| frozen_steps(&recipe.train, &schedule, path))?;
+        let mut run = guarded(|| Run::new(base, recipe, rows, &method, schedule, &identity, ranks))
+            .map_err(Error::at("before the first step"))?;
+        if let Some(from) = from {
+            guarded(|| run.restore(from)).map_err(Error::at("going on from the checkpoint"))?;
+            batches.skip(run.state.step, run.rows.lengths());
+        } else if recipe.train.micro_batch_rows == 0 {
+            run.find_micro_batch(observer)?;
+            run.state.micro_batch = run.ranks.least(run.state.micro_batch)?;
+        }
+        run.ranks.begin(&run.state.run, run.optimizer.flat())?;
+        Ok(Self { saved: run.state.step, method, run, batches })
     }
-    let batches = Batches::new(rows.lengths(), recipe.train.batch_rows as usize, recipe.train.seed);
-    let tokens: usize = rows.lengths().iter().sum();
-    let schedule = Schedule::new(&recipe.train, batches.per_epoch(), tokens as u64);
-    method.check_unfreezing(recipe, |path| frozen_steps(&recipe.train, &schedule, path))?;
-    let mut run = guarded(|| Run::new(base, recipe, &rows, &method, schedule, &identity, ranks))
-        .map_err(Error::at("before the first step"))?;
-    let outcome = run.run(batches, from, observer)?;
-    // What the passes needed is free before the adapter is copied, which for a large one would be a peak of its own.
-    tailor_torch::drop_scratch();
-    tailor_torch::drop_pool();
-    let kept = run.kept(outcome).map_err(Error::at("after the last step"))?;
-    let adapter = method.adapter(run.optimizer.cut(&kept), &run.taken)?;
-    Ok(Trained { adapter, summary: run.summary(outcome) })
+
+    /// One step with its reports, or the end. A run that has ended takes no more turns.
+    ///
+    /// # Errors
+    /// As [`train`]; the run is over then.
+    pub fn turn(&mut self, observer: &mut dyn Observer) -> Result<Option<Trained>, Error> {
+        self.run.started = Instant::now();
+        let ended = self.run.turn(&mut self.batches, &mut self.saved, observer)?;
+        self.run.seconds_here += self.run.started.elapsed().as_secs_f64();
+        self.run.rows.release();
+        ended.map(|outcome| self.finish(outcome)).transpose()
+    }
+
+    fn finish(&mut self, outcome: Outcome) -> Result<Trained, Error> {
+        // What the passes needed is free before the adapter is copied, which for a large one would be a peak of its own.
+        tailor_torch::drop_scratch();
+        tailor_torch::drop_pool();
+        let run = &self.run;
+        let kept = run.kept(outcome).map_err(Error::at("after the last step"))?;
+        let adapter = self.method.adapter(run.optimizer.cut(&kept), &run.taken)?;
+        Ok(Trained { adapter, summary: run.summary(outcome) })
+    }
 }
 
 /// What makes two runs the same: everything that decides their bits, but the number of threads.
 fn identity(recipe: &Recipe, rows: &Rows<'_>, method: &Method) -> String {
     let mut hasher = Sha256::new();
-    hasher.update(format!("{recipe:?}\n{:?}\n{:?}\n", method.shapes(), rows.tuning()));
-    for at in 0..rows.lengths().len() {
-        for row in rows.sequence(at) {
-            hasher.update(format!("{row}"));
-            rows.examples().of(*row).for_each(|example| hasher.update(format!(" {example:?}")));
-        }
-        hasher.update("\n");
-    }
+    // Which rows are learnt from, in which sequences, follows from these.
+    hasher.update(format!("{recipe:?}\n{:?}\n{:?}\n{}\n", method.shapes(), rows.tuning(), rows.examples().name()));
     format!("{:x}", hasher.finalize())
 }
 
-fn check_objective(objective: spec::Objective, examples: Examples<'_>) -> Result<(), Invalid> {
-    let problem = match (objective, examples) {
-        (spec::Objective::Sft, Examples::Single(_)) | (spec::Objective::Dpo, Examples::Pairs(_)) => return Ok(()),
-        (spec::Objective::Dpo, Examples::Single(_)) => "dpo needs preference pairs; these are single rows",
-        (spec::Objective::Sft, Examples::Pairs(_)) => "sft learns from single rows; these are preference pairs",
+fn check_objective(objective: spec::Objective, examples: &Examples<'_>) -> Result<(), Invalid> {
+    let problem = match (objective, examples.are_pairs()) {
+        (spec::Objective::Sft, false) | (spec::Objective::Dpo, true) => return Ok(()),
+        (spec::Objective::Dpo, false) => "dpo needs preference pairs; these are single rows",
+        (spec::Objective::Sft, true) => "sft learns from single rows; these are preference pairs",
     };
     Err(Invalid::new("train.objective", problem))
 }
@@ -149,12 +205,12 @@ fn frozen_steps(spec: &TrainSpec, schedule: &Schedule, path: &str) -> u64 {
     stage.map_or(0, |stage| schedule.steps_before(stage.from))
 }
 
-struct Run<'a> {
-    base: &'a Base,
-    recipe: &'a Recipe,
-    rows: &'a Rows<'a>,
+struct Run<'a, B> {
+    base: B,
+    recipe: Recipe,
+    rows: Rows<'a>,
     schedule: Schedule,
-    ranks: &'a Ranks,
+    ranks: Ranks,
     /// The adapter in the model: the optimizer's leaves under their modules' paths.
     adapter: LoraSet,
     optimizer: AdamW,
@@ -164,8 +220,9 @@ struct Run<'a> {
     recent: RecentLoss,
     /// The parameters of the best measurement.
     best: Vec<f32>,
-    /// Time spent before this attempt, and when this one began.
+    /// Time spent before this attempt, in its turns before the present one, and when that one began.
     seconds_before: f64,
+    seconds_here: f64,
     started: Instant,
 }
 
@@ -176,30 +233,30 @@ struct StepSums {
     grad_norm: f64,
 }
 
-impl<'a> Run<'a> {
+impl<'a, B: Deref<Target = Base>> Run<'a, B> {
     fn new(
-        base: &'a Base,
-        recipe: &'a Recipe,
-        rows: &'a Rows<'a>,
+        base: B,
+        recipe: &Recipe,
+        rows: Rows<'a>,
         method: &Method,
         schedule: Schedule,
         identity: &str,
-        ranks: &'a Ranks,
+        ranks: &Ranks,
     ) -> tailor_models::Result<Self> {
         let spec = &recipe.train;
         // Dropout and noise draw from torch's generator.
         tch::manual_seed(spec.seed as i64);
-        let (initial, taken) = method.initial(base, spec.seed, |path| frozen_steps(spec, &schedule, path))?;
+        let (initial, taken) = method.initial(&base, spec.seed, |path| frozen_steps(spec, &schedule, path))?;
         let optimizer = AdamW::new(&initial, spec.optimizer, spec.weight_decay, base.device())?;
-        let adapter = method.attach(base, &optimizer, &taken)?;
+        let adapter = method.attach(&base, &optimizer, &taken)?;
         let share = ranks.largest_share(u64::from(spec.batch_rows));
         let micro_batch = if spec.micro_batch_rows == 0 { share } else { u64::from(spec.micro_batch_rows).min(share) };
         Ok(Self {
             base,
-            recipe,
+            recipe: recipe.clone(),
             rows,
             schedule,
-            ranks,
+            ranks: ranks.clone(),
             adapter,
             optimizer,
             taken,
@@ -207,55 +264,47 @@ impl<'a> Run<'a> {
             recent: RecentLoss::default(),
             best: Vec::new(),
             seconds_before: 0.0,
+            seconds_here: 0.0,
             started: Instant::now(),
         })
     }
 
-    fn run(
+    /// Some: the run is over.
+    fn turn(
         &mut self,
-        mut batches: Batches<'_>,
-        from: Option<&Checkpoint>,
+        batches: &mut Batches,
+        saved: &mut u64,
         observer: &mut dyn Observer,
-    ) -> Result<Outcome, Error> {
-        if let Some(from) = from {
-            guarded(|| self.restore(from)).map_err(Error::at("going on from the checkpoint"))?;
-            batches.skip(self.state.step);
-        } else if self.recipe.train.micro_batch_rows == 0 {
-            self.find_micro_batch(observer)?;
-            self.state.micro_batch = self.ranks.least(self.state.micro_batch)?;
-        }
-        self.ranks.begin(&self.state.run, self.optimizer.flat())?;
-        self.started = Instant::now();
-        let mut saved = self.state.step;
-        let outcome = loop {
-            let wishes = self.ranks.agree(self.wishes(saved, observer))?;
-            if let Some(outcome) = self.reason_to_stop(wishes) {
-                break outcome;
-            }
-            if self.state.step > saved && (wishes.checkpoint || wishes.leaving) {
-                self.save(observer)?;
-                saved = self.state.step;
-            }
-            if wishes.leaving {
-                let (at, problem) = (format!("after step {}", self.state.step), "another rank's worker is stopping");
-                return Err(Error::Ranks { at, problem: problem.into() });
-            }
-            match self.next_step(&batches.next_batch(), observer) {
-                Ok(()) => {}
-                Err(error) if error.is_divergence() && self.state.best.is_some() => {
-                    let kept = self.state.best.map_or(0, |best| best.step);
-                    observer.on_note(&format!("{error}; training ends here, the state after step {kept} is kept"));
-                    break Outcome::Diverged;
+    ) -> Result<Option<Outcome>, Error> {
+        let wishes = self.ranks.agree(self.wishes(*saved, observer))?;
+        let outcome = match self.reason_to_stop(wishes) {
+            Some(outcome) => outcome,
+            None => {
+                if self.state.step > *saved && (wishes.checkpoint || wishes.leaving) {
+                    self.save(observer)?;
+                    *saved = self.state.step;
                 }
-                Err(error) => return Err(error),
+                if wishes.leaving {
+                    let (at, problem) = (format!("after step {}", self.state.step), "another rank's worker is stopping");
+                    return Err(Error::Ranks { at, problem: problem.into() });
+                }
+                match self.next_step(&batches.next_batch(self.rows.lengths()), observer) {
+                    Ok(()) => return Ok(None),
+                    Err(error) if error.is_divergence() && self.state.best.is_some() => {
+                        let kept = self.state.best.map_or(0, |best| best.step);
+                        observer.on_note(&format!("{error}; training ends here, the state after step {kept} is kept"));
+                        Outcome::Diverged
+                    }
+                    Err(error) => return Err(error),
+                }
             }
         };
         self.state.seconds = self.seconds();
-        if self.state.step > saved && outcome != Outcome::Stopped {
+        if self.state.step > *saved && outcome != Outcome::Stopped {
             // What comes after training may be stopped too, and must not cost the training.
             self.save(observer)?;
         }
-        Ok(outcome)
+        Ok(Some(outcome))
     }
 
     /// What this rank would like before the next step.
@@ -273,19 +322,20 @@ impl<'a> Run<'a> {
     fn find_micro_batch(&mut self, observer: &mut dyn Observer) -> Result<(), Error> {
         let lengths = self.rows.lengths();
         let longest = (0..lengths.len()).max_by_key(|at| lengths[*at]);
+        let sequences = lengths.len();
         let Some(longest) = longest.filter(|_| self.base.device() == tch::Device::Cpu) else { return Ok(()) };
         let before = Error::at("before the first step");
         let random = tailor_torch::rng_state().map_err(|error| before(error.into()))?;
         self.optimizer.thaw();
         let batch = self.state.micro_batch as usize;
-        let fit = micro_batch::that_fits(batch.min(lengths.len()), |rows| {
+        let fit = micro_batch::that_fits(batch.min(sequences), |rows| {
             let batch = vec![longest; rows];
             let passed = self.gradient(0, &batch, &batch, rows).is_ok();
             self.optimizer.zero_gradients();
             passed
         });
         tailor_torch::set_rng_state(&random).map_err(|error| Error::at("before the first step")(error.into()))?;
-        if let Some(fit) = fit.filter(|fit| fit.rows < batch.min(lengths.len())) {
+        if let Some(fit) = fit.filter(|fit| fit.rows < batch.min(sequences)) {
             self.state.micro_batch = fit.rows as u64;
             let (row, free) = (fit.row >> 20, fit.available >> 20);
             observer.on_note(&format!(
@@ -354,8 +404,9 @@ impl<'a> Run<'a> {
         let objective = self.objective();
         let mut sums = Measured::default();
         for rows in self.ranks.deal(self.rows.tuning().chunks(MEASURED_ROWS)) {
-            let some = guarded(|| objective.measure(self.rows.examples(), rows))
-                .map_err(Error::at(format!("measuring after step {step}")))?;
+            let loaded = self.rows.examples().load(rows.chunks(1))?;
+            let some =
+                guarded(|| objective.measure(&loaded)).map_err(Error::at(format!("measuring after step {step}")))?;
             sums.loss += some.loss;
             sums.correct += some.correct;
             sums.labels += some.labels;
@@ -384,7 +435,7 @@ impl<'a> Run<'a> {
 
     fn objective(&self) -> Objective<'_> {
         Objective {
-            base: self.base,
+            base: &self.base,
             adapter: &self.adapter,
             checkpointing: self.recipe.train.checkpointing,
             noise: self.recipe.train.neftune_alpha,
@@ -425,12 +476,12 @@ impl<'a> Run<'a> {
             self.optimizer.update(&gradient, clip, learning_rate)?;
             self.optimizer.zero_gradients();
             if self.recipe.lora.dora {
-                self.adapter.refresh_magnitudes(self.base)?;
+                self.adapter.refresh_magnitudes(&self.base)?;
             }
             Ok(())
         })
         .map_err(Error::at(place()))?;
-        let tokens = batch.iter().map(|at| self.rows.lengths()[*at] as u64).sum();
+        let tokens = batch.iter().map(|at| u64::from(self.rows.lengths()[*at])).sum();
         Ok(StepSums { loss, tokens, grad_norm })
     }
 
@@ -460,13 +511,13 @@ impl<'a> Run<'a> {
     /// The gradient of `share` as part of `batch`, in passes of `micro` sequences.
     fn gradient(&self, step: u64, batch: &[usize], share: &[usize], micro: usize) -> Result<f64, Error> {
         let examples = self.rows.examples();
-        let whole = Whole::of(examples, batch.iter().flat_map(|at| self.rows.sequence(*at)).copied());
+        let rows = batch.iter().flat_map(|at| self.rows.sequence(*at));
+        let whole = Whole::of(examples, rows.map(|row| *row as usize));
         let objective = self.objective();
         let mut loss = 0.0;
         for part in share.chunks(micro.max(1)) {
-            let sequences: Vec<&[usize]> = part.iter().map(|at| self.rows.sequence(*at)).collect();
-            let sum = guarded(|| objective.accumulate(examples, &sequences, whole))
-                .map_err(Error::at(format!("step {step}")))?;
+            let loaded = examples.load(part.iter().map(|at| self.rows.sequence(*at)))?;
+            let sum = guarded(|| objective.accumulate(&loaded, whole)).map_err(Error::at(format!("step {step}")))?;
             if !sum.is_finite() && self.ranks.world() > 1 {
                 return Ok(sum); // the others are waiting, and must come to the same end
             }
@@ -480,7 +531,7 @@ impl<'a> Run<'a> {
     }
 
     fn seconds(&self) -> f64 {
-        self.seconds_before + self.started.elapsed().as_secs_f64()
+        self.seconds_before + self.seconds_here + self.started.elapsed().as_secs_f64()
     }
 
     fn summary(&self, outcome: Outcome) -> Summary {

@@ -51,6 +51,20 @@ const BENCHES: &[Bench] = &[
         peer: false,
     },
     Bench {
+        name: "share",
+        about: "1, 4 and 8 jobs on one resident base against as many processes: tokens a second, memory, same bytes",
+        package: "tailor-train",
+        target: ["--example", "bench_share"],
+        peer: false,
+    },
+    Bench {
+        name: "startup",
+        about: "from lease to first step, and the services' memory at 10 MB, 100 MB and 1 GB of rows (--up-to 5GB)",
+        package: "tailor-tests",
+        target: ["--example", "bench_startup"],
+        peer: false,
+    },
+    Bench {
         name: "load",
         about: "a sharded 7B-shaped folder quantised, loaded and scored: times and peak memory",
         package: "tailor-train",
@@ -90,6 +104,10 @@ pub fn bench(arguments: &[String]) -> Result<()> {
         bail!("there is no benchmark {name}; there are:\n{}", list());
     };
     libtorch::setup()?;
+    if bench.package == "tailor-tests" {
+        // It runs the programs as they are shipped, from beside itself.
+        process::run(workspace::cargo().args(["build", "--release", "--workspace", "--bins"]))?;
+    }
     let mut command = workspace::cargo();
     command.args(["run", "--release", "--package", bench.package]).args(bench.target).arg("--").args(rest);
     // A Python that is there already serves as well; without the peer none is needed.

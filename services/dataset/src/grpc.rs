@@ -15,7 +15,7 @@ use tailor_pb::dataset::{
     SubmitPredictionsRequest, SubmitPredictionsResponse, UploadDatasetRequest, UploadDatasetResponse, UploadHeader,
 };
 use tailor_serverkit::{Page, status};
-use tailor_text::{CleanOptions, Cleaner, ColumnMap, Format, Holdout};
+use tailor_text::{CleanOptions, ColumnMap, Format, Holdout};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::preview::{Look, Seen, SeenToken};
@@ -226,7 +226,7 @@ fn header(wire: UploadHeader) -> Result<Header> {
         clean.label_column.clone_from(column);
     }
     // Said before gigabytes are sent.
-    Cleaner::new(clean.clone()).map_err(|source| Error::File { file: wire.file_name.clone(), source })?;
+    clean.validate().map_err(|source| Error::File { file: wire.file_name.clone(), source })?;
     Ok(Header {
         name: DatasetName::try_new(wire.name)?,
         format,

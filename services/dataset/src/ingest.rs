@@ -4,11 +4,12 @@ use std::fs::File;
 use std::path::Path;
 
 use tailor_domain::{DatasetKind, Report};
+use tailor_serverkit::spool;
 use tailor_text::{Cleaner, PromptTemplate, RowLimits, RowReader};
 use tempfile::TempPath;
 
 use crate::upload::Header;
-use crate::{Error, Result, rows};
+use crate::{Error, Result};
 
 /// A file's rows, cleaned and split, in temporary files of JSON lines.
 #[derive(Debug)]
@@ -25,8 +26,13 @@ pub struct Ingested {
 /// [`Error::File`]: the file cannot become a dataset. [`Error::Spool`]: the disk is full.
 pub fn ingest(source: &Path, header: &Header, limits: RowLimits, folder: &Path) -> Result<Ingested> {
     let unfit = |source: tailor_text::Error| Error::File { file: header.file_name.clone(), source };
+    // What cleaning writes is ours: a full disk is no fault of the file.
+    let clean = |error: tailor_text::Error| match error {
+        tailor_text::Error::Io(error) => spool::Error::from_io(folder, &error).into(),
+        source => unfit(source),
+    };
     let file = File::open(source).map_err(|error| unfit(error.into()))?;
-    let mut cleaner = Cleaner::new(header.clean.clone()).map_err(unfit)?;
+    let mut cleaner = Cleaner::new(header.clean.clone(), folder).map_err(clean)?;
     let reader = RowReader::open(file, header.format, &header.columns, limits).map_err(unfit)?;
     let roles = &reader.columns().roles;
     let kind = roles.kind();
@@ -36,13 +42,13 @@ pub fn ingest(source: &Path, header: &Header, limits: RowLimits, folder: &Path) 
         return Err(unfit(tailor_text::Error::PromptTemplate { problem: problem.into() }));
     }
     for outcome in reader {
-        outcome.and_then(|outcome| cleaner.push(outcome)).map_err(unfit)?;
+        cleaner.push(outcome.map_err(unfit)?).map_err(clean)?;
     }
-    let cleaned = cleaner.finish().map_err(unfit)?;
+    let cleaned = cleaner.finish().map_err(clean)?;
     Ok(Ingested {
         kind,
-        train: rows::write(&cleaned.train, folder)?,
-        validation: rows::write(&cleaned.validation, folder)?,
+        train: cleaned.train.path,
+        validation: cleaned.validation.path,
         prompt_template: template.to_string(),
         report: cleaned.report,
     })

@@ -40,7 +40,7 @@ use tonic::service::Routes;
 
 pub use error::{Error, Result};
 
-/// Files that are checked, cleaned or tokenised at once; each may hold a gigabyte of rows in memory.
+/// Files that are checked, cleaned or tokenised at once; each takes a processor.
 const MAX_AT_ONCE: usize = 4;
 
 /// The dataset service's logic. Cheap to clone.

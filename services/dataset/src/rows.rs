@@ -1,7 +1,7 @@
 //! Cleaned rows as they are kept: one JSON object a line.
 
 use std::fs::File;
-use std::io::{BufRead as _, BufReader, BufWriter, Write as _};
+use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 
 use futures::TryStreamExt as _;
@@ -12,23 +12,7 @@ use tempfile::TempPath;
 
 use crate::{Datasets, Error, Result};
 
-/// Writes rows to a temporary file in `folder`.
-///
-/// # Errors
-/// [`Error::Spool`].
-pub fn write(rows: &[Row], folder: &Path) -> Result<TempPath> {
-    let failed = |error: std::io::Error| Error::from(spool::Error::from_io(folder, &error));
-    let (file, path) = tempfile::NamedTempFile::new_in(folder).map_err(failed)?.into_parts();
-    let mut out = BufWriter::new(file);
-    for row in rows {
-        serde_json::to_writer(&mut out, row).map_err(|error| failed(error.into()))?;
-        out.write_all(b"\n").map_err(failed)?;
-    }
-    out.flush().map_err(failed)?;
-    Ok(path)
-}
-
-/// Rows of a file that [`write`] made.
+/// Rows of a file that cleaning made.
 ///
 /// # Errors
 /// [`Error::Spool`]: the file cannot be opened. As items: [`Error::Rows`].

@@ -1,36 +1,32 @@
 //! One attempt at a job: prepare, train, evaluate, publish.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tailor_blobs::Store;
-use tailor_domain::spec::{Objective, Precision};
-use tailor_domain::{
-    BaseManifest, Digest, JobEvent, JobId, JobSpec, LogKind, Predicted, StepMetrics, TuningMetrics, Version,
-};
-use tailor_models::{Base, Compute, LoadOptions};
+use tailor_domain::{BaseManifest, Digest, JobEvent, JobId, JobSpec, LogKind, Predicted, Version};
 use tailor_pb::dataset::dataset_service_client::DatasetServiceClient;
 use tailor_pb::registry::adapter_registry_client::AdapterRegistryClient;
 use tailor_pb::{dataset, registry};
-use tailor_peft::Adapter;
 use tailor_queue::JobQueue;
 use tailor_serverkit::client::Client;
 use tailor_serverkit::{JobMeter, Settings, connect, server};
-use tailor_text::{Example, Preference, Tokenizer};
-use tailor_train::{Checkpoint, Examples, Observer, Outcome, Ranks, Summary};
-use tokio::sync::{mpsc, oneshot};
+use tailor_text::Tokenizer;
+use tailor_train::Checkpoint;
+use tokio::sync::{Mutex, mpsc, oneshot};
 
-use crate::checkpoints::{Checkpoints, Record};
-use crate::device;
+use crate::checkpoints::Checkpoints;
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::journal::Journal;
 use crate::keeper::{Halt, HaltFlag};
 use crate::predictions::Predictions;
-use crate::progress::{Progress, Tick};
+use crate::progress::Progress;
 use crate::ranks::Party;
-use crate::shards::{HeldOut, read_examples, read_preferences, read_prompts};
+use crate::shards::{HeldOut, ShardCache, learnable};
+use crate::training::{Given, Reporter, Start, Trained, Training};
 
 /// Reports under way from the device thread to the log.
 const TICKS: usize = 1024;
@@ -78,6 +74,9 @@ pub struct Attempt<'a> {
     pub store: &'a Store,
     pub clients: &'a Clients,
     pub cache_dir: &'a Path,
+    pub device: &'a Device,
+    /// Held while a base is brought to the cache.
+    pub fetching: &'a Mutex<()>,
     pub job: &'a JobId,
     pub spec: &'a JobSpec,
     pub fence: u64,
@@ -87,64 +86,11 @@ pub struct Attempt<'a> {
     pub party: Option<Arc<Party>>,
 }
 
-/// What training needs, on local disk and in memory.
+/// What training needs, on local disk.
 pub struct Prepared {
-    base: BaseManifest,
-    folder: PathBuf,
+    pub start: Start,
     shards: dataset::PrepareShardsResponse,
-    /// For sft; empty for dpo.
-    train: Vec<Example>,
-    /// For dpo; empty for sft.
-    pairs: Vec<Preference>,
-    prompts: Vec<HeldOut>,
-    /// Where an attempt before this one got to.
-    pub checkpoint: Option<(Record, Checkpoint)>,
-}
-
-impl Prepared {
-    /// Maps the base's weights.
-    pub fn load(&self, spec: &JobSpec) -> Result<Base> {
-        let compute = match spec.recipe.train.precision {
-            Precision::Base => self.base.dtype.parse()?,
-            Precision::Bf16 => Compute::Bf16,
-            Precision::F32 => Compute::F32,
-        };
-        Ok(Base::load(&self.folder, &LoadOptions { compute, ..LoadOptions::default() })?)
-    }
-
-    /// Trains from the checkpoint on, as one of `ranks`; anew where the checkpoint is of no use.
-    pub fn train(
-        &self,
-        base: &Base,
-        spec: &JobSpec,
-        ranks: &Ranks,
-        observer: &mut dyn Observer,
-    ) -> Result<tailor_train::Trained> {
-        let mut train = |from: Option<&Checkpoint>| {
-            let examples = match spec.recipe.train.objective {
-                Objective::Sft => Examples::Single(&self.train),
-                Objective::Dpo => Examples::Pairs(&self.pairs),
-            };
-            tailor_train::resume_among(base, &spec.recipe, examples, spec.base.as_str(), from, ranks, observer)
-        };
-        match train(self.checkpoint.as_ref().map(|(_, checkpoint)| checkpoint)) {
-            Err(tailor_train::Error::Checkpoint(problem)) => {
-                tracing::warn!(problem, "the checkpoint is of no use; training begins anew");
-                Ok(train(None)?)
-            }
-            trained => Ok(trained?),
-        }
-    }
-}
-
-/// What the device thread brings back.
-struct Trained {
-    adapter: Adapter,
-    summary: Summary,
-    /// The held-out rows, and one answer for each; without and with the adapter. Fewer when the run was halted.
-    rows: Vec<u32>,
-    base_answers: Vec<Vec<u32>>,
-    answers: Vec<Vec<u32>>,
+    prompts: HeldOut,
 }
 
 impl Attempt<'_> {
@@ -156,7 +102,7 @@ impl Attempt<'_> {
         }
         let mut message = format!(
             "{} rows, {} tokens to train on; {} rows held out; {} rows longer than {} tokens left out",
-            prepared.train.len() + prepared.pairs.len(),
+            prepared.start.train.len(),
             prepared.shards.train_tokens,
             prepared.prompts.len(),
             prepared.shards.rows_too_long,
@@ -166,12 +112,12 @@ impl Attempt<'_> {
             message +=
                 &format!("; {} rows left out because nothing of them could be learnt", prepared.shards.rows_refused);
         }
-        if let Some((record, _)) = &prepared.checkpoint {
+        if let Some((record, _)) = &prepared.start.checkpoint {
             message += &format!("; going on after step {}, which attempt {} saved", record.step, record.fence);
         }
         self.say(JobEvent::Train, &message).await?;
-        let folder = prepared.folder.clone();
-        let (base, shards) = (prepared.base.clone(), prepared.shards.clone());
+        let folder = prepared.start.folder.clone();
+        let (base, shards) = (prepared.start.base.clone(), prepared.shards.clone());
         let trained = self.train(prepared).await;
         if let Some(halt) = self.halt.raised() {
             return Ok(Ended::Halted(halt));
@@ -197,7 +143,11 @@ impl Attempt<'_> {
             .await?;
         let base = BaseManifest::try_from(base.into_inner())?;
         let folder = self.cache_dir.join("bases").join(base.fingerprint.hex());
-        self.patiently(|| async { Ok(self.store.fetch_folder(&base.files, &folder).await?) }).await?;
+        {
+            // One at a time: jobs that begin together on one base fetch it once.
+            let _fetching = self.fetching.lock().await;
+            self.patiently(|| async { Ok(self.store.fetch_folder(&base.files, &folder).await?) }).await?;
+        }
         let request = dataset::PrepareShardsRequest {
             name: self.spec.dataset.to_string(),
             version: self.spec.dataset_version.0,
@@ -213,18 +163,14 @@ impl Attempt<'_> {
             })
             .await?
             .into_inner();
-        let bytes = self.blob(&Digest::try_new(&shards.train_digest)?).await?;
-        let (train, pairs) = match self.spec.recipe.train.objective {
-            Objective::Sft => (read_examples(&bytes)?, Vec::new()),
-            Objective::Dpo => (Vec::new(), read_preferences(&bytes)?),
-        };
-        let mut prompts = read_prompts(&self.blob(&Digest::try_new(&shards.validation_digest)?).await?)?;
-        let limit = self.spec.recipe.evaluate.max_validation_rows as usize;
-        if limit > 0 {
-            prompts.truncate(limit);
-        }
+        let cache = ShardCache::in_folder(self.cache_dir);
+        let train = self.patiently(|| cache.open(self.store, &shards.train_digest)).await?;
+        let train = learnable(train, &shards.train_digest, self.spec.recipe.train.objective)?;
+        let held_out = self.patiently(|| cache.open(self.store, &shards.validation_digest)).await?;
+        let prompts = HeldOut::of(held_out, self.spec.recipe.evaluate.max_validation_rows as usize)?;
         let checkpoint = self.patiently(|| async { self.checkpoints().newest(Checkpoint::from_bytes).await }).await?;
-        Ok(Prepared { base, folder, shards, train, pairs, prompts, checkpoint })
+        let start = Start { spec: self.spec.clone(), base, folder, train, checkpoint };
+        Ok(Prepared { start, shards, prompts })
     }
 
     pub fn checkpoints(&self) -> Checkpoints {
@@ -251,48 +197,12 @@ impl Attempt<'_> {
             checkpoints: self.checkpoints(),
             meter: JobMeter::of(self.job, self.spec),
         };
-        let checkpoint_every = self.checkpoint_every;
-        let (spec, halt) = (self.spec.clone(), self.halt.clone());
-        let (party, fence) = (self.party.clone(), self.fence);
         let (announce, evaluating) = oneshot::channel();
-        let work = move || {
-            if let Some(party) = &party {
-                party.announce(fence, prepared.checkpoint.as_ref().map(|(record, _)| &record.digest))?;
-            }
-            let base = prepared.load(&spec)?;
-            let mut reporter = Reporter {
-                ticks: ticks.clone(),
-                halt: halt.clone(),
-                checkpoint_every,
-                last_checkpoint: Instant::now(),
-            };
-            let ranks = match &party {
-                Some(party) => party.connect(&|| halt.raised().is_some())?,
-                None => Ranks::alone(),
-            };
-            let trained = prepared.train(&base, &spec, &ranks, &mut reporter)?;
-            // The other ranks are done; what follows is this one's.
-            drop((ranks, party));
-            if let Some(why) = why_it_ended(&trained.summary) {
-                let _ = ticks.blocking_send(Tick::Note(why));
-            }
-            let _ = announce.send(());
-            let (rows, prompts): (Vec<_>, Vec<_>) =
-                prepared.prompts.into_iter().map(|held_out| (held_out.row, held_out.ids)).unzip();
-            let total = 2 * prompts.len() as u64;
-            let predict = |adapter: Option<&Adapter>, offset: u64| {
-                let mut report = |done: usize, _: usize| {
-                    let _ = ticks.blocking_send(Tick::Evaluated { done: offset + done as u64, total });
-                    halt.raised().is_none()
-                };
-                let longest = spec.recipe.evaluate.max_new_tokens as usize;
-                tailor_train::predict(&base, adapter, &prompts, longest, &mut report)
-            };
-            let answers = predict(Some(&trained.adapter), 0)?;
-            let base_answers = predict(None, total / 2)?;
-            Ok(Trained { adapter: trained.adapter, summary: trained.summary, rows, base_answers, answers })
-        };
-        let training = device::run("tailor-device", tracing::Span::current(), work);
+        let reporter = Reporter::new(ticks, self.halt.clone(), self.checkpoint_every);
+        let party = self.party.clone().map(|party| (party, self.fence));
+        let given = Given { start: prepared.start, prompts: prepared.prompts, party };
+        let training =
+            self.device.run("training", tracing::Span::current(), move || Training::new(given, reporter, announce));
         // Waited for to its end: a log without this event takes none that comes after it.
         let say_evaluate = async {
             match evaluating.await {
@@ -417,58 +327,5 @@ impl Attempt<'_> {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(MAX_PAUSE);
         }
-    }
-}
-
-/// What a person should know of an end that is not that of the budget of steps, and of the state that is published.
-fn why_it_ended(summary: &Summary) -> Option<String> {
-    let why = match summary.outcome {
-        Outcome::Finished | Outcome::Diverged | Outcome::Stopped => None, // known, or said already
-        Outcome::TargetLoss => Some(format!("the loss of {:.4} is acceptable", summary.final_loss)),
-        Outcome::NoImprovement => Some("the loss on the tuning rows got no better".to_owned()),
-        Outcome::OutOfBudget => Some(format!("the budget is used up after {:.0} s", summary.seconds)),
-    };
-    let kept = (summary.kept_step < summary.steps)
-        .then(|| format!("the state after step {} is published, the best on the tuning rows", summary.kept_step));
-    let why = why.map(|why| format!("training ended after step {}: {why}", summary.steps));
-    match (why, kept) {
-        (Some(why), Some(kept)) => Some(format!("{why}; {kept}")),
-        (why, kept) => why.or(kept),
-    }
-}
-
-/// The training loop's eyes and ears on the device thread.
-struct Reporter {
-    ticks: mpsc::Sender<Tick>,
-    halt: HaltFlag,
-    checkpoint_every: Duration,
-    last_checkpoint: Instant,
-}
-
-impl Observer for Reporter {
-    fn on_step(&mut self, step: &StepMetrics) {
-        // Fails only when nobody reads any more, and then the halt flag is up.
-        let _ = self.ticks.blocking_send(Tick::Step(*step));
-    }
-
-    fn should_stop(&mut self) -> bool {
-        self.halt.raised().is_some()
-    }
-
-    fn wants_checkpoint(&mut self) -> bool {
-        self.last_checkpoint.elapsed() >= self.checkpoint_every
-    }
-
-    fn on_tuning(&mut self, measured: &TuningMetrics) {
-        let _ = self.ticks.blocking_send(Tick::Tuning(*measured));
-    }
-
-    fn on_note(&mut self, note: &str) {
-        let _ = self.ticks.blocking_send(Tick::Note(note.to_owned()));
-    }
-
-    fn on_checkpoint(&mut self, checkpoint: Checkpoint) {
-        self.last_checkpoint = Instant::now();
-        let _ = self.ticks.blocking_send(Tick::Checkpoint(Box::new(checkpoint)));
     }
 }

@@ -7,7 +7,7 @@ use tailor_blobs::Store;
 use tailor_domain::Digest;
 use tailor_plan::{Calibration, Compute};
 
-use crate::device;
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::journal::now_ms;
 
@@ -26,7 +26,13 @@ impl Calibrations {
 
     /// Writes what this machine has, or as much of it as the worker may take, unless the store knows it; with `measure` also
     /// what it does in a second.
-    pub async fn introduce(&self, cache_dir: &Path, measure: bool, memory_limit: Option<u64>) -> Result<()> {
+    pub async fn introduce(
+        &self,
+        device: &Device,
+        cache_dir: &Path,
+        measure: bool,
+        memory_limit: Option<u64>,
+    ) -> Result<()> {
         let (mut host, threads) = (tailor_train::host(), tailor_train::threads());
         host.memory_bytes = host.memory_bytes.min(memory_limit.unwrap_or(u64::MAX));
         let identity = format!("{RECIPE}\n{}\n{}\n{threads}\n{measure}", host.name, host.memory_bytes);
@@ -40,14 +46,14 @@ impl Calibrations {
             true => {
                 let span = tracing::info_span!("trainer.calibrate");
                 let folder = scratch.clone();
-                let measured = device::run("tailor-device", span, move || {
+                let measure = move || {
                     let each = Compute::ALL.map(|compute| {
                         let rates = tailor_train::calibrate(&folder, compute)?;
                         Ok::<_, Error>((compute.as_str().to_owned(), rates))
                     });
                     each.into_iter().collect::<Result<BTreeMap<_, _>>>()
-                })
-                .await;
+                };
+                let measured = device.once("calibration", span, measure).await;
                 // Whatever came of it.
                 let _ = tokio::fs::remove_dir_all(&scratch).await;
                 measured?

@@ -24,7 +24,10 @@ mod progress;
 mod ranks;
 mod reconcile;
 mod seat;
+mod resident;
+mod room;
 mod shards;
+mod training;
 mod view;
 mod worker;
 

@@ -1,7 +1,7 @@
 //! What a job would take: base, rows and trainers looked up, the arithmetic left to `tailor-plan`.
 
 use tailor_blobs::Store;
-use tailor_domain::{BaseManifest, BaseName, DatasetName, Recipe, Version};
+use tailor_domain::{BaseManifest, BaseName, DatasetName, JobSpec, Recipe, Version};
 use tailor_pb::{dataset, registry};
 use tailor_plan::{Calibration, Device, Plan, Question, Rows, Shape};
 
@@ -9,6 +9,7 @@ use crate::attempt::Clients;
 use crate::calibrations::Calibrations;
 use crate::error::{Error, Result};
 use crate::jobs::NewJob;
+use crate::room::Footprint;
 
 const CONFIG: &str = "config.json";
 
@@ -56,16 +57,7 @@ impl Planner<'_> {
             return Ok(());
         }
         let shape = self.shape(&base).await?;
-        // As if every row were as long as is allowed: what fits then fits, and nothing need be tokenised to know it.
-        let longest = u64::from(new.recipe.train.max_tokens);
-        let rows = Rows {
-            count: u64::from(new.recipe.train.batch_rows),
-            tokens: longest,
-            longest,
-            longest_input: longest,
-            longest_target: longest,
-            most_labels: longest,
-        };
+        let rows = longest_allowed(&new.recipe);
         if ask(&base, &shape, &new.recipe, rows, &trainers, &[], 0.0)?.refusal().is_none() {
             return Ok(());
         }
@@ -74,6 +66,23 @@ impl Planner<'_> {
             None => Ok(()),
             Some(refusal) => Err(Error::DoesNotFit(refusal)),
         }
+    }
+
+    /// What a job takes on a worker, as if every row were as long as is allowed.
+    ///
+    /// # Errors
+    /// The base is not there; a service or the store is away.
+    pub async fn footprint(&self, spec: &JobSpec, worker: &Device) -> Result<Footprint> {
+        let request = registry::GetBaseRequest { name: spec.base.to_string() };
+        let base = self.clients.registry().get_base(request).await.map_err(Error::service("registry"))?.into_inner();
+        let base = BaseManifest::try_from(base)?;
+        let shape = self.shape(&base).await?;
+        let (recipe, code, dtype) = (&spec.recipe, base.quant, base.dtype.as_str());
+        let rows = longest_allowed(recipe);
+        let question =
+            Question { shape: &shape, recipe, code, dtype, rows, trainers: &[], cards: &[], price_per_hour: 0.0 };
+        let compute = tailor_plan::Compute::of(recipe.train.precision, dtype)?;
+        Ok(Footprint { base: (base.fingerprint, compute), memory: tailor_plan::memory_on(&question, worker)? })
     }
 
     async fn shape(&self, base: &BaseManifest) -> Result<Shape> {
@@ -103,6 +112,19 @@ impl Planner<'_> {
             longest_target: shards.longest_target,
             most_labels: or_limit(shards.most_in_loss),
         })
+    }
+}
+
+/// As if every row were as long as is allowed: what fits then fits, and nothing need be tokenised to know it.
+fn longest_allowed(recipe: &Recipe) -> Rows {
+    let longest = u64::from(recipe.train.max_tokens);
+    Rows {
+        count: u64::from(recipe.train.batch_rows),
+        tokens: longest,
+        longest,
+        longest_input: longest,
+        longest_target: longest,
+        most_labels: longest,
     }
 }
 

@@ -55,24 +55,30 @@ impl Progress<'_> {
         let mut held = Held::default();
         let mut flush = tokio::time::interval(FLUSH_EVERY);
         flush.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut has_begun = false;
         loop {
             tokio::select! {
-                            tick = ticks.recv() => match tick {
-            Some(Tick::Step(step)) => {
-                                    self.meter.step(&step);
-                                    hold(&mut held.steps, step);
-                                }
-                                Some(Tick::Tuning(measured)) => {
-                                    self.meter.tuning(&measured);
-                                    held.told.push_back((LogKind::Tuning { measured }, String::new()));
-                                }
-                                Some(Tick::Note(note)) => held.told.push_back((LogKind::Note, note)),
-                                Some(Tick::Checkpoint(checkpoint)) => held.checkpoint = Some(checkpoint),
-                                Some(Tick::Evaluated { done, total }) => held.evaluated = Some((done, total)),
-                                None => break,
-                            },
-                            _ = flush.tick() => self.flush(&mut held).await,
+                tick = ticks.recv() => match tick {
+                    Some(Tick::Step(step)) => {
+                        self.meter.step(&step);
+                        hold(&mut held.steps, step);
+                        if !has_begun {
+                            // Whoever waits for the first step sees it at once.
+                            has_begun = true;
+                            self.flush(&mut held).await;
                         }
+                    }
+                    Some(Tick::Tuning(measured)) => {
+                        self.meter.tuning(&measured);
+                        held.told.push_back((LogKind::Tuning { measured }, String::new()));
+                    }
+                    Some(Tick::Note(note)) => held.told.push_back((LogKind::Note, note)),
+                    Some(Tick::Checkpoint(checkpoint)) => held.checkpoint = Some(checkpoint),
+                    Some(Tick::Evaluated { done, total }) => held.evaluated = Some((done, total)),
+                    None => break,
+                },
+                _ = flush.tick() => self.flush(&mut held).await,
+            }
         }
         self.flush(&mut held).await;
     }

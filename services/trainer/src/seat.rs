@@ -10,13 +10,15 @@ use tailor_train::{Checkpoint, Observer};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::attempt::{Attempt, Prepared};
+use crate::attempt::Attempt;
 use crate::checkpoints::Record;
-use crate::device;
+use crate::device::{Device, Task};
 use crate::error::{Error, Result};
 use crate::journal::now_ms;
 use crate::keeper::{Halt, HaltFlag};
 use crate::ranks::Party;
+use crate::resident::Bases;
+use crate::training::Start;
 use crate::worker::Worker;
 
 /// Pause between two looks whether all seats are taken.
@@ -25,7 +27,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 const NOTES: usize = 64;
 
 /// Sits until the job's training has ended, the seat is lost or `stop`.
-pub async fn sit(worker: &Worker, seat: Seat, stop: &CancellationToken) {
+pub async fn sit(worker: &Worker, device: &Device, seat: Seat, stop: &CancellationToken) {
     let (job, rank) = (seat.job.clone(), seat.rank);
     tracing::info!(%job, rank, ranks = seat.ranks, "took a seat");
     if !all_taken(worker, &seat, stop).await {
@@ -42,7 +44,7 @@ pub async fn sit(worker: &Worker, seat: Seat, stop: &CancellationToken) {
             halt.raise(Halt::ShuttingDown);
         })
     };
-    let done = train(worker, &seat, &halt).await;
+    let done = train(worker, device, &seat, &halt).await;
     raised.abort();
     match done {
         Ok(()) => tracing::info!(%job, rank, "this rank's part is done"),
@@ -75,25 +77,16 @@ async fn all_taken(worker: &Worker, seat: &Seat, stop: &CancellationToken) -> bo
     }
 }
 
-async fn train(worker: &Worker, seat: &Seat, halt: &HaltFlag) -> Result<()> {
+async fn train(worker: &Worker, device: &Device, seat: &Seat, halt: &HaltFlag) -> Result<()> {
     let party = Arc::new(worker.gatherer().join(worker.queue(), seat).await?);
     let spec = worker.journal().spec(&seat.job).await?;
     // Fence 0: rank 0 says which attempt this is, and says everything that the log is told.
-    let attempt = worker.attempt(&seat.job, &spec, 0, halt.clone(), None);
-    let mut prepared = attempt.prepare().await?;
-    let fence = follow_plan(&attempt, &party, halt, &mut prepared).await?;
+    let attempt = worker.attempt(device, &seat.job, &spec, 0, halt.clone(), None);
+    let mut start = attempt.prepare().await?.start;
+    let fence = follow_plan(&attempt, &party, halt, &mut start).await?;
     let (notes, inbox) = mpsc::channel(NOTES);
-    let work = {
-        let (party, halt, spec) = (party.clone(), halt.clone(), spec.clone());
-        move || {
-            let gone = || halt.raised().is_some();
-            let base = prepared.load(&spec)?;
-            let ranks = party.connect(&gone)?;
-            let mut observer = Quiet { halt: halt.clone(), notes };
-            prepared.train(&base, &spec, &ranks, &mut observer)?;
-            Ok(())
-        }
-    };
+    let observer = Quiet { halt: halt.clone(), notes };
+    let make = move || Part { start: Some(start), party, observer };
     let say = move |note: String| async move {
         let message = format!("rank {} ({}): {note}", seat.rank, seat.worker);
         if let Err(error) = worker.journal().append(&seat.job, fence, LogKind::Note, &message).await {
@@ -106,7 +99,7 @@ async fn train(worker: &Worker, seat: &Seat, halt: &HaltFlag) -> Result<()> {
             say(note).await;
         }
     };
-    let (trained, ()) = tokio::join!(device::run("tailor-device", tracing::Span::current(), work), telling);
+    let (trained, ()) = tokio::join!(device.run("seat", tracing::Span::current(), make), telling);
     match trained {
         Err(error) if halt.raised().is_none() && !is_about_others(&error) => {
             say(format!("failed: {error}")).await;
@@ -121,22 +114,43 @@ async fn follow_plan(
     attempt: &Attempt<'_>,
     party: &Arc<Party>,
     halt: &HaltFlag,
-    prepared: &mut Prepared,
+    start: &mut Start,
 ) -> Result<u64> {
     let (waiting, halted) = (party.clone(), halt.clone());
     let wait = move || waiting.plan(&|| halted.raised().is_some());
-    let (fence, digest) = device::run("tailor-meeting", tracing::Span::current(), wait).await?;
+    let (fence, digest) = attempt.device.once("meeting", tracing::Span::current(), wait).await?;
     let Some(digest) = digest else {
-        prepared.checkpoint = None;
+        start.checkpoint = None;
         return Ok(fence);
     };
-    if prepared.checkpoint.as_ref().is_none_or(|(record, _)| record.digest != digest) {
+    if start.checkpoint.as_ref().is_none_or(|(record, _)| record.digest != digest) {
         let bytes = attempt.blob(&digest).await?;
         let checkpoint = Checkpoint::from_bytes(&bytes)?;
         let record = Record { fence, step: checkpoint.step(), digest, size_bytes: bytes.len() as u64, at_ms: now_ms() };
-        prepared.checkpoint = Some((record, checkpoint));
+        start.checkpoint = Some((record, checkpoint));
     }
     Ok(fence)
+}
+
+/// This rank's part of the training, to its end: nobody else has a turn while others wait for every step.
+struct Part {
+    start: Option<Start>,
+    party: Arc<Party>,
+    observer: Quiet,
+}
+
+impl Task for Part {
+    type Answer = ();
+
+    fn turn(&mut self, bases: &mut Bases) -> Result<Option<()>> {
+        let start = self.start.take().ok_or(Error::DeviceGone)?;
+        let base = start.base(bases)?.base;
+        let halt = self.observer.halt.clone();
+        let ranks = self.party.connect(&|| halt.raised().is_some())?;
+        let mut session = start.session(&base, &ranks, &mut self.observer)?;
+        while session.turn(&mut self.observer)?.is_none() {}
+        Ok(Some(()))
+    }
 }
 
 /// Whether it tells no more than that another rank is gone, which rank 0 tells better.

@@ -1,80 +1,201 @@
-//! Shards as the dataset service wrote them, brought into memory.
+//! Shards as the dataset service wrote them, in the cache on local disk. Rows are read from there batch by batch; a shard is
+//! never in memory as a whole.
 
-use tailor_domain::Invalid;
-use tailor_text::shard::{Content, Record, ShardLimits, ShardReader};
-use tailor_text::{Example, Preference};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
 
-use crate::error::Result;
+use tailor_blobs::Store;
+use tailor_domain::spec::Objective;
+use tailor_domain::{Digest, Invalid};
+use tailor_text::shard::{ShardFile, ShardKind, ShardLimits};
+use tailor_train::{Examples, Shard};
 
-fn records(bytes: &[u8]) -> Result<Vec<Record>> {
-    let reader = ShardReader::open(bytes, ShardLimits::default())?;
-    Ok(reader.collect::<tailor_text::Result<Vec<_>>>()?)
+use crate::error::{Error, Result};
+
+/// Shards that stay for a job's next attempt, or for the next job on the same rows.
+const KEPT: usize = 8;
+const INDEX: &str = ".index";
+
+/// `<cache>/shards/<sha256>`, each with its index beside it.
+pub struct ShardCache {
+    folder: PathBuf,
 }
 
-/// The rows to train on.
-pub fn read_examples(bytes: &[u8]) -> Result<Vec<Example>> {
-    let example = |record: Record| match record.content {
-        Content::Example(example) => Ok(example),
-        Content::Prompt(_) | Content::Preference(_) => {
-            Err(Invalid::new("train_digest", "names a shard of other rows than sft learns from").into())
+impl ShardCache {
+    pub fn in_folder(cache_dir: &Path) -> Self {
+        Self { folder: cache_dir.join("shards") }
+    }
+
+    /// Brings a shard to the cache, unless it is there, and opens it. Those that were used longest ago leave.
+    ///
+    /// # Errors
+    /// The store does not give it; it is no shard; the disk is full.
+    pub async fn open(&self, store: &Store, digest: &str) -> Result<ShardFile> {
+        let digest = Digest::try_new(digest)?;
+        let path = self.folder.join(digest.hex());
+        // Only what is whole and has this digest ever gets this name.
+        if !tokio::fs::try_exists(&path).await.unwrap_or(false) {
+            store.fetch_blob_to(&digest, &path).await?;
         }
-    };
-    records(bytes)?.into_iter().map(example).collect()
+        let folder = self.folder.clone();
+        let opened = tokio::task::spawn_blocking(move || {
+            let file = ShardFile::open(&path, ShardLimits::default());
+            touch(&path);
+            // Whoever has a file open keeps it, named or not.
+            remove_oldest(&folder, KEPT);
+            file
+        });
+        Ok(opened.await.map_err(|_| Error::DeviceGone)??)
+    }
 }
 
-/// The pairs of answers to learn from.
-pub fn read_preferences(bytes: &[u8]) -> Result<Vec<Preference>> {
-    let preference = |record: Record| match record.content {
-        Content::Preference(pair) => Ok(pair),
-        Content::Prompt(_) | Content::Example(_) => {
-            Err(Invalid::new("train_digest", "names a shard of other rows than dpo learns from").into())
+/// Says that a file was used now.
+fn touch(path: &Path) {
+    let touched = std::fs::File::open(path).and_then(|file| file.set_modified(SystemTime::now()));
+    if let Err(error) = touched {
+        tracing::warn!(path = %path.display(), %error, "cannot say that a shard was used; it may leave the cache early");
+    }
+}
+
+fn remove_oldest(folder: &Path, kept: usize) {
+    let Ok(files) = std::fs::read_dir(folder) else { return };
+    let is_shard = |path: &Path| path.file_name().is_some_and(|name| Digest::try_new(name.to_string_lossy()).is_ok());
+    let mut shards: Vec<(SystemTime, PathBuf)> = files
+        .filter_map(|file| file.ok())
+        .filter(|file| is_shard(&file.path()))
+        .filter_map(|file| Some((file.metadata().ok()?.modified().ok()?, file.path())))
+        .collect();
+    shards.sort_by_key(|(used, _)| std::cmp::Reverse(*used));
+    for (_, path) in shards.into_iter().skip(kept) {
+        let mut index = path.clone().into_os_string();
+        index.push(INDEX);
+        for gone in [path, PathBuf::from(index)] {
+            // Somebody else may have been faster.
+            let _ = std::fs::remove_file(gone);
         }
+    }
+}
+
+/// The rows to train on, if they are those that the objective learns from.
+pub fn learnable(file: ShardFile, digest: &str, objective: Objective) -> Result<Examples<'static>> {
+    let fits = match (file.kind(), objective) {
+        (ShardKind::Decoder | ShardKind::EncoderDecoder, Objective::Sft) => true,
+        (ShardKind::DecoderPreferences | ShardKind::EncoderDecoderPreferences, Objective::Dpo) => true,
+        (ShardKind::Prompts, _) | (_, Objective::Sft | Objective::Dpo) => false,
     };
-    records(bytes)?.into_iter().map(preference).collect()
+    if !fits {
+        let problem = format!("names a shard of other rows than {objective} learns from");
+        return Err(Invalid::new("train_digest", problem).into());
+    }
+    Ok(Shard::new(file, digest)?.into())
 }
 
 /// The held-out prompts, in the order of their rows.
-pub fn read_prompts(bytes: &[u8]) -> Result<Vec<HeldOut>> {
-    let prompt = |record: Record| match record.content {
-        Content::Prompt(ids) => Ok(HeldOut { row: record.row, ids }),
-        Content::Example(_) | Content::Preference(_) => {
-            Err(Invalid::new("validation_digest", "names a shard with targets; held-out rows must hide them").into())
-        }
-    };
-    records(bytes)?.into_iter().map(prompt).collect()
+#[derive(Debug)]
+pub struct HeldOut {
+    pub file: Arc<ShardFile>,
+    /// How many of them, from the first on, are asked.
+    pub count: usize,
 }
 
-/// A held-out row: which one, and what the model is asked.
-pub struct HeldOut {
-    /// Index in the validation split; rows that are too long are not in the shard.
-    pub row: u32,
-    pub ids: Vec<u32>,
+impl HeldOut {
+    /// The first `limit`; all where it is 0.
+    ///
+    /// # Errors
+    /// The shard holds targets.
+    pub fn of(file: ShardFile, limit: usize) -> Result<Self> {
+        if file.kind() != ShardKind::Prompts {
+            let problem = "names a shard with targets; held-out rows must hide them";
+            return Err(Invalid::new("validation_digest", problem).into());
+        }
+        let count = if limit == 0 { file.rows() } else { file.rows().min(limit) };
+        Ok(Self { file: Arc::new(file), count })
+    }
+
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Which rows of the validation split they are; rows that are too long are not in the shard.
+    ///
+    /// # Errors
+    /// The file cannot be read any more.
+    pub fn rows(&self) -> Result<Vec<u32>> {
+        Ok((0..self.count).map(|at| Ok(self.file.read(at)?.row)).collect::<tailor_text::Result<_>>()?)
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use tailor_text::shard::{ShardKind, ShardWriter};
+    use tailor_text::shard::{Content, Record, ShardWriter};
+    use tailor_text::{Example, Preference};
 
     use super::*;
 
-    fn shard(kind: ShardKind, content: Content) -> Vec<u8> {
+    fn shard(kind: ShardKind, contents: Vec<Content>) -> Vec<u8> {
         let mut writer = ShardWriter::new(Vec::new(), kind, 10).expect("writes");
-        writer.push(&Record { row: 3, content }).expect("a record");
+        for (row, content) in (3..).zip(contents) {
+            writer.push(&Record { row, content }).expect("a record");
+        }
         writer.finish().expect("writes")
     }
 
-    #[test]
-    fn each_reader_takes_its_own_rows_and_no_others() {
-        let example = |answer| Example::Decoder { ids: vec![1, answer], in_loss: vec![false, true] };
+    fn example(answer: u32) -> Example {
+        Example::Decoder { ids: vec![1, answer], in_loss: vec![false, true] }
+    }
+
+    fn folder() -> PathBuf {
+        let folder = std::env::temp_dir().join(format!("tailor-shards-{:016x}", rand::random::<u64>()));
+        std::fs::create_dir(&folder).expect("a folder");
+        folder
+    }
+
+    #[tokio::test]
+    async fn each_reader_takes_its_own_rows_and_no_others() {
+        let (store, folder) = (Store::memory(), folder());
+        let cache = ShardCache::in_folder(&folder);
         let pair = Preference { chosen: example(2), rejected: example(3) };
-        let pairs = shard(ShardKind::DecoderPreferences, Content::Preference(pair.clone()));
-        let rows = shard(ShardKind::Decoder, Content::Example(example(2)));
-        let prompts = shard(ShardKind::Prompts, Content::Prompt(vec![1]));
-        assert_eq!(read_preferences(&pairs).expect("pairs"), [pair]);
-        assert_eq!(read_examples(&rows).expect("rows"), [example(2)]);
-        assert_eq!(read_prompts(&prompts).expect("prompts").first().map(|held_out| held_out.row), Some(3));
-        assert!(read_preferences(&rows).is_err() && read_preferences(&prompts).is_err());
-        assert!(read_examples(&pairs).is_err() && read_examples(&prompts).is_err());
-        assert!(read_prompts(&pairs).is_err() && read_prompts(&rows).is_err(), "held-out rows must hide their targets");
+        let put = async |kind, content| {
+            let digest = store.put_blob(shard(kind, vec![content])).await.expect("stored").to_string();
+            (cache.open(&store, &digest).await.expect("opens"), digest)
+        };
+        for objective in [Objective::Sft, Objective::Dpo] {
+            let (rows, digest) = put(ShardKind::Decoder, Content::Example(example(2))).await;
+            assert_eq!(learnable(rows, &digest, objective).is_ok(), objective == Objective::Sft);
+            let (pairs, digest) = put(ShardKind::DecoderPreferences, Content::Preference(pair.clone())).await;
+            assert_eq!(learnable(pairs, &digest, objective).is_ok(), objective == Objective::Dpo);
+            let (prompts, digest) = put(ShardKind::Prompts, Content::Prompt(vec![1])).await;
+            assert!(learnable(prompts, &digest, objective).is_err());
+        }
+        let (prompts, _) = put(ShardKind::Prompts, Content::Prompt(vec![1])).await;
+        assert_eq!(HeldOut::of(prompts, 0).expect("prompts").rows().expect("reads"), [3]);
+        let (rows, _) = put(ShardKind::Decoder, Content::Example(example(2))).await;
+        let error = HeldOut::of(rows, 0).expect_err("held-out rows must hide their targets").to_string();
+        assert!(error.contains("must hide"), "{error}");
+        std::fs::remove_dir_all(folder).expect("removed");
+    }
+
+    #[tokio::test]
+    async fn the_cache_keeps_what_was_used_last_and_fetches_the_rest_again() {
+        let (store, folder) = (Store::memory(), folder());
+        let cache = ShardCache::in_folder(&folder);
+        let mut digests = Vec::new();
+        for id in 0..KEPT as u32 + 2 {
+            let digest = store.put_blob(shard(ShardKind::Prompts, vec![Content::Prompt(vec![id % 10, id / 10])])).await;
+            digests.push(digest.expect("stored").to_string());
+        }
+        let first = cache.open(&store, &digests[0]).await.expect("opens");
+        for digest in &digests[1..] {
+            cache.open(&store, digest).await.expect("opens");
+            // Times of files are coarse on some systems.
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        let count = || std::fs::read_dir(folder.join("shards")).expect("read").count();
+        assert_eq!(count(), 2 * KEPT, "each with its index");
+        assert_eq!(first.read(0).expect("an open file stays").row, 3);
+        assert_eq!(cache.open(&store, &digests[0]).await.expect("fetched again").rows(), 1);
+        assert_eq!(count(), 2 * KEPT);
+        std::fs::remove_dir_all(folder).expect("removed");
     }
 }

@@ -1,4 +1,7 @@
-//! The worker role: lease a job, run an attempt, say what came of it.
+//! The worker role: lease jobs, run an attempt at each, say what came of it.
+//!
+//! Up to `trainer.jobs_at_once` run at a time, in turns on one device; those on the same base share it in memory. One that does
+//! not fit beside what runs goes back to the queue. Whatever becomes of one, the others do not notice.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,16 +11,21 @@ use tailor_blobs::Store;
 use tailor_domain::{JobEvent, JobId, JobSpec, JobState};
 use tailor_queue::{JobQueue, Lease};
 use tailor_serverkit::Settings;
+use tokio::sync::Mutex;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use crate::attempt::{Attempt, Clients, Ended};
 use crate::calibrations::Calibrations;
 use crate::checkpoints::Checkpoints;
+use crate::device::Device;
 use crate::error::Result;
 use crate::journal::{Journal, Outcome};
 use crate::keeper::{Halt, HaltFlag, Keeper};
+use crate::planner::Planner;
 use crate::ranks::{Gathered, Gatherer, Party};
+use crate::room::{Place, Room};
 use crate::seat;
 use crate::view::View;
 
@@ -25,6 +33,8 @@ use crate::view::View;
 const LEASE_WAIT: Duration = Duration::from_secs(2);
 /// Pause after the queue or the store failed us.
 const PAUSE: Duration = Duration::from_secs(1);
+/// How long a worker lets a job that did not fit wait in the queue for others, unless one of its own ends sooner.
+const NO_ROOM: Duration = Duration::from_secs(3);
 /// Longest pause between two tries to write the end of a job.
 const MAX_PAUSE: Duration = Duration::from_secs(15);
 
@@ -41,6 +51,19 @@ pub struct Worker {
     calibrate: bool,
     memory_limit: Option<u64>,
     gatherer: Gatherer,
+    jobs_at_once: usize,
+    room: Room,
+    /// Held while a base is brought to the cache.
+    fetching: Mutex<()>,
+}
+
+/// A task that ends with its handle.
+struct Bound(JoinHandle<()>);
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 impl Worker {
@@ -52,6 +75,7 @@ impl Worker {
         settings: &Settings,
     ) -> Self {
         let host = std::env::var("HOSTNAME").unwrap_or_else(|_| "local".into());
+        let memory_limit = Some(settings.trainer.memory_bytes).filter(|bytes| *bytes > 0);
         Self {
             name: format!("{host}-{}-{:06x}", std::process::id(), rand::random::<u32>() & 0xff_ffff),
             journal,
@@ -63,7 +87,10 @@ impl Worker {
             checkpoint_every: Duration::from_millis(settings.trainer.checkpoint_ms),
             max_attempts: settings.trainer.max_attempts,
             calibrate: settings.trainer.calibrate,
-            memory_limit: Some(settings.trainer.memory_bytes).filter(|bytes| *bytes > 0),
+            memory_limit,
+            jobs_at_once: settings.trainer.jobs_at_once as usize,
+            room: Room::new(memory_limit),
+            fetching: Mutex::new(()),
             gatherer: Gatherer::new(settings),
         }
     }
@@ -82,6 +109,7 @@ impl Worker {
 
     pub fn attempt<'a>(
         &'a self,
+        device: &'a Device,
         job: &'a JobId,
         spec: &'a JobSpec,
         fence: u64,
@@ -94,6 +122,8 @@ impl Worker {
             store: &self.store,
             clients: &self.clients,
             cache_dir: &self.cache_dir,
+            device,
+            fetching: &self.fetching,
             job,
             spec,
             fence,
@@ -103,49 +133,115 @@ impl Worker {
         }
     }
 
-    /// Runs jobs one after the other until `stop`.
+    /// Runs jobs until `stop`, and gives back what runs then.
     pub async fn run(self, stop: CancellationToken) {
-        if let Err(error) =
-            Calibrations::of(&self.store).introduce(&self.cache_dir, self.calibrate, self.memory_limit).await
-        {
+        let device = match Device::start("tailor-device") {
+            Ok(device) => device,
+            Err(error) => return tracing::error!(%error, "this worker can run no jobs"),
+        };
+        let calibrations = Calibrations::of(&self.store);
+        if let Err(error) = calibrations.introduce(&device, &self.cache_dir, self.calibrate, self.memory_limit).await {
             tracing::warn!(%error, "jobs cannot be planned for this worker");
         }
-        tracing::info!(worker = self.name, "waiting for jobs");
+        tracing::info!(worker = self.name, at_once = self.jobs_at_once, "waiting for jobs");
+        let worker = Arc::new(self);
+        let mut running = JoinSet::new();
         while !stop.is_cancelled() {
-            // Before a job: somebody waits for whoever takes a seat. That the queue is away is told below.
-            if let Ok(Some(seat)) = self.queue.take_seat(&self.name, self.lease_ttl).await {
-                seat::sit(&self, seat, &stop).await;
+            // Before a job, and with nothing else to do: somebody waits for whoever takes a seat. That the queue is away is
+            // told below.
+            while running.try_join_next().is_some() {}
+            if running.is_empty()
+                && let Ok(Some(seat)) = worker.queue.take_seat(&worker.name, worker.lease_ttl).await
+            {
+                seat::sit(&worker, &device, seat, &stop).await;
+                continue;
+            }
+            if running.len() >= worker.jobs_at_once {
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    _ = running.join_next() => {}
+                }
                 continue;
             }
             let leased = tokio::select! {
-                () = stop.cancelled() => return,
-                leased = self.queue.lease(&self.name, self.lease_ttl, LEASE_WAIT) => leased,
+                () = stop.cancelled() => break,
+                leased = worker.queue.lease(&worker.name, worker.lease_ttl, LEASE_WAIT) => leased,
             };
             match leased {
                 Ok(None) => {}
-                Ok(Some(lease)) => self.run_leased(lease, &stop).await,
+                Ok(Some(lease)) => match worker.admit(&lease).await {
+                    Some(place) => {
+                        let (worker, device, stop) = (Arc::clone(&worker), device.clone(), stop.clone());
+                        running.spawn(async move { worker.run_leased(lease, place, &device, &stop).await });
+                    }
+                    None => {
+                        worker.give_back(&lease).await;
+                        tokio::select! {
+                            () = stop.cancelled() => {}
+                            _ = running.join_next() => {}
+                            () = tokio::time::sleep(NO_ROOM) => {}
+                        }
+                    }
+                },
                 Err(error) => {
                     tracing::warn!(%error, "cannot lease a job; trying again");
                     tokio::time::sleep(PAUSE).await;
                 }
             }
         }
+        // Each has been told by its keeper.
+        while running.join_next().await.is_some() {}
     }
 
-    async fn run_leased(&self, lease: Lease, stop: &CancellationToken) {
+    /// The job's place in memory; None where it does not fit beside what runs.
+    async fn admit(&self, lease: &Lease) -> Option<Place> {
+        if self.jobs_at_once == 1 {
+            return Some(self.room.alone());
+        }
+        let planned = async {
+            let spec = self.journal.spec(&lease.job).await?;
+            if spec.recipe.train.ranks > 1 {
+                // Its steps wait for other workers', and whoever shared the device with it would wait too.
+                return Ok(None);
+            }
+            let planner = Planner { store: &self.store, clients: &self.clients };
+            planner.footprint(&spec, self.room.worker()).await.map(Some)
+        };
+        let footprint = match planned.await {
+            Ok(footprint) => footprint,
+            Err(error) => {
+                tracing::info!(job = %lease.job, %error, "what the job takes is not known; it runs by itself or waits");
+                None
+            }
+        };
+        match self.room.take(footprint) {
+            Ok(place) => Some(place),
+            Err(why) => {
+                tracing::info!(job = %lease.job, why, "no room for the job beside those that run; it goes back");
+                None
+            }
+        }
+    }
+
+    async fn give_back(&self, lease: &Lease) {
+        if let Err(error) = self.queue.release(lease).await {
+            tracing::warn!(job = %lease.job, %error, "cannot give the job back; its lease will run out");
+        }
+    }
+
+    /// `_place` is free again when this ends, however it ends.
+    async fn run_leased(&self, lease: Lease, _place: Place, device: &Device, stop: &CancellationToken) {
         let span = tracing::info_span!("job.run", job = %lease.job, worker = self.name);
         if let Some(parent) = &lease.trace {
             tailor_serverkit::trace::set_parent(&span, parent);
         }
         async {
-            match self.one_attempt(&lease, stop).await {
+            match self.one_attempt(&lease, device, stop).await {
                 Ok(()) => {}
                 Err(error) => {
                     tracing::warn!(job = %lease.job, %error, "attempt ended without a word in the log; the job goes back");
                     tokio::time::sleep(PAUSE).await;
-                    if let Err(error) = self.queue.release(&lease).await {
-                        tracing::warn!(job = %lease.job, %error, "cannot give the job back; its lease will run out");
-                    }
+                    self.give_back(&lease).await;
                 }
             }
         }
@@ -154,7 +250,7 @@ impl Worker {
     }
 
     /// Err: the store is away, so nothing could be said about the job.
-    async fn one_attempt(&self, lease: &Lease, stop: &CancellationToken) -> Result<()> {
+    async fn one_attempt(&self, lease: &Lease, device: &Device, stop: &CancellationToken) -> Result<()> {
         let job = &lease.job;
         let spec = self.journal.spec(job).await?;
         if let Some(done) = self.settle_if_done(lease).await? {
@@ -195,10 +291,11 @@ impl Worker {
             halt: halt.clone(),
             stop: stop.clone(),
         };
-        let keeping = tokio::spawn(keeper.run());
-        let attempt = self.attempt(job, &spec, fence, halt.clone(), party);
+        // Ends with this attempt, even where that ends by a panic: a lease that nobody works on must run out.
+        let keeping = Bound(tokio::spawn(keeper.run()));
+        let attempt = self.attempt(device, job, &spec, fence, halt.clone(), party);
         let ended = attempt.run().await;
-        keeping.abort();
+        drop(keeping);
         self.conclude(lease, fence, ended).await
     }
 

@@ -55,6 +55,10 @@ impl Process {
         Self { name: name.to_owned(), child, log, output }
     }
 
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// What it has logged so far.
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
@@ -78,7 +82,7 @@ impl Process {
 
     /// SIGTERM, without waiting.
     pub fn terminate(&self) {
-        let sent = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status();
+        let sent = Command::new("kill").args(["-TERM", &self.id().to_string()]).status();
         assert!(sent.is_ok_and(|status| status.success()), "SIGTERM to {}", self.name);
     }
 

@@ -3,8 +3,6 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::rows::heap_bytes;
-
 /// The names under which a message's reasoning goes about; templates read the first.
 const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
@@ -36,11 +34,6 @@ impl Message {
 
     pub(crate) fn to_json(&self) -> String {
         Value::Object(self.0.clone()).to_string()
-    }
-
-    /// Bytes that it holds in memory, about.
-    pub(crate) fn heap_bytes(&self) -> usize {
-        self.0.iter().map(|(name, value)| name.len() + heap_bytes(value)).sum()
     }
 
     /// The same with one more field, e.g. `tool_calls`.

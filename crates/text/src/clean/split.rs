@@ -1,76 +1,140 @@
 //! Which rows are hidden. Rows that share a sentence stay on one side: the same input (whatever its case and spacing), the
 //! same target, or one's target as the other's input. Otherwise a model could know the answer from training. Of preferences
 //! both answers count as targets; of conversations every turn but the system's.
+//!
+//! Sentences are compared by 64 bits of their sha256, sorted on disk. Two that are different and have the same bits (one chance
+//! in a hundred thousand among ten million) would tie their rows, which then are hidden or seen together.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
+use std::path::Path;
 
+use sha2::{Digest as _, Sha256};
+
+use super::{DROPPED, HIDDEN};
+use crate::Column;
 use crate::chat::Message;
 use crate::error::{Error, Result};
-use crate::rows::{Row, RowContent};
+use crate::rows::RowContent;
 use crate::seed::SplitMix;
+use crate::sort::{Sorted, Sorter};
 
 /// A text that more rows have as their target is a class ("yes", "spam"), not a sentence, and does not tie them. Nor does a
 /// turn that more conversations have ("hello").
 const MAX_SHARED_TARGET: usize = 16;
 
-/// For each row, whether it goes to validation. Takes whole groups in a drawn order until `wanted` rows are hidden, and
-/// passes over those that would be too many.
-pub(super) fn choose(rows: &[Row], wanted: usize, seed: u64) -> Result<Vec<bool>> {
-    let mut hidden = vec![false; rows.len()];
-    if wanted == 0 {
-        return Ok(hidden);
+/// Says of a row's sentences which they are, to be sorted.
+pub(super) fn note(sorter: &mut Sorter, row: usize, content: &RowContent) -> Result<()> {
+    let Sentences { always, classes } = sentences(content);
+    let row = (row as u64) << 1;
+    for (text, is_target) in always.iter().map(|text| (text, 0)).chain(classes.iter().map(|text| (text, 1))) {
+        sorter.push([bits(text), row | is_target])?;
     }
-    if wanted >= rows.len() {
-        let problem = format!("{} rows are too few to hide {wanted} of them from training", rows.len());
+    Ok(())
+}
+
+/// Marks the rows that go to validation among those that are not dropped. Takes whole groups in a drawn order until `wanted`
+/// rows are hidden, and passes over those that would be too many. `kept` is how many rows are not dropped.
+pub(super) fn choose(
+    marks: &mut Column,
+    kept: usize,
+    wanted: usize,
+    seed: u64,
+    noted: Sorted,
+    folder: &Path,
+) -> Result<()> {
+    if wanted == 0 {
+        return Ok(());
+    }
+    if wanted >= kept {
+        let problem = format!("{kept} rows are too few to hide {wanted} of them from training");
         return Err(Error::NoRows { problem });
     }
-    let mut groups = groups(rows);
-    SplitMix::new(seed).shuffle(&mut groups);
-    let mut left = wanted;
-    for group in groups {
-        if group.len() <= left {
-            left -= group.len();
-            for index in group {
-                hidden[index] = true;
+    let mut sets = DisjointSets(Column::counting(marks.len(), Some(folder))?);
+    tie(&mut sets, marks, noted)?;
+    // Groups by their first row, in the order of the file.
+    let mut groups = Column::zeros(kept, Some(folder))?;
+    let mut sizes = Column::zeros(marks.len(), Some(folder))?;
+    let mut count = 0;
+    for row in 0..marks.len() {
+        if marks[row] != DROPPED {
+            let root = sets.root(row as u32);
+            sizes[root as usize] += 1;
+            if root as usize == row {
+                groups[count] = root;
+                count += 1;
             }
         }
     }
+    groups.truncate(count);
+    SplitMix::new(seed).shuffle(&mut groups);
+    let mut left = wanted;
+    for group in groups.iter() {
+        let size = &mut sizes[*group as usize];
+        if *size as usize <= left {
+            left -= *size as usize;
+            *size = 0; // all of it is hidden
+        }
+    }
     if left == wanted {
-        let problem =
-            format!("the {} rows share their sentences, so that none can be hidden from training", rows.len());
+        let problem = format!("the {kept} rows share their sentences, so that none can be hidden from training");
         return Err(Error::NoRows { problem });
     }
-    Ok(hidden)
+    for row in 0..marks.len() {
+        if marks[row] != DROPPED && sizes[sets.root(row as u32) as usize] == 0 {
+            marks[row] = HIDDEN;
+        }
+    }
+    marks.release();
+    Ok(())
 }
 
-/// Groups of rows that share a sentence, by their first row.
-fn groups(rows: &[Row]) -> Vec<Vec<usize>> {
-    let mut target_counts: HashMap<String, usize> = HashMap::new();
-    for row in rows {
-        for target in sentences(&row.content).classes {
-            *target_counts.entry(target).or_default() += 1;
+/// Joins the rows that share a sentence. What is noted comes sorted: all of one sentence side by side.
+fn tie(sets: &mut DisjointSets, marks: &Column, noted: Sorted) -> Result<()> {
+    let mut present = Sentence::default();
+    let mut bits = None;
+    for pair in noted {
+        let [of, noted] = pair?;
+        if bits.replace(of) != Some(of) {
+            std::mem::take(&mut present).end(sets);
+        }
+        let row = (noted >> 1) as u32;
+        if marks[row as usize] != DROPPED {
+            present.see(row, noted & 1 == 1, sets);
         }
     }
-    let mut sets = DisjointSets::new(rows.len());
-    let mut first_with: HashMap<String, usize> = HashMap::new();
-    for (index, row) in rows.iter().enumerate() {
-        let Sentences { always, classes } = sentences(&row.content);
-        let is_class = |target: &String| target_counts.get(target).is_some_and(|count| *count > MAX_SHARED_TARGET);
-        for text in always.into_iter().chain(classes.into_iter().filter(|target| !is_class(target))) {
-            let first = *first_with.entry(text).or_insert(index);
-            sets.join(first, index);
+    present.end(sets);
+    sets.0.release();
+    Ok(())
+}
+
+/// Rows with the same sentence, as they come.
+#[derive(Default)]
+struct Sentence {
+    /// The first row that has it in a place where it always ties.
+    first: Option<u32>,
+    /// Rows that have it as a target, while they are few enough for it not to be a class.
+    targets: Vec<u32>,
+    is_class: bool,
+}
+
+impl Sentence {
+    fn see(&mut self, row: u32, is_target: bool, sets: &mut DisjointSets) {
+        if !is_target {
+            let first = *self.first.get_or_insert(row);
+            sets.join(first, row);
+        } else if self.targets.len() < MAX_SHARED_TARGET {
+            self.targets.push(row);
+        } else {
+            self.is_class = true;
         }
     }
-    let mut by_root: HashMap<usize, usize> = HashMap::new();
-    let mut groups: Vec<Vec<usize>> = Vec::new();
-    for index in 0..rows.len() {
-        let group = *by_root.entry(sets.root(index)).or_insert_with(|| {
-            groups.push(Vec::new());
-            groups.len() - 1
-        });
-        groups[group].push(index);
+
+    fn end(mut self, sets: &mut DisjointSets) {
+        for row in self.targets.into_iter().filter(|_| !self.is_class) {
+            let first = *self.first.get_or_insert(row);
+            sets.join(first, row);
+        }
     }
-    groups
 }
 
 /// The sentences of a row.
@@ -98,25 +162,27 @@ pub(super) fn sentence(text: &str) -> String {
     text.to_lowercase().split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
+/// The same for ever, since versions are named by their content.
+fn bits(sentence: &str) -> u64 {
+    let digest: [u8; 32] = Sha256::digest(sentence).into();
+    u64::from_le_bytes(*digest.first_chunk().unwrap_or(&[0; 8]))
+}
+
 /// Union-find with path halving.
-struct DisjointSets(Vec<usize>);
+struct DisjointSets(Column);
 
 impl DisjointSets {
-    fn new(count: usize) -> Self {
-        Self((0..count).collect())
-    }
-
-    fn root(&mut self, mut item: usize) -> usize {
-        while self.0[item] != item {
-            self.0[item] = self.0[self.0[item]];
-            item = self.0[item];
+    fn root(&mut self, mut item: u32) -> u32 {
+        while self.0[item as usize] != item {
+            self.0[item as usize] = self.0[self.0[item as usize] as usize];
+            item = self.0[item as usize];
         }
         item
     }
 
     /// The smaller root stays, so that groups come in the order of the file.
-    fn join(&mut self, left: usize, right: usize) {
+    fn join(&mut self, left: u32, right: u32) {
         let (left, right) = (self.root(left), self.root(right));
-        self.0[left.max(right)] = left.min(right);
+        self.0[left.max(right) as usize] = left.min(right);
     }
 }

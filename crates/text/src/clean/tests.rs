@@ -1,5 +1,13 @@
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+use tailor_domain::DropReason;
+use tailor_domain::dataset::DroppedRow;
+
 use super::*;
+use crate::chat::Message;
 use crate::clean::split::sentence;
+use crate::rows::{Row, RowContent};
+use crate::seed::SplitMix;
 
 fn row(line: u64, input: &str, target: &str) -> Row {
     let content = RowContent::InputTarget { input: input.into(), target: target.into() };
@@ -10,12 +18,33 @@ fn labelled(line: u64, label: &str) -> Row {
     Row { label: Some(label.into()), ..row(line, &format!("input {line}"), &format!("target {line}")) }
 }
 
-fn clean(rows: impl IntoIterator<Item = Row>, options: CleanOptions) -> Result<Cleaned> {
-    let mut cleaner = Cleaner::new(options)?;
+/// What came out, read from the files.
+#[derive(Debug)]
+struct Read {
+    train: Vec<Row>,
+    validation: Vec<Row>,
+    report: Report,
+}
+
+fn clean(rows: impl IntoIterator<Item = Row>, options: CleanOptions) -> Result<Read> {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut cleaner = Cleaner::new(options, folder.path())?;
     for row in rows {
         cleaner.push(Outcome::Row(row))?;
     }
-    cleaner.finish()
+    let Cleaned { train, validation, report } = cleaner.finish()?;
+    let read = |file: RowFile| -> Vec<Row> {
+        let text = std::fs::read_to_string(&file.path).expect("read");
+        let rows: Vec<Row> = text.lines().map(|line| serde_json::from_str(line).expect("a row")).collect();
+        assert_eq!(rows.len() as u64, file.rows);
+        rows
+    };
+    Ok(Read { train: read(train), validation: read(validation), report })
+}
+
+/// The checks that are made before anything is read.
+fn refused(options: CleanOptions) -> String {
+    options.validate().expect_err("refused").to_string()
 }
 
 fn options(holdout: Holdout) -> CleanOptions {
@@ -124,7 +153,8 @@ fn a_free_text_column_is_no_label_column() {
 
 #[test]
 fn a_file_without_usable_rows_says_why() {
-    let mut cleaner = Cleaner::new(CleanOptions::default()).expect("valid");
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut cleaner = Cleaner::new(CleanOptions::default(), folder.path()).expect("valid");
     let dropped =
         DroppedRow { line: 2, field: None, reason: DropReason::InvalidUtf8, detail: "byte 0xFC is not UTF-8".into() };
     cleaner.push(Outcome::Dropped(dropped)).expect("counts");
@@ -147,20 +177,13 @@ fn too_few_or_inseparable_rows_are_refused() {
 #[test]
 fn options_outside_their_limits_are_refused_by_name() {
     for holdout in [0.6, -0.1, f64::NAN] {
-        let error = Cleaner::new(options(Holdout::Fraction(holdout))).err().expect("refused");
-        assert!(error.to_string().contains("validation_fraction"), "{error}");
+        let error = refused(options(Holdout::Fraction(holdout)));
+        assert!(error.contains("validation_fraction"), "{error}");
     }
     for max_label_ratio in [0.5, -1.0, f64::NAN] {
         let options = CleanOptions { max_label_ratio, ..CleanOptions::default() };
-        assert!(Cleaner::new(options).err().expect("refused").to_string().contains("max_label_ratio"));
+        assert!(refused(options).contains("max_label_ratio"));
     }
-}
-
-#[test]
-fn kept_text_is_bounded() {
-    let options = CleanOptions { max_bytes: 1000, ..CleanOptions::default() };
-    let error = clean(numbered(100), options).expect_err("too much");
-    assert!(matches!(error, Error::TooMuch { limit: 1000 }), "{error}");
 }
 
 #[test]
@@ -171,8 +194,8 @@ fn lengths_fall_into_doubling_buckets() {
         row(3, "12345678", "123456789"),
         row(4, &"x".repeat(40), "y"),
     ];
-    let histogram = super::report::length_histogram(&rows);
-    assert_eq!(histogram, [(16, 2), (32, 1), (64, 1)]);
+    let cleaned = clean(rows, options(Holdout::Rows(0))).expect("rows left");
+    assert_eq!(cleaned.report.length_histogram, [(16, 1), (32, 1), (64, 1)], "line 2 has the input of line 3");
 }
 
 fn preference(line: u64, prompt: &str, chosen: &str, rejected: &str) -> Row {
@@ -265,10 +288,136 @@ fn held_out_conversations_and_preferences_share_no_sentence_with_training() {
 }
 
 #[test]
-fn memory_of_hostile_conversations_is_counted_by_value() {
-    let nested = serde_json::json!(vec![serde_json::json!([]); 500]);
-    let messages = vec![Message::new("user", "q").with("x", nested), Message::new("assistant", "a")];
-    let row = Row { line: 1, id: None, label: None, content: RowContent::Conversation { messages } };
-    let options = CleanOptions { max_bytes: 40_000, ..options(Holdout::Rows(0)) };
-    assert!(matches!(clean([row], options), Err(Error::TooMuch { limit: 40_000 })), "500 lists are no 1000 bytes");
+fn what_is_dropped_is_shown_in_the_order_of_the_file() {
+    let rows = [row(2, "a", "b"), row(3, "c", "d"), row(4, "c", "d"), row(5, "a", "x"), row(6, "c", "y")];
+    let options = CleanOptions { max_examples: 2, ..options(Holdout::Rows(0)) };
+    let report = clean(rows, options).expect("rows left").report;
+    let shown: Vec<_> = report.examples.iter().map(|dropped| (dropped.line, dropped.reason)).collect();
+    assert_eq!(shown, [(4, DropReason::Duplicate), (5, DropReason::Conflict), (6, DropReason::Conflict)]);
+}
+
+/// The split as it was when rows were in memory: datasets of then have the same versions now.
+mod in_memory {
+    use std::collections::HashMap;
+
+    use super::*;
+
+    const MAX_SHARED_TARGET: usize = 16;
+
+    pub fn hidden_lines(rows: &[Row], wanted: usize, seed: u64) -> Vec<u64> {
+        let mut groups = groups(rows);
+        SplitMix::new(seed).shuffle(&mut groups);
+        let (mut left, mut lines) = (wanted, Vec::new());
+        for group in groups {
+            if group.len() <= left {
+                left -= group.len();
+                lines.extend(group.into_iter().map(|index| rows[index].line));
+            }
+        }
+        lines.sort_unstable();
+        lines
+    }
+
+    fn texts(content: &RowContent) -> (Option<String>, BTreeSet<String>) {
+        match content {
+            RowContent::InputTarget { input, target } => (Some(sentence(input)), BTreeSet::from([sentence(target)])),
+            RowContent::Preference { prompt, chosen, rejected } => {
+                (Some(sentence(prompt)), BTreeSet::from([sentence(chosen), sentence(rejected)]))
+            }
+            RowContent::Conversation { messages } => {
+                (None, messages.iter().map(|message| sentence(message.text())).collect())
+            }
+        }
+    }
+
+    fn groups(rows: &[Row]) -> Vec<Vec<usize>> {
+        let mut counts: HashMap<String, usize> = HashMap::new();
+        for row in rows {
+            texts(&row.content).1.into_iter().for_each(|target| *counts.entry(target).or_default() += 1);
+        }
+        let mut group_of: Vec<usize> = (0..rows.len()).collect();
+        let mut first_with: HashMap<String, usize> = HashMap::new();
+        for (index, row) in rows.iter().enumerate() {
+            let (always, targets) = texts(&row.content);
+            let tying = targets.into_iter().filter(|target| counts[target] <= MAX_SHARED_TARGET);
+            for text in always.into_iter().chain(tying) {
+                let first = *first_with.entry(text).or_insert(index);
+                let (one, other) = (group_of[first], group_of[index]);
+                let (from, to) = (one.max(other), one.min(other));
+                group_of.iter_mut().filter(|group| **group == from).for_each(|group| *group = to);
+            }
+        }
+        let mut groups: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        group_of.into_iter().enumerate().for_each(|(index, group)| groups.entry(group).or_default().push(index));
+        groups.into_values().collect()
+    }
+}
+
+#[test]
+fn the_split_on_disk_is_that_in_memory() {
+    for seed in 0..6 {
+        let mut random = SplitMix::new(seed);
+        let mut text = |most: usize| format!("Sentence {}", random.below(most));
+        let rows: Vec<Row> = (0..900)
+            .map(|n| match (seed % 3, n % 9) {
+                (0, 0) => row(n, &text(300), "a class"),
+                (0, _) => row(n, &format!("own {n}"), &text(900)),
+                (1, _) => preference(n, &text(700), &text(2000), &format!("own {n}")),
+                _ => conversation(n, &["hello", &format!("own {n}"), &text(2500), &text(2500)]),
+            })
+            .collect();
+        let cleaned = clean(rows, CleanOptions { seed, ..options(Holdout::Fraction(0.2)) }).expect("rows left");
+        let mut kept: Vec<Row> = cleaned.train.iter().chain(&cleaned.validation).cloned().collect();
+        kept.sort_by_key(|row| row.line);
+        let wanted = (kept.len() as f64 * 0.2).round() as usize;
+        let hidden: Vec<u64> = cleaned.validation.iter().map(|row| row.line).collect();
+        assert!(hidden.len() > 50, "seed {seed}: {} rows hidden", hidden.len());
+        assert_eq!(hidden, in_memory::hidden_lines(&kept, wanted, seed), "seed {seed}");
+    }
+}
+
+const CHILD: &str = "TAILOR_TEST_CLEAN_CHILD";
+/// How much more memory eight times the rows may take: what sorts them fills up, and no more.
+const MORE_KIB: u64 = 12 << 10;
+
+/// Cleans so many rows of some 300 bytes and prints by how much the process grew.
+fn clean_many(rows: u64) {
+    let peak = || -> u64 {
+        let status = std::fs::read_to_string("/proc/self/status").expect("read");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"));
+        line.expect("VmHWM").trim().parse().expect("a number")
+    };
+    let before = peak();
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut cleaner = Cleaner::new(options(Holdout::Fraction(0.1)), folder.path()).expect("valid");
+    let mut random = SplitMix::new(3);
+    for n in 0..rows {
+        let mut text = || format!("{:0>140}", random.next() % (rows * 20));
+        let row = Row { label: Some(format!("label {}", n % 7)), ..row(n + 2, &text(), &text()) };
+        cleaner.push(Outcome::Row(row)).expect("room");
+    }
+    let cleaned = cleaner.finish().expect("rows left");
+    assert!(cleaned.validation.rows > rows / 20 && cleaned.report.rows_kept() > rows * 9 / 10);
+    println!("GREW {}", peak() - before);
+}
+
+#[test]
+fn eight_times_the_rows_are_cleaned_in_the_same_memory() {
+    if let Ok(rows) = std::env::var(CHILD) {
+        return clean_many(rows.parse().expect("a number"));
+    }
+    let growth = |rows: u64| -> u64 {
+        let run = std::process::Command::new(std::env::current_exe().expect("this binary"))
+            .args(["--exact", "clean::tests::eight_times_the_rows_are_cleaned_in_the_same_memory", "--nocapture"])
+            .env(CHILD, rows.to_string())
+            .output()
+            .expect("runs");
+        let text = String::from_utf8_lossy(&run.stdout);
+        assert!(run.status.success(), "{text}\n{}", String::from_utf8_lossy(&run.stderr));
+        let grew = text.lines().find_map(|line| line.split_once("GREW ")).expect("a figure").1;
+        grew.trim().parse().expect("a number")
+    };
+    let (small, large) = (growth(20_000), growth(160_000));
+    println!("6 MB of rows: {small} KiB, 48 MB: {large} KiB");
+    assert!(large < small + MORE_KIB, "{small} KiB and {large} KiB");
 }

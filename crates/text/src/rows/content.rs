@@ -3,7 +3,6 @@
 use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use tailor_domain::dataset::DroppedRow;
 use tailor_domain::{DatasetKind, DropReason};
 
@@ -95,16 +94,6 @@ impl RowContent {
             Self::Preference { prompt, chosen, rejected } => count(prompt) + count(chosen) + count(rejected),
         }
     }
-
-    /// Bytes that it holds in memory beside itself, about.
-    pub(crate) fn heap_bytes(&self) -> u64 {
-        let bytes = match self {
-            Self::InputTarget { input, target } => input.len() + target.len(),
-            Self::Conversation { messages } => messages.iter().map(Message::heap_bytes).sum(),
-            Self::Preference { prompt, chosen, rejected } => prompt.len() + chosen.len() + rejected.len(),
-        };
-        bytes as u64
-    }
 }
 
 fn transcribed(message: &Message) -> String {
@@ -143,17 +132,5 @@ pub(super) fn checked(line: u64, columns: &Columns, content: RowContent) -> Resu
             RowContent::InputTarget { .. } | RowContent::Conversation { .. } | RowContent::Preference { .. },
             Roles::InputTarget { .. } | Roles::Conversation { .. } | Roles::Preference { .. },
         ) => Err(dropped(line, None, DropReason::Malformed, "the row is of another kind than the file")),
-    }
-}
-
-/// Bytes that a JSON value holds in memory, about.
-pub(crate) fn heap_bytes(value: &Value) -> usize {
-    /// A value's own size with its share of the container that it is in.
-    const EACH: usize = 96;
-    EACH + match value {
-        Value::Null | Value::Bool(_) | Value::Number(_) => 0,
-        Value::String(text) => text.len(),
-        Value::Array(values) => values.iter().map(heap_bytes).sum(),
-        Value::Object(fields) => fields.iter().map(|(name, value)| name.len() + heap_bytes(value)).sum(),
     }
 }

@@ -59,6 +59,15 @@ impl<R: Read> ShardReader<R> {
         Ok(reader)
     }
 
+    /// Begins at a record in the middle of a shard whose header and checksum were looked at before.
+    pub(super) fn at_record(input: R, kind: ShardKind, vocabulary: u32, limits: ShardLimits) -> Self {
+        Self { input, kind, vocabulary, limits, checksum: Checksum::new(), records: 0, done: false }
+    }
+
+    pub(super) fn input(&self) -> &R {
+        &self.input
+    }
+
     pub fn kind(&self) -> ShardKind {
         self.kind
     }
@@ -68,7 +77,7 @@ impl<R: Read> ShardReader<R> {
         self.vocabulary
     }
 
-    fn read(&mut self) -> Result<Option<Record>> {
+    pub(super) fn read(&mut self) -> Result<Option<Record>> {
         let [mark]: [u8; 1] = self.bytes()?;
         match mark {
             RECORD => {}

@@ -174,3 +174,72 @@ fn bytes_of_something_else_are_refused_by_what_they_are() {
         assert_eq!(error.code(), tailor_domain::ErrorCode::DataLoss);
     }
 }
+
+#[test]
+fn a_shard_on_disk_gives_each_row_wherever_it_stands() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for (n, kind) in KINDS.into_iter().enumerate() {
+        let path = folder.path().join(format!("shard-{n}"));
+        let records = sample(kind, 3);
+        std::fs::write(&path, write(kind, &records)).expect("written");
+        // The second opening finds the first one's index.
+        for _ in 0..2 {
+            let file = ShardFile::open(&path, ShardLimits::default()).expect("opens");
+            assert_eq!((file.kind(), file.rows()), (kind, records.len()));
+            for row in (0..records.len()).rev().chain([0, 7]) {
+                assert_eq!(file.read(row).expect("reads"), records[row]);
+                file.release();
+            }
+            for (row, record) in records.iter().enumerate() {
+                let (tokens, longest, targets) = match &record.content {
+                    Content::Example(example) => (example.tokens(), example.tokens(), example.targets()),
+                    Content::Prompt(ids) => (ids.len(), ids.len(), 0),
+                    Content::Preference(pair) => {
+                        let longest = pair.chosen.tokens().max(pair.rejected.tokens());
+                        (pair.tokens(), longest, pair.chosen.targets())
+                    }
+                };
+                assert_eq!((file.tokens(row), file.longest(row), file.targets(row)), (tokens, longest, targets));
+            }
+            let mut seen = Vec::new();
+            file.each(|row, tokens, _, _| seen.push((row, tokens)));
+            assert_eq!(seen, (0..records.len()).map(|row| (row, file.tokens(row))).collect::<Vec<_>>());
+            let (id, row) = file.largest_id().expect("rows");
+            assert!(format!("{:?}", records[row].content).contains(&id.to_string()), "{id} in row {row}");
+            assert!(file.read(records.len()).is_err(), "there is no such row");
+        }
+    }
+}
+
+#[test]
+fn an_index_of_something_else_is_made_anew_and_a_damaged_shard_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("shard");
+    let index = folder.path().join("shard.index");
+    let records = sample(ShardKind::Decoder, 4);
+    let bytes = write(ShardKind::Decoder, &records);
+    std::fs::write(&path, &bytes).expect("written");
+    ShardFile::open(&path, ShardLimits::default()).expect("opens");
+    let whole = std::fs::read(&index).expect("an index");
+    for wrong in [&b""[..], b"nonsense", &whole[..whole.len() - 1], &[whole.clone(), vec![0]].concat()] {
+        std::fs::write(&index, wrong).expect("written");
+        let file = ShardFile::open(&path, ShardLimits::default()).expect("opens");
+        assert_eq!(file.read(5).expect("reads"), records[5]);
+        assert_eq!(std::fs::read(&index).expect("made anew"), whole);
+    }
+    let other = write(ShardKind::Decoder, &records[..7]);
+    std::fs::write(&path, other).expect("written");
+    assert_eq!(ShardFile::open(&path, ShardLimits::default()).expect("opens").rows(), 7);
+    std::fs::write(&path, &bytes[..bytes.len() - 1]).expect("written");
+    assert!(ShardFile::open(&path, ShardLimits::default()).is_err(), "it has no end");
+    assert!(ShardFile::open(&folder.path().join("none"), ShardLimits::default()).is_err());
+}
+
+#[test]
+fn a_shard_without_rows_opens() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("shard");
+    std::fs::write(&path, write(ShardKind::Prompts, &[])).expect("written");
+    let file = ShardFile::open(&path, ShardLimits::default()).expect("opens");
+    assert_eq!((file.rows(), file.largest_id()), (0, None));
+}

@@ -1,8 +1,10 @@
 //! What a run keeps of itself: checkpoints, and which parameters are published.
 
 use std::collections::BTreeMap;
+use std::ops::Deref;
 
 use tailor_domain::TuningMetrics;
+use tailor_models::Base;
 use tailor_torch::guarded;
 
 use super::Run;
@@ -13,7 +15,7 @@ use crate::summary::{Observer, Outcome};
 const BEST: &str = "best";
 const RANDOM: &str = "random";
 
-impl Run<'_> {
+impl<B: Deref<Target = Base>> Run<'_, B> {
     /// All ranks are in the same state, so one of them saves it.
     pub(super) fn save(&mut self, observer: &mut dyn Observer) -> Result<(), Error> {
         if self.ranks.is_first() {
@@ -42,7 +44,7 @@ impl Run<'_> {
         let lacks = |name: &str| tailor_models::Error::Request(format!("the checkpoint has no {name}"));
         self.optimizer.restore(from.step(), &|name| from.tensor(name))?;
         if self.recipe.lora.dora {
-            self.adapter.refresh_magnitudes(self.base)?;
+            self.adapter.refresh_magnitudes(&self.base)?;
         }
         let Some(Values::U8(random)) = from.tensors.get(RANDOM) else { return Err(lacks(RANDOM)) };
         tailor_torch::set_rng_state(random)?;

@@ -9,7 +9,7 @@ use crate::{TinyBase, lora, recipe, spec};
 
 /// All weights stay finite, but what they make of `token` is not: only its embedding has anything in the channel that the
 /// first norm multiplies with almost the largest number there is.
-fn poison(folder: &std::path::Path, token: usize) {
+pub(crate) fn poison(folder: &std::path::Path, token: usize) {
     let path = folder.join("model.safetensors");
     let mut bytes = std::fs::read(&path).expect("reads");
     let (header, metadata) = SafeTensors::read_metadata(&bytes).expect("a header");

@@ -10,7 +10,9 @@ mod prompt;
 mod properties;
 mod ranks;
 mod resume;
+mod sharing;
 mod stopping;
+mod streaming;
 mod variants;
 
 use std::path::Path;

@@ -1,0 +1,147 @@
+//! Sorting more pairs of numbers than memory should hold: sorted runs in one unnamed file, read back side by side.
+//!
+//! What is equal comes out side by side, so that finding it takes the memory of the runs' buffers and no table of everything.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+
+/// Two numbers, the first of which counts first.
+pub type Pair = [u64; 2];
+
+const PAIR: usize = size_of::<Pair>();
+/// Pairs that are sorted in memory: 2 MiB.
+const RUN: usize = 1 << 17;
+/// Pairs of each run that are read at a time.
+const READ: usize = 1 << 9;
+
+/// Takes pairs in any order.
+#[derive(Debug)]
+pub struct Sorter {
+    run: Vec<Pair>,
+    runs: Runs,
+    capacity: usize,
+}
+
+#[derive(Debug)]
+struct Runs {
+    file: File,
+    /// Where each run ends, in pairs.
+    ends: Vec<u64>,
+}
+
+impl Sorter {
+    /// Runs lie in an unnamed file in `folder`.
+    ///
+    /// # Errors
+    /// The folder cannot be written to.
+    pub fn new(folder: &Path) -> io::Result<Self> {
+        Self::with_runs_of(RUN, folder)
+    }
+
+    fn with_runs_of(capacity: usize, folder: &Path) -> io::Result<Self> {
+        let runs = Runs { file: tempfile::tempfile_in(folder)?, ends: Vec::new() };
+        Ok(Self { run: Vec::new(), runs, capacity })
+    }
+
+    /// # Errors
+    /// The disk is full.
+    pub fn push(&mut self, pair: Pair) -> io::Result<()> {
+        self.run.push(pair);
+        if self.run.len() < self.capacity { Ok(()) } else { self.write_run() }
+    }
+
+    fn write_run(&mut self) -> io::Result<()> {
+        self.run.sort_unstable();
+        let begin = self.runs.ends.last().copied().unwrap_or(0);
+        self.runs.file.write_all_at(bytemuck::cast_slice(&self.run), begin * PAIR as u64)?;
+        self.runs.ends.push(begin + self.run.len() as u64);
+        self.run.clear();
+        Ok(())
+    }
+
+    /// All pairs, the smallest first.
+    ///
+    /// # Errors
+    /// As [`Self::push`]; as items where the file cannot be read.
+    pub fn finish(mut self) -> io::Result<Sorted> {
+        self.write_run()?;
+        let mut begin = 0;
+        let mut readers = Vec::new();
+        for end in &self.runs.ends {
+            readers.push(Reader { next: begin, end: *end, read: Vec::new() });
+            begin = *end;
+        }
+        let mut sorted = Sorted { file: self.runs.file, readers, heads: BinaryHeap::new() };
+        for run in 0..sorted.readers.len() {
+            sorted.advance(run)?;
+        }
+        Ok(sorted)
+    }
+}
+
+/// Gives pairs in order.
+#[derive(Debug)]
+pub struct Sorted {
+    file: File,
+    readers: Vec<Reader>,
+    /// The next pair of each run.
+    heads: BinaryHeap<Reverse<(Pair, usize)>>,
+}
+
+#[derive(Debug)]
+struct Reader {
+    next: u64,
+    end: u64,
+    /// Those that were read, the next one last.
+    read: Vec<Pair>,
+}
+
+impl Sorted {
+    fn advance(&mut self, run: usize) -> io::Result<()> {
+        let Some(reader) = self.readers.get_mut(run) else { return Ok(()) };
+        if reader.read.is_empty() && reader.next < reader.end {
+            let count = (reader.end - reader.next).min(READ as u64);
+            reader.read = vec![[0; 2]; count as usize];
+            self.file.read_exact_at(bytemuck::cast_slice_mut(&mut reader.read), reader.next * PAIR as u64)?;
+            reader.read.reverse();
+            reader.next += count;
+        }
+        if let Some(pair) = reader.read.pop() {
+            self.heads.push(Reverse((pair, run)));
+        }
+        Ok(())
+    }
+}
+
+impl Iterator for Sorted {
+    type Item = io::Result<Pair>;
+
+    fn next(&mut self) -> Option<io::Result<Pair>> {
+        let Reverse((pair, run)) = self.heads.pop()?;
+        Some(self.advance(run).map(|()| pair))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::seed::SplitMix;
+
+    #[test]
+    fn pairs_come_out_in_order_however_many_runs_they_take() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut random = SplitMix::new(11);
+        for count in [0, 1, 99, 100, 101, 5000] {
+            let mut pairs: Vec<Pair> = (0..count).map(|_| [random.below(700) as u64, random.next()]).collect();
+            let mut sorter = Sorter::with_runs_of(100, folder.path()).expect("a file");
+            pairs.iter().for_each(|pair| sorter.push(*pair).expect("written"));
+            let sorted: Vec<Pair> = sorter.finish().expect("sorted").map(|pair| pair.expect("read")).collect();
+            pairs.sort_unstable();
+            assert_eq!(sorted, pairs);
+        }
+    }
+}
