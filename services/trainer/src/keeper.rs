@@ -3,12 +3,14 @@
 //! The store decides who may publish, not the queue: a lease lost because Redis forgot it stops nothing, a newer attempt in
 //! the store does.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use tailor_domain::{JobId, JobState};
 use tailor_queue::{JobQueue, Lease};
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use crate::journal::Journal;
@@ -62,22 +64,37 @@ pub struct Keeper {
 impl Keeper {
     /// Runs until it is aborted or has raised the flag.
     pub async fn run(self) {
+        let halt = tokio::select! {
+            () = self.stop.cancelled() => Halt::ShuttingDown,
+            halt = self.watch() => halt,
+            // Beside the watching: a store that is slow to answer costs no lease.
+            never = self.beat() => match never {},
+        };
+        self.halt.raise(halt);
+    }
+
+    /// Until the run must halt.
+    async fn watch(&self) -> Halt {
         let every = self.lease.ttl / 3;
         let mut view = View::default();
-        let mut lease_held = true;
         loop {
-            let woken = tokio::select! {
-                () = self.stop.cancelled() => return self.halt.raise(Halt::ShuttingDown),
-                woken = self.queue.wait_changed(&self.lease.job, every) => woken,
-            };
-            if woken.is_err() {
+            if self.queue.wait_changed(&self.lease.job, every).await.is_err() {
                 tokio::time::sleep(every.min(Duration::from_secs(1))).await;
             }
-            if lease_held {
-                lease_held = self.heartbeat().await;
-            }
             if let Some(halt) = self.look(&mut view).await {
-                return self.halt.raise(halt);
+                return halt;
+            }
+        }
+    }
+
+    /// For as long as the lease is held; then it says no more.
+    async fn beat(&self) -> Infallible {
+        let mut beats = tokio::time::interval(self.lease.ttl / 3);
+        beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            beats.tick().await;
+            if !self.heartbeat().await {
+                return std::future::pending().await;
             }
         }
     }
