@@ -3,6 +3,7 @@
 
 use serde_json::{Map, Value};
 use tailor_domain::Family;
+use tailor_torch::device::{Gate, gated, has_kernels};
 
 use crate::{Error, Result};
 
@@ -98,6 +99,19 @@ impl Activation {
             Self::GeluTanh => x.gelu("tanh"),
             Self::Gelu => x.gelu("none"),
             Self::Relu => x.relu(),
+        }
+    }
+
+    /// act(gate)·up
+    pub(crate) fn gated(self, gate: &tch::Tensor, up: &tch::Tensor) -> tch::Tensor {
+        let kernel = match self {
+            Self::Silu => Some(Gate::Silu),
+            Self::GeluTanh => Some(Gate::GeluTanh),
+            Self::Gelu | Self::Relu => None,
+        };
+        match kernel.filter(|_| has_kernels(gate) && gate.kind() == up.kind()) {
+            Some(kernel) => gated(gate, up, kernel).unwrap_or_else(|error| panic!("{error}")),
+            None => self.apply(gate) * up,
         }
     }
 }

@@ -3,7 +3,9 @@
 //! with rotary positions and a gated feed-forward.
 
 use std::f64::consts::TAU;
+use std::sync::Arc;
 
+use tailor_torch::device::{has_kernels, rope};
 use tch::{Kind, Tensor};
 
 use crate::attention::{Mask, attend, causal_mask, heads, positions, softcapped};
@@ -16,6 +18,7 @@ use crate::pages::KvPool;
 use crate::pass::Pass;
 use crate::prompt::Prompts;
 use crate::spans::{GivenRows, Span, SpanAttention, SpanMask};
+use crate::texts::Texts;
 use crate::weights::{Builder, Dense};
 use crate::{Activation, Result};
 
@@ -125,7 +128,8 @@ impl Decoder {
             Some(cache) => Some(cache.extend(&mask.map_or_else(|| ids.ones_like(), Tensor::shallow_clone))),
             None => mask.map(Tensor::shallow_clone),
         };
-        let views = self.views(ids, keys.as_ref());
+        let texts = self.texts(ids, cache.is_none(), pass);
+        let views = self.views(ids, keys.as_ref(), texts);
         let mut x = self.embed(ids, prompts, pass);
         for (i, layer) in self.layers.iter().enumerate() {
             let cache = cache.as_mut().and_then(|cache| cache.layers.get_mut(i));
@@ -177,8 +181,8 @@ impl Decoder {
         prompts: Option<&Prompts<'_>>,
         pass: &'a Pass<'a>,
     ) -> Result<Chain<'a>> {
-        let views = self.views(ids, mask);
-        Chain::forward(self.embed(ids, prompts, pass), self.layers.len(), move |i, x| {
+        let views = self.views(ids, mask, self.texts(ids, true, pass));
+        Chain::forward(self.embed(ids, prompts, pass), self.layers.len(), pass.parks, move |i, x| {
             let layer = &self.layers[i];
             layer.forward(x, &views[layer.kind], Memory::None, pass)
         })
@@ -200,8 +204,16 @@ impl Decoder {
         prompts.map_or_else(|| x.shallow_clone(), |prompts| prompts.put_into(&x))
     }
 
-    fn views(&self, ids: &Tensor, keys: Option<&Tensor>) -> Vec<View> {
-        self.kinds.iter().map(|kind| self.view(kind, ids, keys)).collect()
+    fn views(&self, ids: &Tensor, keys: Option<&Tensor>, texts: Option<&Arc<Texts>>) -> Vec<View> {
+        self.kinds.iter().map(|kind| self.view(kind, ids, keys, texts)).collect()
+    }
+
+    /// The pass's texts, where attention can go by them: virtual tokens or a cache make other sequences of the batch, and
+    /// capped scores have no kernel.
+    fn texts<'a>(&self, ids: &Tensor, whole: bool, pass: &'a Pass<'_>) -> Option<&'a Arc<Texts>> {
+        let capped = self.layers.iter().any(|layer| layer.self_attn.softcap.is_some());
+        let usable = whole && !capped && has_kernels(ids);
+        pass.texts.as_ref().filter(|texts| usable && texts.tokens() == ids.numel())
     }
 
     /// # Shapes
@@ -211,8 +223,12 @@ impl Decoder {
         self.logit_softcap.map_or_else(|| logits.shallow_clone(), |cap| softcapped(&logits, cap))
     }
 
-    fn view(&self, kind: &LayerKind, ids: &Tensor, keys: Option<&Tensor>) -> View {
+    fn view(&self, kind: &LayerKind, ids: &Tensor, keys: Option<&Tensor>, texts: Option<&Arc<Texts>>) -> View {
         let new = ids.size()[1];
+        if let Some(texts) = texts.filter(|_| kind.sliding_window.is_none_or(|window| new <= window)) {
+            let rotation = self.rotation_at(&kind.inverse_frequencies, texts.positions());
+            return View { rotation, mask: Mask::Texts(Arc::clone(texts)) };
+        }
         let mask = match (keys, kind.sliding_window) {
             (Some(keys), window) => Mask::Given(causal_mask(keys, new, window)),
             (None, Some(window)) if new > window => Mask::Given(causal_mask(&ids.ones_like(), new, Some(window))),
@@ -246,6 +262,9 @@ impl Rotation {
     /// # Shapes
     /// `x` [B, H, T, Dh] → the same
     fn turn(&self, x: &Tensor) -> Tensor {
+        if has_kernels(x) && x.kind() == self.cos.kind() {
+            return rope(x, &self.cos, &self.sin).unwrap_or_else(|error| panic!("{error}"));
+        }
         let halves = x.chunk(2, -1);
         let swapped = Tensor::cat(&[-&halves[1], halves[0].shallow_clone()], -1);
         x * &self.cos + swapped * &self.sin
@@ -306,9 +325,10 @@ impl Attention {
     /// # Shapes
     /// `x` [B, T, D] → [B, T, D]
     fn forward(&self, x: &Tensor, view: &View, memory: Memory<'_>, pass: &Pass<'_>) -> Tensor {
-        let q = normed(heads(&self.q_proj.forward(x, pass), self.head_dim), &self.q_norm, pass); // [B, H, T, Dh]
-        let k = normed(heads(&self.k_proj.forward(x, pass), self.head_dim), &self.k_norm, pass); // [B, K, T, Dh]
-        let v = heads(&self.v_proj.forward(x, pass), self.head_dim);
+        let [q, k, v] = Linear::forward_all([&self.q_proj, &self.k_proj, &self.v_proj], x, pass);
+        let q = normed(heads(&q, self.head_dim), &self.q_norm, pass); // [B, H, T, Dh]
+        let k = normed(heads(&k, self.head_dim), &self.k_norm, pass); // [B, K, T, Dh]
+        let v = heads(&v, self.head_dim);
         let (q, k) = (view.rotation.turn(&q), view.rotation.turn(&k));
         let attend = |k: &Tensor, v: &Tensor| attend(&q, k, v, &view.mask, self.scale, self.softcap);
         let attended = match memory {
@@ -343,8 +363,8 @@ impl Mlp {
     /// # Shapes
     /// `x` [B, T, D] → [B, T, D], by way of [B, T, F]
     fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Tensor {
-        let gate = self.activation.apply(&self.gate_proj.forward(x, pass));
-        self.down_proj.forward(&(gate * self.up_proj.forward(x, pass)), pass)
+        let [gate, up] = Linear::forward_all([&self.gate_proj, &self.up_proj], x, pass);
+        self.down_proj.forward(&self.activation.gated(&gate, &up), pass)
     }
 }
 

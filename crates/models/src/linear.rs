@@ -3,6 +3,7 @@
 use tailor_domain::Invalid;
 use tailor_quant::Float;
 use tailor_torch::QuantWeight;
+use tailor_torch::device::{DeviceWeight, MAX_GROUP, device_linear};
 use tch::{Kind, Tensor};
 
 use crate::pass::{Adapters, Pass};
@@ -58,6 +59,8 @@ pub struct LinearInfo {
 pub(crate) enum Weight {
     Dense(Tensor), // [out, in]
     FourBit(QuantWeight),
+    /// In 4 bits on a device that has kernels.
+    OnDevice(DeviceWeight),
 }
 
 impl Weight {
@@ -66,6 +69,7 @@ impl Weight {
         match self {
             Self::Dense(weight) => Self::Dense(weight.shallow_clone()),
             Self::FourBit(weight) => Self::FourBit(weight.clone()),
+            Self::OnDevice(weight) => Self::OnDevice(weight.clone()),
         }
     }
 }
@@ -98,6 +102,50 @@ impl Linear {
             Weight::FourBit(weight) => {
                 tailor_torch::quant_linear(x, weight, self.bias.as_ref()).unwrap_or_else(|error| panic!("{error}"))
             }
+            Weight::OnDevice(weight) => self.biased(on_device(x, &[weight]).remove(0)),
         }
     }
+
+    fn biased(&self, y: Tensor) -> Tensor {
+        match &self.bias {
+            Some(bias) => y + bias,
+            None => y,
+        }
+    }
+
+    /// Layers that take the same input, q, k and v or gate and up: where kernels are, one dequantises all their weights,
+    /// and one product serves all.
+    ///
+    /// # Shapes
+    /// `x` [B, T, in] → [B, T, out] for each
+    pub fn forward_all<const N: usize>(layers: [&Self; N], x: &Tensor, pass: &Pass<'_>) -> [Tensor; N] {
+        const { assert!(N <= MAX_GROUP, "one launch takes no more weights") };
+        let weights: Vec<&DeviceWeight> = layers
+            .iter()
+            .filter_map(|layer| match &layer.weight {
+                Weight::OnDevice(weight) => Some(weight),
+                Weight::Dense(_) | Weight::FourBit(_) => None,
+            })
+            .collect();
+        let set = match &pass.adapters {
+            Adapters::None => None,
+            Adapters::One(set) => Some(set),
+            Adapters::Rows(_) => return layers.map(|layer| layer.forward(x, pass)),
+        };
+        if weights.len() < N {
+            return layers.map(|layer| layer.forward(x, pass));
+        }
+        let mut products = on_device(x, &weights).into_iter();
+        layers.map(|layer| {
+            let y = products.next().map_or_else(|| layer.plain(x), |y| layer.biased(y));
+            match set.and_then(|set| set.change(layer.slot)) {
+                Some(change) => change.add_to(layer, &y, x, pass.training),
+                None => y,
+            }
+        })
+    }
+}
+
+fn on_device(x: &Tensor, weights: &[&DeviceWeight]) -> Vec<Tensor> {
+    device_linear(x, weights).unwrap_or_else(|error| panic!("{error}"))
 }

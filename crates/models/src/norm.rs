@@ -1,5 +1,6 @@
 //! Root mean square norm (arXiv 1910.07467): no mean, no bias, the mean square in f32.
 
+use tailor_torch::device::{has_kernels, rms_norm};
 use tch::{Kind, Tensor};
 
 use crate::pass::Pass;
@@ -28,6 +29,11 @@ impl RmsNorm {
     }
 
     fn scaled(&self, x: &Tensor, weight: &Tensor) -> Tensor {
+        // The kernel gives the weight no gradient.
+        if has_kernels(x) && x.kind() == weight.kind() && !weight.requires_grad() {
+            let one_plus = self.scale == NormScale::OnePlusWeight;
+            return rms_norm(x, weight, self.eps, one_plus).unwrap_or_else(|error| panic!("{error}"));
+        }
         let wide = x.to_kind(Kind::Float);
         let mean_square = wide.square().mean_dim([-1i64].as_slice(), true, Kind::Float);
         let normed = wide * (mean_square + self.eps).rsqrt();

@@ -149,7 +149,7 @@ impl T5 {
     ) -> Result<Chain<'a>> {
         let mask = self.encoder_mask(ids, mask);
         let blocks = &self.encoder.blocks;
-        Chain::forward(self.embed(ids, prompts, pass), blocks.len(), move |i, x| {
+        Chain::forward(self.embed(ids, prompts, pass), blocks.len(), pass.parks, move |i, x| {
             blocks[i].forward(x, &mask, Memory::None, Encoded::None, pass)
         })
     }
@@ -171,7 +171,7 @@ impl T5 {
         pass: &'a Pass<'a>,
     ) -> Result<Chain<'a>> {
         let block = self.decoder_block(ids, states, states_mask, pass);
-        Chain::forward(self.decoder.embed(ids, pass), self.decoder.blocks.len(), block)
+        Chain::forward(self.decoder.embed(ids, pass), self.decoder.blocks.len(), pass.parks, block)
     }
 
     /// The decoder's blocks one by one, each making its keys and values of the encoder's `states` itself.
@@ -449,7 +449,8 @@ impl Attention {
 
     /// `x` [B, S, D] → keys and values [B, H, S, Dh]
     fn keys_values(&self, x: &Tensor, pass: &Pass<'_>) -> (Tensor, Tensor) {
-        (heads(&self.k.forward(x, pass), self.head_dim), heads(&self.v.forward(x, pass), self.head_dim))
+        let [k, v] = Linear::forward_all([&self.k, &self.v], x, pass);
+        (heads(&k, self.head_dim), heads(&v, self.head_dim))
     }
 
     /// # Shapes
@@ -488,10 +489,13 @@ impl FeedForward {
     /// # Shapes
     /// `x` [B, T, D] → [B, T, D], by way of [B, T, F]
     fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Tensor {
-        let inner = self.activation.apply(&self.wi_0.forward(x, pass));
-        match &self.wi_1 {
-            Some(wi_1) => self.wo.forward(&(inner * wi_1.forward(x, pass)), pass),
-            None => self.wo.forward(&inner, pass),
-        }
+        let inner = match &self.wi_1 {
+            Some(wi_1) => {
+                let [gate, up] = Linear::forward_all([&self.wi_0, wi_1], x, pass);
+                self.activation.gated(&gate, &up)
+            }
+            None => self.activation.apply(&self.wi_0.forward(x, pass)),
+        };
+        self.wo.forward(&inner, pass)
     }
 }

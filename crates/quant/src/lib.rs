@@ -32,4 +32,4 @@ pub use float::Float;
 pub use folder::{Progress, QuantOptions, QuantReport, quantize_folder};
 pub use quantize::{BlockSize, quantize, quantize_bytes, quantize_with_offset};
 pub use quantized::{NESTED_BLOCK, Quantized, Scales};
-pub use state::QuantState;
+pub use state::{NestedState, QuantState};

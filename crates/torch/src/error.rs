@@ -10,12 +10,16 @@ pub enum Error {
     Torch(String),
     #[error("memory statistics: {0}")]
     Memory(String),
+    /// What a GPU, or its emulation, needs and does not find.
+    #[error("{0}")]
+    Gpu(String),
 }
 
 impl Error {
     pub fn code(&self) -> ErrorCode {
         match self {
-            Self::Torch(message) if out_of_memory(message) => ErrorCode::ResourceExhausted,
+            Self::Torch(message) | Self::Gpu(message) if out_of_memory(message) => ErrorCode::ResourceExhausted,
+            Self::Gpu(_) => ErrorCode::FailedPrecondition,
             Self::Torch(_) | Self::Memory(_) => ErrorCode::Internal,
         }
     }

@@ -72,6 +72,7 @@ pub fn resume<'a>(
     observer: &mut dyn Observer,
 ) -> Result<Trained, Error> {
     recipe.validate()?;
+    recipe.train.check_device(base.device().is_cuda())?;
     let examples = examples.into();
     check_objective(recipe.train.objective, examples)?;
     let rows = Rows::usable(base, &recipe.train, &recipe.evaluate, examples)?;

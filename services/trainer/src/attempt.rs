@@ -220,7 +220,8 @@ impl Attempt<'_> {
                 Precision::Bf16 => Compute::Bf16,
                 Precision::F32 => Compute::F32,
             };
-            let load = LoadOptions { compute, ..LoadOptions::default() };
+            let device = tailor_models::chosen_device().map_err(tailor_models::Error::from)?;
+            let load = LoadOptions { compute, device };
             let base = Base::load(&prepared.folder, &load)?;
             let mut reporter = Reporter {
                 ticks: ticks.clone(),

@@ -1,5 +1,7 @@
 //! The shim's functions against plain operators, and its errors.
 
+mod gpu;
+mod kernels;
 mod pool;
 
 use tailor_quant::{Backend, BlockSize, Code, Float, quantize};
