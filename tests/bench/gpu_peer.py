@@ -57,7 +57,7 @@ def materialise(module, skip):
 
 kind = AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
 with torch.device("meta"):
-    model = kind.from_config(config, torch_dtype=dtype)
+    model = kind.from_config(config, dtype=dtype)
 materialise(model, {"lm_head"})
 for name, module in model.named_modules():
     # Rotary frequencies are buffers, computed at construction.

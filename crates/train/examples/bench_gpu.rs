@@ -24,9 +24,11 @@ use serde_json::{Value, json};
 use tailor_torch::gpu;
 
 use shapes::{Case, Goal, Shape};
+use support::MIB;
 
 /// What the program ends with where it has no card to run on.
 const NO_CARD: u8 = 3;
+const GIB: f64 = 1024.0 * MIB;
 
 struct Settings {
     device: String,
@@ -169,13 +171,13 @@ fn row(
     let goal = match case.goal.filter(|_| who == "Tailor") {
         None => String::new(),
         Some(Goal::Speed(tokens)) => format!("{tokens:.0} tokens/s on an H200"),
-        Some(Goal::Bytes(bytes)) => format!("{:.1} GiB", bytes / (1u64 << 30) as f64),
+        Some(Goal::Bytes(bytes)) => format!("{:.1} GiB", bytes / GIB),
     };
     println!(
         "| {} | {} | {who} | {speed:.0} | {used_words} | {:.2} | {:.4} | {:.4} | {:.4} | {goal} |",
         shape.name,
         case.name,
-        figure("peak") / (1u64 << 30) as f64,
+        figure("peak") / GIB,
         figure("first_loss"),
         figure("loss"),
         figure("grad_norm")
