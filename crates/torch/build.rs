@@ -1,15 +1,29 @@
-//! Compiles the C++ shim against libtorch's headers and links what uses it.
+//! Compiles the C++ shim against libtorch's headers and links what uses it. No CUDA toolkit is needed: kernels are compiled
+//! where they run.
+
+const SOURCES: [&str; 13] = [
+    "shim/shim.cpp",
+    "shim/pool.cpp",
+    "shim/parallel.cpp",
+    "shim/project.cpp",
+    "shim/layers.cpp",
+    "shim/attention.cpp",
+    "shim/loss.cpp",
+    "shim/c10d.cpp",
+    "shim/launch.cpp",
+    "shim/device_linear.cpp",
+    "shim/device_layers.cpp",
+    "shim/device_adamw.cpp",
+    "shim/device_memory.cpp",
+];
 
 fn main() {
     println!("cargo::rerun-if-changed=shim");
+    println!("cargo::rerun-if-changed=kernels/params.h");
     let mut build = cc::Build::new();
-    // The kernels' loops become vector instructions at this level, whatever the profile.
-    build.cpp(true).std("c++17").opt_level(3).flag_if_supported("-fno-math-errno").warnings(false);
-    for file in ["shim", "pool", "parallel", "project", "layers", "attention", "loss", "c10d"] {
-        build.file(format!("shim/{file}.cpp"));
-    }
-    // For the names of Gloo's types, which libtorch's headers mention and do not bring.
-    build.include("shim");
+    // The kernels' loops become vector instructions at this level, whatever the profile; without OpenMP's flag libtorch's
+    // headers make one thread of `parallel_for`.
+    build.cpp(true).std("c++17").opt_level(3).flag_if_supported("-fno-math-errno").flag_if_supported("-fopenmp").warnings(false).files(SOURCES);
     for folder in tailor_torch_link::include_folders() {
         build.flag("-isystem").flag(folder.display().to_string());
     }

@@ -55,13 +55,16 @@ impl Worker {
         if options.threads > 0 {
             tch::set_num_threads(options.threads as i32);
         }
-        let load = LoadOptions { compute: options.compute, ..LoadOptions::default() };
         let refused = |error: tailor_models::Error| Error::Base {
             folder: folder.display().to_string(),
             code: error.code(),
             problem: error.to_string(),
         };
-        let base = guarded(|| Base::load(folder, &load)).map_err(refused)?;
+        let base = guarded(|| {
+            let load = LoadOptions { compute: options.compute, device: tailor_models::chosen_device()? };
+            Base::load(folder, &load)
+        });
+        let base = base.map_err(refused)?;
         let info = info(&base, options.max_context);
         let blocks = options.kv_blocks(&info, base.block_bytes());
         let pool = guarded(|| base.kv_pool(blocks)).map_err(refused)?;

@@ -1,6 +1,10 @@
 //! Attention over heads, and the masks it takes. "Attention is all you need", arXiv 1706.03762 §3.2.
 
+use std::sync::Arc;
+
 use tch::{Kind, Tensor};
+
+use crate::texts::Texts;
 
 /// Splits the last dimension into heads: [B, T, H·Dh] → [B, H, T, Dh].
 pub(crate) fn heads(x: &Tensor, head_dim: i64) -> Tensor {
@@ -12,6 +16,12 @@ pub(crate) fn heads(x: &Tensor, head_dim: i64) -> Tensor {
 pub(crate) fn unheads(x: &Tensor) -> Tensor {
     let size = x.size();
     x.transpose(1, 2).reshape([size[0], size[2], -1])
+}
+
+/// All tokens one after the other: [B, H, T, Dh] → [B·T, H, Dh], a view where the memory lies so.
+pub(crate) fn heads_last(x: &Tensor) -> Tensor {
+    let size = x.size();
+    x.transpose(1, 2).reshape([size[0] * size[2], size[1], size[3]])
 }
 
 pub(crate) fn shape3(x: &Tensor) -> (i64, i64, i64) {
@@ -26,6 +36,8 @@ pub(crate) enum Mask {
     Open,
     /// True where a query sees a key, or a term added to the scores: broadcasts to [B, H, T, S].
     Given(Tensor),
+    /// Query t sees the keys of its own text up to itself.
+    Texts(Arc<Texts>),
 }
 
 /// softmax(cap(q·kᵀ·scale) + mask)·v
@@ -37,6 +49,7 @@ pub(crate) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, mask: &Mask, scale: f64
         return unheads(&attend_capped(q, k, v, mask, scale, softcap));
     }
     let (given, causal) = match mask {
+        Mask::Texts(texts) => return texts.attend(q, k, v, scale),
         Mask::Causal => (None, true),
         Mask::Open => (None, false),
         Mask::Given(mask) => (Some(mask), false),
@@ -58,6 +71,7 @@ fn attend_capped(q: &Tensor, k: &Tensor, v: &Tensor, mask: &Mask, scale: f64, so
         Mask::Open => scores,
         Mask::Given(seen) if seen.kind() == Kind::Bool => biased(&scores, seen),
         Mask::Given(term) => scores + term,
+        Mask::Texts(_) => panic!("capped scores take a mask"), // `Decoder::view` gives one
     };
     scores.softmax(-1, Kind::Float).to_kind(q.kind()).matmul(&spread(v))
 }

@@ -126,8 +126,22 @@ impl Base {
         Self::build(config, config_json.to_vec(), Source::Random, LoadOptions { compute: Compute::F32, device })
     }
 
+    /// Random 4-bit weights (NF4 with double quantisation) made on the device, everything else dense in the compute type;
+    /// nothing requires a gradient. For measuring: of a shape that no disk need hold. Seeds libtorch's generator.
+    ///
+    /// # Errors
+    /// A config that is not supported, by field; no memory.
+    pub fn random_four_bit(config_json: &[u8], options: &LoadOptions, seed: i64) -> Result<Self> {
+        let config = Config::parse(config_json)?;
+        tch::manual_seed(seed);
+        Self::build(config, config_json.to_vec(), Source::RandomFourBit, *options)
+    }
+
     fn build(config: Config, config_text: Vec<u8>, source: Source<'_>, options: LoadOptions) -> Result<Self> {
         tailor_torch::use_pool();
+        if let Device::Cuda(index) = options.device {
+            tailor_torch::gpu::prepare(index)?;
+        }
         let mut builder = Builder::new(source, options.compute, options.device);
         let model = match &config {
             Config::Decoder(config) => Model::Decoder(Decoder::build(config, &mut builder)?),
@@ -185,6 +199,7 @@ impl Base {
         Some(match &self.weights[slot] {
             Weight::Dense(weight) => weight.to_kind(Kind::Float),
             Weight::FourBit(weight) => weight.dequantize().to_device(self.device),
+            Weight::OnDevice(weight) => weight.dequantize().unwrap_or_else(|error| panic!("{error}")),
         })
     }
 
@@ -303,11 +318,15 @@ impl Base {
     /// # Shapes
     /// `hidden` [.., D], with an adapter for each row [B, .., D] → logits [.., V] in f32
     pub fn head(&self, hidden: &Tensor, pass: &Pass<'_>) -> Tensor {
-        let logits = match &self.model {
+        self.head_as_computed(hidden, pass).to_kind(Kind::Float)
+    }
+
+    /// As [`Base::head`] in the type that the head computes in.
+    pub fn head_as_computed(&self, hidden: &Tensor, pass: &Pass<'_>) -> Tensor {
+        match &self.model {
             Model::Decoder(decoder) => decoder.head(hidden, pass),
             Model::T5(t5) => t5.head(hidden, pass),
-        };
-        logits.to_kind(Kind::Float)
+        }
     }
 
     /// The head's weight [V, D], where [`Base::head`] is no more than its product with the states and none of it is

@@ -3,8 +3,10 @@
 //!
 //! The layers' graphs are never connected: each is made from its kept input, gone through with the gradient that the
 //! layer above left, and dropped before the next. So one layer's activations are in memory at a time. Random numbers are
-//! put back to what they were, so dropout drops the same.
+//! put back to what they were, so dropout drops the same. The inputs may wait in the host's memory; then the next one is
+//! on its way back while a layer runs.
 
+use tailor_torch::gpu::Parked;
 use tch::Tensor;
 
 use crate::{Error, Result};
@@ -23,23 +25,53 @@ pub(crate) struct Chain<'a> {
 type Layer<'a> = dyn Fn(usize, &Tensor) -> Tensor + 'a;
 
 struct Kept {
-    input: Tensor,
+    input: Input,
     random: Vec<u8>,
 }
 
+enum Input {
+    Here(Tensor),
+    Parked(Parked),
+}
+
+impl Input {
+    fn new(tensor: Tensor, park: bool) -> Result<Self> {
+        Ok(if park { Self::Parked(Parked::new(&tensor)?) } else { Self::Here(tensor) })
+    }
+
+    fn prefetch(&mut self) -> Result<()> {
+        match self {
+            Self::Here(_) => Ok(()),
+            Self::Parked(parked) => Ok(parked.prefetch()?),
+        }
+    }
+
+    fn fetch(self) -> Result<Tensor> {
+        match self {
+            Self::Here(tensor) => Ok(tensor),
+            Self::Parked(parked) => Ok(parked.fetch()?),
+        }
+    }
+}
+
 impl<'a> Chain<'a> {
-    /// Runs `layers` layers on `x`, keeping no history of them.
+    /// Runs `layers` layers on `x`, keeping no history of them; `park`: what is kept waits on the host.
     ///
     /// # Errors
     /// libtorch failed.
-    pub fn forward(x: Tensor, layers: usize, layer: impl Fn(usize, &Tensor) -> Tensor + 'a) -> Result<Self> {
+    pub fn forward(
+        x: Tensor,
+        layers: usize,
+        park: bool,
+        layer: impl Fn(usize, &Tensor) -> Tensor + 'a,
+    ) -> Result<Self> {
         let mut kept = Vec::with_capacity(layers);
         let entry = x.requires_grad().then(|| x.shallow_clone());
         let mut x = x.f_detach()?;
         for i in 0..layers {
             let random = tailor_torch::rng_state()?;
             let y = tch::no_grad(|| layer(i, &x));
-            kept.push(Kept { input: x, random });
+            kept.push(Kept { input: Input::new(x, park)?, random });
             x = y;
         }
         Ok(Self { layer: Box::new(layer), kept, entry, last: x.f_detach()?.f_set_requires_grad(true)? })
@@ -56,7 +88,10 @@ impl<'a> Chain<'a> {
         self.last = Tensor::new();
         while let Some(Kept { input, random }) = self.kept.pop() {
             tailor_torch::set_rng_state(&random)?;
-            let x = input.f_set_requires_grad(true)?;
+            if let Some(next) = self.kept.last_mut() {
+                next.input.prefetch()?;
+            }
+            let x = input.fetch()?.f_set_requires_grad(true)?;
             let y = (self.layer)(self.kept.len(), &x);
             tailor_torch::backward(&[(&y, Some(&gradient))], false)?;
             gradient = gradient_of(&x)?;

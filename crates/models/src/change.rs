@@ -74,6 +74,7 @@ fn row_norms(weight: &Weight, lora: &Lora) -> Result<Tensor> {
     let weight = match weight {
         Weight::Dense(weight) => weight.shallow_clone(),
         Weight::FourBit(weight) => weight.dequantize().f_to_device(lora.b.device())?,
+        Weight::OnDevice(weight) => weight.dequantize()?,
     };
     let (out, input) = weight.size2()?;
     let rows = (CHUNK / input.max(1)).max(1);

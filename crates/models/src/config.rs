@@ -3,6 +3,7 @@
 
 use serde_json::{Map, Value};
 use tailor_domain::Family;
+use tailor_torch::device::{Gate, gated, has_kernels};
 
 use crate::{Error, Result};
 
@@ -103,14 +104,17 @@ impl Activation {
 
     /// act(gate)·up: what a gated feed-forward layer makes of its two halves.
     pub(crate) fn gate(self, gate: &tch::Tensor, up: &tch::Tensor) -> tch::Tensor {
-        let fused = match self {
-            Self::Silu => Some(tailor_torch::Gate::Silu),
-            Self::GeluTanh => Some(tailor_torch::Gate::GeluTanh),
+        let kind = match self {
+            Self::Silu => Some(Gate::Silu),
+            Self::GeluTanh => Some(Gate::GeluTanh),
             Self::Gelu | Self::Relu => None,
         };
-        match fused.filter(|_| tailor_torch::fused(gate)) {
-            Some(kind) => tailor_torch::gated(gate, up, kind).unwrap_or_else(|error| panic!("{error}")),
-            None => self.apply(gate) * up,
+        match kind.filter(|_| gate.kind() == up.kind()) {
+            Some(kind) if has_kernels(gate) => gated(gate, up, kind).unwrap_or_else(|error| panic!("{error}")),
+            Some(kind) if tailor_torch::fused(gate) => {
+                tailor_torch::gated(gate, up, kind).unwrap_or_else(|error| panic!("{error}"))
+            }
+            _ => self.apply(gate) * up,
         }
     }
 }

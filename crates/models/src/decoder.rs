@@ -3,7 +3,9 @@
 //! with rotary positions and a gated feed-forward.
 
 use std::f64::consts::TAU;
+use std::sync::Arc;
 
+use tailor_torch::device::{has_kernels, rope};
 use tch::{Kind, Tensor};
 
 use crate::attention::{Mask, attend, causal_mask, heads, positions, softcapped};
@@ -16,6 +18,7 @@ use crate::pages::KvPool;
 use crate::pass::Pass;
 use crate::prompt::Prompts;
 use crate::spans::{GivenRows, Span, SpanAttention, SpanMask};
+use crate::texts::Texts;
 use crate::weights::{Builder, Dense};
 use crate::{Activation, Result};
 
@@ -130,7 +133,8 @@ impl Decoder {
             Some(cache) => Some(cache.extend(&mask.map_or_else(|| ids.ones_like(), Tensor::shallow_clone))),
             None => mask.map(Tensor::shallow_clone),
         };
-        let views = self.views(ids, keys.as_ref());
+        let texts = self.texts(ids, cache.is_none(), pass);
+        let views = self.views(ids, keys.as_ref(), texts);
         let mut x = self.embed(ids, prompts, pass);
         for (i, layer) in self.layers.iter().enumerate() {
             let cache = cache.as_mut().and_then(|cache| cache.layers.get_mut(i));
@@ -182,8 +186,8 @@ impl Decoder {
         prompts: Option<&Prompts<'_>>,
         pass: &'a Pass<'a>,
     ) -> Result<Chain<'a>> {
-        let views = self.views(ids, mask);
-        Chain::forward(self.embed(ids, prompts, pass), self.layers.len(), move |i, x| {
+        let views = self.views(ids, mask, self.texts(ids, true, pass));
+        Chain::forward(self.embed(ids, prompts, pass), self.layers.len(), pass.parks, move |i, x| {
             let layer = &self.layers[i];
             layer.forward(x, &views[layer.kind], Memory::None, pass)
         })
@@ -205,8 +209,16 @@ impl Decoder {
         prompts.map_or_else(|| x.shallow_clone(), |prompts| prompts.put_into(&x))
     }
 
-    fn views(&self, ids: &Tensor, keys: Option<&Tensor>) -> Vec<View> {
-        self.kinds.iter().map(|kind| self.view(kind, ids, keys)).collect()
+    fn views(&self, ids: &Tensor, keys: Option<&Tensor>, texts: Option<&Arc<Texts>>) -> Vec<View> {
+        self.kinds.iter().map(|kind| self.view(kind, ids, keys, texts)).collect()
+    }
+
+    /// The pass's texts, where attention can go by them: virtual tokens or a cache make other sequences of the batch, and
+    /// capped scores have no kernel.
+    fn texts<'a>(&self, ids: &Tensor, whole: bool, pass: &'a Pass<'_>) -> Option<&'a Arc<Texts>> {
+        let capped = self.layers.iter().any(|layer| layer.self_attn.softcap.is_some());
+        let usable = whole && !capped && has_kernels(ids);
+        pass.texts.as_ref().filter(|texts| usable && texts.tokens() == ids.numel())
     }
 
     /// # Shapes
@@ -225,8 +237,12 @@ impl Decoder {
         self.logit_softcap.is_some()
     }
 
-    fn view(&self, kind: &LayerKind, ids: &Tensor, keys: Option<&Tensor>) -> View {
+    fn view(&self, kind: &LayerKind, ids: &Tensor, keys: Option<&Tensor>, texts: Option<&Arc<Texts>>) -> View {
         let new = ids.size()[1];
+        if let Some(texts) = texts.filter(|_| kind.sliding_window.is_none_or(|window| new <= window)) {
+            let rotation = self.rotation_at(&kind.inverse_frequencies, texts.positions());
+            return View { rotation, mask: Mask::Texts(Arc::clone(texts)) };
+        }
         let mask = match (keys, kind.sliding_window) {
             (Some(keys), window) => Mask::Given(causal_mask(keys, new, window)),
             (None, Some(window)) if new > window => Mask::Given(causal_mask(&ids.ones_like(), new, Some(window))),
@@ -260,7 +276,10 @@ impl Rotation {
     /// # Shapes
     /// `x` [B, H, T, Dh] → the same
     fn turn(&self, x: &Tensor) -> Tensor {
-        if tailor_torch::fused(x) {
+        if has_kernels(x) && x.kind() == self.cos.kind() {
+            return rope(x, &self.cos, &self.sin).unwrap_or_else(|error| panic!("{error}"));
+        }
+        if tailor_torch::fused(x) && x.kind() == self.cos.kind() {
             return tailor_torch::rotate(x, &self.cos, &self.sin).unwrap_or_else(|error| panic!("{error}"));
         }
         let halves = x.chunk(2, -1);

@@ -55,9 +55,11 @@ mod pages;
 mod pass;
 mod peft;
 mod prompt;
+mod random;
 mod save;
 mod spans;
 mod t5;
+mod texts;
 mod weights;
 
 pub use base::{Base, Input, Layered, LoadOptions};
@@ -68,4 +70,7 @@ pub use linear::{Compute, LinearInfo};
 pub use lora::{Lora, LoraInit, LoraSet};
 pub use pages::{BLOCK_TOKENS, EncoderInput, KvPool, Segment};
 pub use pass::{Adapters, Pass, Routes};
+pub use texts::Texts;
 pub use weights::Parameter;
+
+pub use tailor_torch::gpu::chosen_device;

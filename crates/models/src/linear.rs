@@ -2,6 +2,7 @@
 
 use tailor_domain::Invalid;
 use tailor_quant::Float;
+use tailor_torch::device::{DeviceWeight, MAX_GROUP, device_linear};
 use tailor_torch::{Projection, ProjectionWeight, QuantWeight};
 use tch::{Kind, Tensor};
 
@@ -58,6 +59,8 @@ pub struct LinearInfo {
 pub(crate) enum Weight {
     Dense(Tensor), // [out, in]
     FourBit(QuantWeight),
+    /// In 4 bits on a device that has kernels.
+    OnDevice(DeviceWeight),
 }
 
 impl Weight {
@@ -66,6 +69,7 @@ impl Weight {
         match self {
             Self::Dense(weight) => Self::Dense(weight.shallow_clone()),
             Self::FourBit(weight) => Self::FourBit(weight.clone()),
+            Self::OnDevice(weight) => Self::OnDevice(weight.clone()),
         }
     }
 }
@@ -87,9 +91,20 @@ impl Linear {
 
     /// The base's own.
     pub fn plain(&self, x: &Tensor) -> Tensor {
-        match self.constant() {
-            None => x.linear(self.dense(), self.bias.as_ref()),
-            Some(weight) => together(x, &[Projection { weight, bias: self.bias.as_ref(), lora: None }]).swap_remove(0),
+        match (&self.weight, self.constant()) {
+            (Weight::OnDevice(weight), _) => self.biased(on_device(x, &[weight]).remove(0)),
+            (_, Some(weight)) => {
+                together(x, &[Projection { weight, bias: self.bias.as_ref(), lora: None }]).swap_remove(0)
+            }
+            (Weight::Dense(weight), None) => x.linear(weight, self.bias.as_ref()),
+            (Weight::FourBit(_), None) => unreachable!("a weight in 4 bits is always a constant"),
+        }
+    }
+
+    fn biased(&self, y: Tensor) -> Tensor {
+        match &self.bias {
+            Some(bias) => y + bias,
+            None => y,
         }
     }
 
@@ -102,22 +117,18 @@ impl Linear {
         };
         match &self.weight {
             Weight::Dense(weight) => (!changed && self.bias.is_none() && !weight.requires_grad()).then_some(weight),
-            Weight::FourBit(_) => None,
+            Weight::FourBit(_) | Weight::OnDevice(_) => None,
         }
     }
 
-    /// The weight, where it is not trained itself.
+    /// The weight for [`tailor_torch::project`], where it is not trained itself and no kernel of our own takes it.
     fn constant(&self) -> Option<ProjectionWeight<'_>> {
         match &self.weight {
             Weight::FourBit(weight) => Some(ProjectionWeight::FourBit(weight)),
-            Weight::Dense(weight) => (!weight.requires_grad()).then_some(ProjectionWeight::Dense(weight)),
-        }
-    }
-
-    fn dense(&self) -> &Tensor {
-        match &self.weight {
-            Weight::Dense(weight) => weight,
-            Weight::FourBit(_) => unreachable!("a weight in 4 bits is always a constant"),
+            Weight::Dense(weight) => {
+                (tailor_torch::fused(weight) && !weight.requires_grad()).then_some(ProjectionWeight::Dense(weight))
+            }
+            Weight::OnDevice(_) => None,
         }
     }
 
@@ -135,25 +146,49 @@ impl Linear {
     }
 }
 
-/// Layers of one input, in one go where all of them allow it.
+/// Layers that take the same input, q, k and v or gate and up, in one go where all of them allow it: on the CPU with what
+/// LoRA adds; where kernels are, one dequantises all their weights, and one product serves all.
 ///
 /// # Shapes
 /// `x` [B, T, in] → for each [B, T, out]
 pub(crate) fn project<const N: usize>(layers: [&Linear; N], x: &Tensor, pass: &Pass<'_>) -> [Tensor; N] {
+    const { assert!(N <= MAX_GROUP, "one launch takes no more weights") };
     let projections: Option<Vec<_>> = layers.iter().map(|layer| layer.projection(pass)).collect();
-    match projections.map(|projections| <[Tensor; N]>::try_from(together(x, &projections))) {
-        Some(Ok(all)) => all,
-        _ => layers.map(|layer| match &pass.adapters {
-            Adapters::None => layer.plain(x),
-            Adapters::One(set) => match set.change(layer.slot) {
-                None => layer.plain(x),
-                Some(change) => change.forward(layer, x, pass.training),
-            },
-            Adapters::Rows(routes) => routes.forward(layer, x),
-        }),
+    if let Some(Ok(all)) = projections.map(|projections| <[Tensor; N]>::try_from(together(x, &projections))) {
+        return all;
     }
+    let set = match &pass.adapters {
+        Adapters::None => None,
+        Adapters::One(set) => Some(set),
+        Adapters::Rows(routes) => return layers.map(|layer| routes.forward(layer, x)),
+    };
+    let weights: Vec<&DeviceWeight> = layers
+        .iter()
+        .filter_map(|layer| match &layer.weight {
+            Weight::OnDevice(weight) => Some(weight),
+            Weight::Dense(_) | Weight::FourBit(_) => None,
+        })
+        .collect();
+    if weights.len() < N {
+        return layers.map(|layer| match set.and_then(|set| set.change(layer.slot)) {
+            None => layer.plain(x),
+            Some(change) => change.forward(layer, x, pass.training),
+        });
+    }
+    let mut products = on_device(x, &weights).into_iter();
+    layers.map(|layer| {
+        let y = products.next().map_or_else(|| layer.plain(x), |y| layer.biased(y));
+        match set.and_then(|set| set.change(layer.slot)) {
+            Some(change) => change.add_to(layer, &y, x, pass.training),
+            None => y,
+        }
+    })
 }
 
 fn together(x: &Tensor, projections: &[Projection<'_>]) -> Vec<Tensor> {
     tailor_torch::project(x, projections).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn on_device(x: &Tensor, weights: &[&DeviceWeight]) -> Vec<Tensor> {
+    device_linear(x, weights).unwrap_or_else(|error| panic!("{error}"))
 }

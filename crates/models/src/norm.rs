@@ -1,5 +1,6 @@
 //! Root mean square norm (arXiv 1910.07467): no mean, no bias, the mean square in f32.
 
+use tailor_torch::device::{has_kernels, rms_norm};
 use tch::{Kind, Tensor};
 
 use crate::pass::Pass;
@@ -28,8 +29,13 @@ impl RmsNorm {
     }
 
     fn scaled(&self, x: &Tensor, weight: &Tensor) -> Tensor {
-        if tailor_torch::fused(x) && x.kind() == weight.kind() && !weight.requires_grad() {
-            let one_plus = self.scale == NormScale::OnePlusWeight;
+        // Neither gives the weight a gradient.
+        let whole = x.kind() == weight.kind() && !weight.requires_grad();
+        let one_plus = self.scale == NormScale::OnePlusWeight;
+        if whole && has_kernels(x) {
+            return rms_norm(x, weight, self.eps, one_plus).unwrap_or_else(|error| panic!("{error}"));
+        }
+        if whole && tailor_torch::fused(x) {
             return tailor_torch::rms_norm(x, weight, self.eps, one_plus).unwrap_or_else(|error| panic!("{error}"));
         }
         let wide = x.to_kind(Kind::Float);

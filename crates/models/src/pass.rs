@@ -1,10 +1,13 @@
 //! What one pass through a model runs with: no adapter, one for the whole batch, or one for each row.
 
+use std::sync::Arc;
+
 use tch::{Device, Tensor};
 
 use crate::change::Change;
 use crate::linear::Linear;
 use crate::lora::LoraSet;
+use crate::texts::Texts;
 use crate::weights::Dense;
 
 /// What one pass through the model runs with.
@@ -14,6 +17,10 @@ pub struct Pass<'a> {
     pub training: bool,
     /// NEFTune (arXiv 2310.05914 algorithm 1): α of the uniform noise on the embeddings, α/√(T·D); 0 is none.
     pub noise: f64,
+    /// Where the texts of a packed batch begin, as its mask says too: where kernels are, attention goes by this.
+    pub texts: Option<Arc<Texts>>,
+    /// The inputs of layers that run again wait in the host's memory, not the GPU's.
+    pub parks: bool,
 }
 
 pub enum Adapters<'a> {
@@ -25,27 +32,37 @@ pub enum Adapters<'a> {
 impl<'a> Pass<'a> {
     /// The base alone.
     pub fn base() -> Pass<'static> {
-        Pass { adapters: Adapters::None, training: false, noise: 0.0 }
+        Pass { adapters: Adapters::None, training: false, noise: 0.0, texts: None, parks: false }
     }
 
     /// One adapter for all rows, without dropout.
     pub fn one(set: &'a LoraSet) -> Self {
-        Self { adapters: Adapters::One(set), training: false, noise: 0.0 }
+        Self { adapters: Adapters::One(set), training: false, noise: 0.0, texts: None, parks: false }
     }
 
     /// As [`Pass::one`], or [`Pass::base`] where there is none.
     pub fn maybe(set: Option<&'a LoraSet>) -> Self {
-        set.map_or(Pass { adapters: Adapters::None, training: false, noise: 0.0 }, Self::one)
+        set.map_or(Pass { adapters: Adapters::None, training: false, noise: 0.0, texts: None, parks: false }, Self::one)
     }
 
     /// One adapter for all rows, with dropout.
     pub fn training(set: &'a LoraSet) -> Self {
-        Self { adapters: Adapters::One(set), training: true, noise: 0.0 }
+        Self { adapters: Adapters::One(set), training: true, noise: 0.0, texts: None, parks: false }
     }
 
     /// The same pass with noise on the embeddings.
     pub fn with_noise(self, alpha: f64) -> Self {
         Self { noise: alpha, ..self }
+    }
+
+    /// The same pass for a batch of these texts.
+    pub fn with_texts(self, texts: Option<Arc<Texts>>) -> Self {
+        Self { texts, ..self }
+    }
+
+    /// The same pass, the inputs of layers that run again parked on the host or not.
+    pub fn with_parking(self, parks: bool) -> Self {
+        Self { parks, ..self }
     }
 
     /// [B, T, D] → the same
@@ -61,7 +78,7 @@ impl<'a> Pass<'a> {
 
     /// An adapter for each row of the first dimension. Inference only: it writes in place.
     pub fn rows(routes: &'a Routes<'a>) -> Self {
-        Self { adapters: Adapters::Rows(routes), training: false, noise: 0.0 }
+        Self { adapters: Adapters::Rows(routes), training: false, noise: 0.0, texts: None, parks: false }
     }
 
     /// `op` of `x` and a tensor of the base, or the adapter's own in its place.

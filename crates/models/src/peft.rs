@@ -40,7 +40,7 @@ impl Base {
         let slot = linears.iter().position(|linear| name.strip_suffix(".weight") == Some(linear.path.as_str()));
         match slot.map(|slot| self.weight(slot)) {
             Some(Weight::Dense(weight)) => Ok(weight.f_equal(values)?),
-            Some(Weight::FourBit(_)) | None => Ok(false),
+            Some(Weight::FourBit(_) | Weight::OnDevice(_)) | None => Ok(false),
         }
     }
 }

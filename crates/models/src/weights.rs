@@ -5,10 +5,12 @@ use std::collections::BTreeSet;
 use safetensors::Dtype;
 use tailor_quant::Checkpoint;
 use tailor_torch::QuantWeight;
+use tailor_torch::device::{DeviceWeight, has_kernels_on};
 use tch::{Device, Kind, Tensor};
 
 use crate::linear::{Compute, Linear, LinearInfo, Weight};
 use crate::norm::{NormScale, RmsNorm};
+use crate::random::RandomFourBit;
 use crate::{Error, Result};
 
 /// A dense tensor of the base under its checkpoint key.
@@ -52,6 +54,8 @@ pub(crate) enum Source<'a> {
     Checkpoint(&'a Checkpoint),
     /// libtorch's generator, seeded by the caller.
     Random,
+    /// The same, linear layers in 4 bits and nothing to be trained.
+    RandomFourBit,
 }
 
 impl<'a> Builder<'a> {
@@ -75,13 +79,13 @@ impl<'a> Builder<'a> {
     }
 
     pub fn is_random(&self) -> bool {
-        matches!(self.source, Source::Random)
+        matches!(self.source, Source::Random | Source::RandomFourBit)
     }
 
     pub fn has(&self, name: &str) -> bool {
         match &self.source {
             Source::Checkpoint(checkpoint) => checkpoint.contains(name),
-            Source::Random => true,
+            Source::Random | Source::RandomFourBit => true,
         }
     }
 
@@ -109,8 +113,8 @@ impl<'a> Builder<'a> {
     /// A linear layer that can take LoRA: in 4 bits if the checkpoint has it so.
     pub fn linear(&mut self, path: &str, input: i64, out: i64, bias: bool, std: f64) -> Result<Linear> {
         let name = format!("{path}.weight");
-        let weight = match self.four_bit(&name, input, out)? {
-            Some(weight) => Weight::FourBit(weight),
+        let weight = match self.four_bit(&name, input, out, std)? {
+            Some(weight) => weight,
             None => Weight::Dense(self.normal(&name, &[out, input], std)?),
         };
         let bias = match bias {
@@ -118,7 +122,7 @@ impl<'a> Builder<'a> {
             false => None,
         };
         let slot = self.linears.len();
-        let quantized = matches!(weight, Weight::FourBit(_));
+        let quantized = !matches!(weight, Weight::Dense(_));
         self.weights.push(weight.share());
         self.linears.push(LinearInfo { path: path.to_owned(), in_features: input, out_features: out, quantized });
         Ok(Linear { weight, bias, slot })
@@ -134,9 +138,19 @@ impl<'a> Builder<'a> {
         Linear { weight, bias: None, slot }
     }
 
-    fn four_bit(&mut self, name: &str, input: i64, out: i64) -> Result<Option<QuantWeight>> {
-        let Source::Checkpoint(checkpoint) = &self.source else { return Ok(None) };
-        let Some(weight) = checkpoint.quantized(name)? else { return Ok(None) };
+    fn four_bit(&mut self, name: &str, input: i64, out: i64, std: f64) -> Result<Option<Weight>> {
+        let weight = match &self.source {
+            Source::Random => return Ok(None),
+            Source::Checkpoint(checkpoint) => checkpoint.quantized(name)?,
+            Source::RandomFourBit => {
+                let random = RandomFourBit { out, input, std, dtype: self.compute.float() };
+                let weight = random.make(self.device)?;
+                self.quantized_bytes += random.bytes();
+                self.quantized_parameters += (out * input) as u64;
+                return Ok(Some(weight));
+            }
+        };
+        let Some(weight) = weight else { return Ok(None) };
         if weight.shape() != [out as usize, input as usize] {
             let problem = format!("4-bit shape {:?}; config.json needs [{out}, {input}]", weight.shape());
             return Err(Error::tensor(name, problem));
@@ -144,12 +158,18 @@ impl<'a> Builder<'a> {
         self.used.insert(name.to_owned());
         self.quantized_bytes += weight.resident_bytes();
         self.quantized_parameters += weight.elements() as u64;
-        Ok(QuantWeight::new(weight))
+        if has_kernels_on(self.device) {
+            let on_device = DeviceWeight::new(&weight, self.device)?;
+            weight.packed().evict();
+            return Ok(Some(Weight::OnDevice(on_device)));
+        }
+        Ok(QuantWeight::new(weight).map(Weight::FourBit))
     }
 
     fn dense(&mut self, name: &str, shape: &[i64], new: impl FnOnce((Kind, Device)) -> Tensor) -> Result<Tensor> {
         let tensor = match &self.source {
             Source::Random => new((Kind::Float, self.device)).set_requires_grad(true),
+            Source::RandomFourBit => new((self.compute.kind(), self.device)),
             Source::Checkpoint(checkpoint) => {
                 let stored = checkpoint.tensor(name)?;
                 if !stored.shape.iter().map(|&side| side as i64).eq(shape.iter().copied()) {

@@ -10,7 +10,6 @@
 pub(crate) mod activations;
 
 use serde::{Deserialize, Serialize};
-use tailor_domain::spec::Optimizer;
 
 use crate::adapter::Adapter;
 use crate::device::DeviceKind;
@@ -61,10 +60,10 @@ impl Memory {
         const F32: u64 = 4;
         let element = settings.compute.bytes();
         let trained = adapter.values();
-        let moments = match settings.optimizer {
-            Optimizer::AdamW => 2 * trained * F32,
-            // One byte each, and an f32 scale for 256 of them.
-            Optimizer::AdamW8bit => 2 * (trained + trained.div_ceil(256) * F32),
+        // In 8 bits one byte each, and an f32 scale for 256 of them. Paged ones are counted as if none had left.
+        let moments = match settings.optimizer.in_8_bits() {
+            false => 2 * trained * F32,
+            true => 2 * (trained + trained.div_ceil(256) * F32),
         };
         let best = if settings.measures { trained * F32 } else { 0 };
         let kept = activations::kept(shape, adapter, settings);
@@ -91,10 +90,7 @@ impl Memory {
 fn update(trained: u64, settings: &Settings) -> u64 {
     const F32: u64 = 4;
     const SLICE: u64 = 1 << 21;
-    let at_once = match settings.optimizer {
-        Optimizer::AdamW => trained,
-        Optimizer::AdamW8bit => trained.min(SLICE),
-    };
+    let at_once = if settings.optimizer.in_8_bits() { trained.min(SLICE) } else { trained };
     (trained * F32 + 6 * at_once * F32).max(2 * trained * F32)
 }
 

@@ -5,7 +5,6 @@
 //! layers keep is a measure of it.
 
 use serde::{Deserialize, Serialize};
-use tailor_domain::spec::Checkpointing;
 
 use crate::adapter::Adapter;
 use crate::memory::activations::{length, of_block, tokens};
@@ -34,7 +33,7 @@ impl Work {
     /// `passes` passes like that of the settings, and the update.
     pub fn of_step(shape: &Shape, adapter: &Adapter, settings: &Settings, passes: f64) -> Self {
         let pass = &settings.pass;
-        let again = if settings.checkpointing == Checkpointing::Layers { 1.0 } else { 0.0 };
+        let again = if settings.checkpointing.runs_again() { 1.0 } else { 0.0 };
         let reference = if pass.reference { 1.0 } else { 0.0 };
         let rounds = 2.0 + again + reference;
         let mut work = Self::default();

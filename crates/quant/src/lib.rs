@@ -37,4 +37,4 @@ pub use product::{
 };
 pub use quantize::{BlockSize, quantize, quantize_bytes, quantize_with_offset};
 pub use quantized::{NESTED_BLOCK, Quantized, Scales};
-pub use state::QuantState;
+pub use state::{NestedState, QuantState};

@@ -2,6 +2,8 @@
 
 #include "support.h"
 
+#include "common.h"
+
 #include <ATen/CPUGeneratorImpl.h>
 #include <torch/csrc/autograd/autograd.h>
 
@@ -43,6 +45,8 @@ at::Tensor scratch_of(at::IntArrayRef size, at::ScalarType dtype) {
   return scratch.narrow(0, 0, bytes).view(dtype).view(size);
 }
 
+void set_last_error(std::string message) { last_error = std::move(message); }
+
 namespace {
 at::Generator cpu_generator() { return at::detail::getDefaultCPUGenerator(); }
 }  // namespace
@@ -65,11 +69,22 @@ int32_t tailor_backward(const void* const* tensors, const void* const* gradients
 }
 
 int32_t tailor_rng_state(void** result) {
-  return guarded([&] { *result = handle(cpu_generator().get_state()); });
+  return guarded([&] {
+    Tensor state = cpu_generator().get_state();
+    if (const auto gpu = tailor::gpu_generator()) state = at::cat({state, gpu->get_state()});
+    *result = handle(state);
+  });
 }
 
 int32_t tailor_set_rng_state(const void* state) {
-  return guarded([&] { cpu_generator().set_state(tensor(state)); });
+  return guarded([&] {
+    const at::Tensor& both = tensor(state);
+    const auto gpu = tailor::gpu_generator();
+    const int64_t of_cpu = cpu_generator().get_state().numel();
+    if (!gpu || both.numel() <= of_cpu) return cpu_generator().set_state(both);
+    cpu_generator().set_state(both.narrow(0, 0, of_cpu).clone());
+    at::Generator(*gpu).set_state(both.narrow(0, of_cpu, both.numel() - of_cpu).clone());
+  });
 }
 
 void tailor_drop_scratch() { scratch = at::Tensor(); }

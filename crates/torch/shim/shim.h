@@ -67,7 +67,7 @@ void tailor_set_bf16_products(bool use);
 // Runs the backward pass from `tensors` with the given gradients, adding to the leaves' gradients.
 int32_t tailor_backward(const void* const* tensors, const void* const* gradients, size_t count, bool keep_graph);
 
-// State of the CPU's random generator as a byte tensor.
+// State of the CPU's random generator as a byte tensor; where kernels run on a GPU, the state of its generator after it.
 int32_t tailor_rng_state(void** result);
 int32_t tailor_set_rng_state(const void* state);
 

@@ -13,12 +13,16 @@ pub enum Error {
     /// Another rank of the job is gone, silent or cannot be reached; the job can be taken up again from its checkpoint.
     #[error("ranks: {0}; another rank of this job has ended or cannot be reached")]
     Ranks(String),
+    /// What a GPU, or its emulation, needs and does not find.
+    #[error("{0}")]
+    Gpu(String),
 }
 
 impl Error {
     pub fn code(&self) -> ErrorCode {
         match self {
-            Self::Torch(message) if out_of_memory(message) => ErrorCode::ResourceExhausted,
+            Self::Torch(message) | Self::Gpu(message) if out_of_memory(message) => ErrorCode::ResourceExhausted,
+            Self::Gpu(_) => ErrorCode::FailedPrecondition,
             Self::Torch(_) | Self::Memory(_) => ErrorCode::Internal,
             Self::Ranks(_) => ErrorCode::Unavailable,
         }

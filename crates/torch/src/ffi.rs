@@ -10,6 +10,7 @@ pub(crate) const F32: i32 = 0;
 /// `TailorReduce`.
 pub(crate) const SUM: i32 = 0;
 pub(crate) const MIN: i32 = 1;
+pub(crate) const BF16: i32 = 1;
 
 #[repr(C)]
 pub(crate) struct WeightOps {
@@ -31,7 +32,136 @@ pub(crate) struct Projection {
     pub scale: f64,
 }
 
+/// As `shim/device.h` has it, and so are the others.
+#[repr(C)]
+pub(crate) struct Launch {
+    pub kernel: *const c_char,
+    pub blocks: u32,
+    pub threads: u32,
+    pub arguments: *const *const c_void,
+    pub argument_count: u32,
+    pub device: i32,
+    pub stream: *mut c_void,
+}
+
+pub(crate) type Launcher = extern "C" fn(*const Launch, *mut c_char, usize) -> i32;
+
+#[repr(C)]
+pub(crate) struct FourBit {
+    pub packed: *const c_void,
+    pub codes: *const c_void,
+    pub map: *const c_void,
+    pub absmax: *const c_void,
+    pub minimum: *const c_void,
+    pub values: *const c_void,
+    pub out: i64,
+    pub input: i64,
+    pub block: u32,
+    pub nested_block: u32,
+    pub scales: u32,
+    pub rounding: u32,
+    pub offset: f32,
+}
+
+#[repr(C)]
+pub(crate) struct Step {
+    pub values: *const c_void,
+    pub gradient: *const c_void,
+    pub rates: *const c_void,
+    pub corrections: *const c_void,
+    pub decays: *const c_void,
+    pub gradient_scale: f64,
+    pub beta1: f64,
+    pub beta2: f64,
+    pub epsilon: f64,
+    pub rate: f64,
+    pub correction: f64,
+    pub decay: f64,
+}
+
+#[repr(C)]
+pub(crate) struct MomentTensors {
+    pub codes: *const c_void,
+    pub scales: *const c_void,
+    pub map: *const c_void,
+    pub middles: *const c_void,
+}
+
 unsafe extern "C" {
+    pub(crate) fn tailor_set_launcher(cuda: i32, launcher: Option<Launcher>);
+    pub(crate) fn tailor_has_kernels(tensor: *const c_void) -> i32;
+    pub(crate) fn tailor_device_weight(parts: *const FourBit, weight: *mut *mut c_void) -> i32;
+    pub(crate) fn tailor_device_weight_free(weight: *mut c_void);
+    pub(crate) fn tailor_device_dequantize(
+        weights: *const *const c_void,
+        count: usize,
+        dtype: i32,
+        result: *mut *mut c_void,
+    ) -> i32;
+    pub(crate) fn tailor_device_linear(
+        x: *const c_void,
+        weights: *const *const c_void,
+        count: usize,
+        result: *mut *mut c_void,
+    ) -> i32;
+    pub(crate) fn tailor_device_lora(
+        y: *const c_void,
+        x: *const c_void,
+        a: *const c_void,
+        b: *const c_void,
+        scale: f64,
+        result: *mut *mut c_void,
+    ) -> i32;
+    pub(crate) fn tailor_device_rms_norm(
+        x: *const c_void,
+        weight: *const c_void,
+        epsilon: f64,
+        one_plus: i32,
+        result: *mut *mut c_void,
+    ) -> i32;
+    pub(crate) fn tailor_device_gated(
+        gate: *const c_void,
+        up: *const c_void,
+        activation: i32,
+        result: *mut *mut c_void,
+    ) -> i32;
+    pub(crate) fn tailor_rope(
+        x: *const c_void,
+        cos: *const c_void,
+        sin: *const c_void,
+        result: *mut *mut c_void,
+    ) -> i32;
+    pub(crate) fn tailor_attend_texts(
+        q: *const c_void,
+        k: *const c_void,
+        v: *const c_void,
+        starts: *const c_void,
+        longest: i64,
+        scale: f64,
+        causal: i32,
+        result: *mut *mut c_void,
+    ) -> i32;
+    pub(crate) fn tailor_device_cross_entropy(
+        logits: *mut c_void,
+        labels: *const c_void,
+        weights: *const c_void,
+        weight: f64,
+        losses: *mut *mut c_void,
+    ) -> i32;
+    pub(crate) fn tailor_adamw(step: *const Step, first: *const c_void, second: *const c_void) -> i32;
+    pub(crate) fn tailor_adamw8(step: *const Step, first: *const MomentTensors, second: *const MomentTensors) -> i32;
+    pub(crate) fn tailor_device_bytes(device: i32, now: *mut u64, peak: *mut u64, reserved_peak: *mut u64) -> i32;
+    pub(crate) fn tailor_reset_device_peak(device: i32) -> i32;
+    pub(crate) fn tailor_offload(x: *const c_void, parked: *mut *mut c_void) -> i32;
+    pub(crate) fn tailor_prefetch(parked: *mut c_void) -> i32;
+    pub(crate) fn tailor_fetch(parked: *mut c_void, result: *mut *mut c_void) -> i32;
+    pub(crate) fn tailor_parked_free(parked: *mut c_void);
+    pub(crate) fn tailor_wrap_memory(
+        like: *const c_void,
+        data: *mut c_void,
+        release: extern "C" fn(*mut c_void),
+        result: *mut *mut c_void,
+    ) -> i32;
     pub(crate) fn tailor_project(
         x: *const c_void,
         projections: *const Projection,
@@ -143,4 +273,19 @@ pub(crate) fn produce(call: impl FnOnce(*mut *mut c_void) -> i32) -> Result<Tens
     check(call(&mut result))?;
     // SAFETY: on success the shim has put a new tensor handle there, which is ours now.
     Ok(unsafe { Tensor::from_ptr(result.cast()) })
+}
+
+/// Writes as much of the message as there is room for, with a zero at its end.
+///
+/// # Safety
+/// `to` is valid for writing `room` bytes.
+pub(crate) unsafe fn fill_message(to: *mut c_char, room: usize, message: &str) {
+    let length = message.len().min(room.saturating_sub(1));
+    if room > 0 {
+        // SAFETY: `length` is within the message and, with the zero, within the room.
+        unsafe {
+            std::ptr::copy_nonoverlapping(message.as_ptr(), to.cast::<u8>(), length);
+            to.add(length).write(0);
+        }
+    }
 }

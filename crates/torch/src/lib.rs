@@ -2,16 +2,23 @@
 //! gradient, the random generator's state, memory statistics, a pool for large CPU tensors, c10d between the ranks of
 //! one job.
 //!
+//! On a GPU, kernels of our own ([`kernels`]) dequantise and do what is bound by memory; [`device`] has them as functions,
+//! and [`gpu`] opens what they need while the program runs.
+//!
 //! The C++ shim (`shim/`) takes and gives tensor handles; these are its safe wrappers. No C++ exception crosses: each
 //! becomes an [`Error`]. The dequantising itself is `tailor-quant`'s, called back from the shim, so there is one
-//! implementation of it.
+//! implementation of it for the host, and one kernel with the same bits for GPUs.
 
 mod autograd;
 mod c10d;
+pub mod device;
 mod error;
 mod ffi;
+pub mod gpu;
 mod guard;
+pub mod kernels;
 mod layers;
+mod library;
 mod memory;
 mod pool;
 mod quant_linear;

@@ -171,6 +171,9 @@ pub fn quant_linear(x: &Tensor, weight: &QuantWeight, bias: Option<&Tensor>) -> 
 /// # Errors
 /// Shapes that do not fit, no memory.
 pub fn lora(y: &Tensor, x: &Tensor, a: &Tensor, b: &Tensor, scale: f64) -> Result<Tensor> {
+    if crate::device::has_kernels(x) && x.kind() == y.kind() {
+        return crate::device::device_lora(y, x, a, b, scale);
+    }
     let [y, x, a, b] = [y, x, a, b].map(ffi::handle);
     // SAFETY: all handles are alive during the call.
     ffi::produce(|result| unsafe { ffi::tailor_lora(y, x, a, b, scale, result) })

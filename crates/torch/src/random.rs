@@ -1,4 +1,4 @@
-//! The state of the CPU's random generator, which dropout draws from.
+//! The state of the random generators that dropout draws from: the CPU's, and with a GPU in use the GPU's.
 
 use tch::Tensor;
 

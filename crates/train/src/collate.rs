@@ -1,6 +1,8 @@
 //! From rows of ids to the tensors of one pass, padded on the right.
 
-use tailor_models::{Input, Result};
+use std::sync::Arc;
+
+use tailor_models::{Input, Result, Texts};
 use tailor_text::Example;
 use tch::{Device, Tensor};
 
@@ -12,6 +14,8 @@ pub struct MicroBatch {
     stream: Tensor,
     /// (B, T): where rows are packed, the number of each token's row in its sequence, 0 for padding.
     texts: Option<Tensor>,
+    /// The same, known on the host.
+    starts: Option<Arc<Texts>>,
     encoder: Option<Encoder>,
     pub targets: Targets,
 }
@@ -71,17 +75,34 @@ impl MicroBatch {
         // need no mask. Packed ones must not see each other; the encoder sees both ways.
         let packed = sequences.iter().any(|rows| rows.len() > 1);
         let texts = all.iter_mut().map(|sequence| std::mem::take(&mut sequence.texts)).collect();
-        let texts = if packed { Some(matrix(pad(texts, 0), device)?) } else { None };
+        let (texts, starts) = if packed {
+            let (numbers, shape) = pad(texts, 0);
+            let starts = Texts::new(&numbers, shape[1] as usize, device)?;
+            (Some(matrix((numbers, shape), device)?), Some(Arc::new(starts)))
+        } else {
+            (None, None)
+        };
         let encoder = if encoder.is_empty() { None } else { Some(Encoder::new(encoder, device)?) };
         let (streams, labels): (Vec<_>, Vec<_>) =
             all.into_iter().map(|sequence| (sequence.stream, sequence.labels)).unzip();
         let (labels, [_, width]) = pad(labels, IGNORED);
-        Ok(Self { stream: matrix(pad(streams, 0), device)?, texts, encoder, targets: Targets::new(&labels, width) })
+        Ok(Self {
+            stream: matrix(pad(streams, 0), device)?,
+            texts,
+            starts,
+            encoder,
+            targets: Targets::new(&labels, width),
+        })
     }
 
     /// B.
     pub fn rows(&self) -> usize {
         self.stream.size().first().map_or(0, |rows| *rows as usize)
+    }
+
+    /// Where the texts of packed rows begin.
+    pub fn texts(&self) -> Option<Arc<Texts>> {
+        self.starts.clone()
     }
 
     pub fn input(&self) -> Input<'_> {
@@ -119,7 +140,7 @@ fn pad(rows: Vec<Vec<i64>>, value: i64) -> (Vec<i64>, [i64; 2]) {
 }
 
 fn matrix((values, shape): (Vec<i64>, [i64; 2]), device: Device) -> Result<Tensor> {
-    Ok(Tensor::f_from_slice(&values)?.f_view(shape)?.f_to_device(device)?)
+    Ok(tailor_torch::gpu::upload(&Tensor::f_from_slice(&values)?.f_view(shape)?, device)?)
 }
 
 #[cfg(test)]

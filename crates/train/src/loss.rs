@@ -6,10 +6,14 @@
 
 use tailor_models::Result;
 use tailor_torch::LabelWeights as Weights;
+use tailor_torch::device::{cross_entropy_in_place, has_kernels};
+use tailor_torch::gpu::upload;
 use tch::{Kind, Reduction, Tensor};
 
 /// Logits in one slice: 64 MiB of f32.
 const MAX_LOGITS: i64 = 1 << 24;
+/// The same where kernels turn them into their gradient in place: 128 MiB of bf16, enough rows to fill a GPU.
+const MAX_LOGITS_IN_PLACE: i64 = 1 << 26;
 
 /// The label of a position that adds nothing to the loss.
 pub const IGNORED: i64 = -100;
@@ -78,8 +82,8 @@ impl Picked {
     pub fn new(hidden: &Tensor, targets: &Targets, vocab: i64) -> Result<Self> {
         let device = hidden.device();
         let width = hidden.size().last().copied().unwrap_or_default();
-        let positions = Tensor::f_from_slice(&targets.positions)?.f_to_device(device)?;
-        let labels = Tensor::f_from_slice(&targets.labels)?.f_to_device(device)?;
+        let positions = upload(&Tensor::f_from_slice(&targets.positions)?, device)?;
+        let labels = upload(&Tensor::f_from_slice(&targets.labels)?, device)?;
         let states = hidden.f_reshape([-1, width])?.f_index_select(0, &positions)?;
         Ok(Self { states, labels, vocab })
     }
@@ -90,6 +94,9 @@ impl Picked {
     /// # Errors
     /// Torch fails, most likely for want of memory.
     pub fn backward(&self, head: Head<'_>, weights: Weights<'_>) -> Result<f64> {
+        if has_kernels(&self.states) {
+            return self.backward_in_place(head, weights);
+        }
         let (sum, gradient) = match head.constant {
             Some(weight) => self.through_constant(weight, weights)?,
             None => self.through(head, weights)?,
@@ -142,6 +149,29 @@ impl Picked {
         Ok((sum, cut.f_grad()?))
     }
 
+    /// As [`Self::backward`] by kernels: a slice's logits become their own gradient. The host waits for nothing before the
+    /// last pass is queued, then once, for the sum.
+    fn backward_in_place(&self, head: Head<'_>, weights: Weights<'_>) -> Result<f64> {
+        let cut = self.states.f_detach()?.f_set_requires_grad(true)?;
+        let mut losses = Vec::new();
+        for (start, length) in self.slices_of(MAX_LOGITS_IN_PLACE) {
+            let logits = (head.logits)(&cut.f_narrow(0, start, length)?)?; // (n, V) in the head's type
+            let labels = self.labels.f_narrow(0, start, length)?;
+            // Of the same memory, outside the history: nothing before the head's result reads it again.
+            let own = logits.f_detach()?;
+            let loss = match weights {
+                Weights::Same(scale) => cross_entropy_in_place(&own, &labels, None, scale)?,
+                Weights::Each(weights) => {
+                    cross_entropy_in_place(&own, &labels, Some(&weights.f_narrow(0, start, length)?), 0.0)?
+                }
+            };
+            losses.push(loss.f_sum(Kind::Double)?);
+            tailor_torch::backward(&[(&logits, Some(&own))], false)?;
+        }
+        tailor_torch::backward(&[(&self.states, Some(&cut.f_grad()?))], false)?;
+        Ok(f64::try_from(&Tensor::f_stack(&losses, 0)?.f_sum(Kind::Double)?)?)
+    }
+
     /// The log-probability of each label, in nats, without any gradient.
     ///
     /// # Errors
@@ -183,8 +213,12 @@ impl Picked {
 
     /// Start and length of each slice.
     fn slices(&self) -> impl Iterator<Item = (i64, i64)> + use<> {
+        self.slices_of(MAX_LOGITS)
+    }
+
+    fn slices_of(&self, most: i64) -> impl Iterator<Item = (i64, i64)> + use<> {
         let count = self.labels.size()[0];
-        let slice = (MAX_LOGITS / self.vocab.max(1)).max(1);
+        let slice = (most / self.vocab.max(1)).max(1);
         (0..count).step_by(slice as usize).map(move |start| (start, slice.min(count - start)))
     }
 }

@@ -5,6 +5,8 @@
 //! so the f32 values of one slice are in memory at a time.
 
 use tailor_quant::dynamic_map;
+use tailor_torch::device::Moment8;
+use tailor_torch::gpu::managed_like;
 use tch::{Device, Kind, TchError, Tensor};
 
 use crate::checkpoint::Values;
@@ -43,6 +45,25 @@ impl Moment {
         let codes = zero.f_to_kind(Kind::Uint8)?.f_expand([count], false)?.f_contiguous()?;
         let scales = Tensor::f_zeros([(count + BLOCK - 1) / BLOCK], (Kind::Float, device))?;
         Ok(Self::Blocks(Blocks { codes, scales, map, middles }))
+    }
+
+    /// The same in memory that moves between GPU and host page by page.
+    ///
+    /// # Errors
+    /// It is on no GPU; no memory.
+    pub fn paged(self) -> Result<Self, TchError> {
+        let move_over = |tensor: &Tensor| {
+            let mut paged = managed_like(tensor).map_err(|error| TchError::Torch(error.to_string()))?;
+            paged.f_copy_(tensor)?;
+            Ok::<_, TchError>(paged)
+        };
+        Ok(match self {
+            Self::Full(values) => Self::Full(move_over(&values)?),
+            Self::Blocks(blocks) => {
+                let (codes, scales) = (move_over(&blocks.codes)?, move_over(&blocks.scales)?);
+                Self::Blocks(Blocks { codes, scales, ..blocks })
+            }
+        })
     }
 
     /// Starts and lengths of the slices that are worked on one after the other.
@@ -104,6 +125,11 @@ impl Moment {
 }
 
 impl Blocks {
+    /// As the kernel takes them.
+    pub fn parts(&self) -> Moment8<'_> {
+        Moment8 { codes: &self.codes, scales: &self.scales, map: &self.map, middles: &self.middles }
+    }
+
     fn open(&self, start: i64, length: i64) -> Result<Tensor, TchError> {
         let codes = self.codes.f_narrow(0, start, length)?.f_to_kind(Kind::Int64)?;
         let values = self.map.f_index_select(0, &codes)?;

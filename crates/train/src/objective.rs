@@ -57,12 +57,14 @@ impl Objective<'_> {
     /// # Errors
     /// libtorch fails, most likely for want of memory.
     pub fn accumulate(&self, rows: &Loaded, whole: Whole) -> Result<f64> {
-        let pass = Pass::training(self.adapter).with_noise(self.noise);
-        let logits = |hidden: &Tensor| Ok(self.base.head(hidden, &pass));
-        let head = Head { logits: &logits, constant: self.base.constant_head(&pass) };
+        let parks = self.checkpointing == Checkpointing::LayersOnHost;
+        let pass = Pass::training(self.adapter).with_noise(self.noise).with_parking(parks);
         match rows.texts() {
             Texts::Single(texts) => {
                 let batch = self.batch(&rows.sequences(texts))?;
+                let pass = pass.with_texts(batch.texts());
+                let logits = |hidden: &Tensor| Ok(self.base.head_as_computed(hidden, &pass));
+                let head = Head { logits: &logits, constant: self.base.constant_head(&pass) };
                 let forward = self.forward(&batch, &pass)?;
                 let picked = self.pick(&forward, &batch.targets)?;
                 let scale = 1.0 / whole.terms.max(1) as f64;
@@ -72,6 +74,8 @@ impl Objective<'_> {
                 Ok(sum * scale)
             }
             Texts::Pairs(pairs) => {
+                let logits = |hidden: &Tensor| Ok(self.base.head_as_computed(hidden, &pass));
+                let head = Head { logits: &logits, constant: self.base.constant_head(&pass) };
                 let batch = self.batch(&answers(pairs))?;
                 let reference = self.reference(&batch)?;
                 let forward = self.forward(&batch, &pass)?;
@@ -86,7 +90,7 @@ impl Objective<'_> {
                 let of_label =
                     batch.targets.sequences().into_iter().map(|at| weights[at] + if at < chosen { sft } else { 0.0 });
                 let of_label: Vec<f32> = of_label.map(|weight| weight as f32).collect();
-                let of_label = Tensor::f_from_slice(&of_label)?.f_to_device(self.base.device())?;
+                let of_label = tailor_torch::gpu::upload(&Tensor::f_from_slice(&of_label)?, self.base.device())?;
                 picked.backward(head, Weights::Each(&of_label))?;
                 loss -= sft * policy[..chosen].iter().sum::<f64>();
                 drop(picked);
@@ -149,7 +153,9 @@ impl Objective<'_> {
     fn forward<'a>(&'a self, batch: &MicroBatch, pass: &'a Pass<'a>) -> Result<Forward<'a>> {
         Ok(match self.checkpointing {
             Checkpointing::None => Forward::Whole(self.base.hidden(&batch.input(), pass)?),
-            Checkpointing::Layers => Forward::Layered(self.base.hidden_layered(&batch.input(), pass)?),
+            Checkpointing::Layers | Checkpointing::LayersOnHost => {
+                Forward::Layered(self.base.hidden_layered(&batch.input(), pass)?)
+            }
         })
     }
 

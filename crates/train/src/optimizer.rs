@@ -6,6 +6,8 @@
 //! is set free) is a factor for each value, made only where there is a difference.
 
 use tailor_domain::spec::Optimizer;
+use tailor_torch::device::{AdamFactors, AdamStep, adamw, adamw8, has_kernels};
+use tailor_torch::gpu::upload;
 use tch::{Device, Kind, TchError, Tensor};
 
 use crate::checkpoint::Values;
@@ -59,8 +61,14 @@ impl AdamW {
             start += length;
         }
         let (first_moment, second_moment) = match kind {
-            Optimizer::AdamW => (Moment::full(start, device)?, Moment::full(start, device)?),
-            Optimizer::AdamW8bit => (Moment::blocks(start, true, device)?, Moment::blocks(start, false, device)?),
+            Optimizer::AdamW | Optimizer::PagedAdamW => (Moment::full(start, device)?, Moment::full(start, device)?),
+            Optimizer::AdamW8bit | Optimizer::PagedAdamW8bit => {
+                (Moment::blocks(start, true, device)?, Moment::blocks(start, false, device)?)
+            }
+        };
+        let (first_moment, second_moment) = match kind.is_paged() {
+            true => (first_moment.paged()?, second_moment.paged()?),
+            false => (first_moment, second_moment),
         };
         let rates: Vec<f64> = initial.iter().map(|parameter| parameter.rate).collect();
         let rates = match rates.iter().all(|rate| *rate == 1.0) {
@@ -117,6 +125,9 @@ impl AdamW {
     pub fn update(&mut self, gradient: &Tensor, scale: f64, learning_rate: f64) -> Result<(), TchError> {
         self.step += 1;
         let factors = self.factors(learning_rate)?;
+        if has_kernels(&self.flat) {
+            return tch::no_grad(|| self.update_in_one_launch(gradient, scale, learning_rate, &factors));
+        }
         tch::no_grad(|| {
             for slice in self.first_moment.slices() {
                 let (start, length) = slice;
@@ -147,6 +158,41 @@ impl AdamW {
             }
             Ok(())
         })
+    }
+
+    /// The same by a kernel, for all values at once.
+    fn update_in_one_launch(
+        &mut self,
+        gradient: &Tensor,
+        scale: f64,
+        learning_rate: f64,
+        factors: &Factors,
+    ) -> Result<(), TchError> {
+        let step = AdamStep {
+            values: &self.flat,
+            gradient,
+            gradient_scale: scale,
+            betas: (BETA1, BETA2),
+            epsilon: EPSILON,
+            factors: match factors {
+                Factors::Same { rate, correction2 } => AdamFactors::Same {
+                    rate: *rate,
+                    correction: *correction2,
+                    decay: 1.0 - learning_rate * self.weight_decay,
+                },
+                Factors::Each { rate, correction2, decay } => {
+                    AdamFactors::Each { rates: rate, corrections: correction2, decays: decay }
+                }
+            },
+        };
+        let launched = match (&self.first_moment, &self.second_moment) {
+            (Moment::Full(first), Moment::Full(second)) => adamw(&step, first, second),
+            (Moment::Blocks(first), Moment::Blocks(second)) => adamw8(&step, &first.parts(), &second.parts()),
+            (Moment::Full(_), Moment::Blocks(_)) | (Moment::Blocks(_), Moment::Full(_)) => {
+                return Err(TchError::Torch("one moment is in 8 bits and the other is not".into()));
+            }
+        };
+        launched.map_err(|error| TchError::Torch(error.to_string()))
     }
 
     /// What this step's moments are corrected and multiplied with.
@@ -235,7 +281,8 @@ fn spread(numbers: &[f64], leaves: &[Tensor], device: Device) -> Result<Tensor, 
     let numbers = Tensor::f_from_slice(numbers)?.f_to_kind(Kind::Float)?;
     let lengths: Vec<i64> = leaves.iter().map(|leaf| leaf.numel() as i64).collect();
     let lengths = Tensor::f_from_slice(&lengths)?;
-    numbers.f_repeat_interleave_self_tensor(&lengths, 0, None)?.f_to_device(device)
+    let spread = numbers.f_repeat_interleave_self_tensor(&lengths, 0, None)?;
+    upload(&spread, device).map_err(|error| TchError::Torch(error.to_string()))
 }
 
 #[cfg(test)]

@@ -132,6 +132,7 @@ impl<'a, B: Deref<Target = Base>> Session<'a, B> {
             let problem = format!("{}, and this run has {}", recipe.train.ranks, ranks.world());
             return Err(Invalid::new("train.ranks", problem).into());
         }
+        recipe.train.check_device(base.device().is_cuda())?;
         let examples = examples.into();
         check_objective(recipe.train.objective, &examples)?;
         let rows = Rows::usable(&base, &recipe.train, &recipe.evaluate, examples)?;

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 
-use crate::{checks, libtorch, process, workspace};
+use crate::{checks, libtorch, package, process, workspace};
 
 struct Bench {
     name: &'static str,
@@ -65,6 +65,13 @@ const BENCHES: &[Bench] = &[
         peer: false,
     },
     Bench {
+        name: "gpu",
+        about: "training on an NVIDIA GPU, 7B to 70B shapes; --package DIR makes a folder that does it elsewhere",
+        package: "tailor-train",
+        target: ["--example", "bench_gpu"],
+        peer: false,
+    },
+    Bench {
         name: "load",
         about: "a sharded 7B-shaped folder quantised, loaded and scored: times and peak memory",
         package: "tailor-train",
@@ -103,6 +110,12 @@ pub fn bench(arguments: &[String]) -> Result<()> {
     let Some(bench) = BENCHES.iter().find(|bench| bench.name == name) else {
         bail!("there is no benchmark {name}; there are:\n{}", list());
     };
+    if let ("gpu", [flag, rest @ ..]) = (bench.name, rest)
+        && flag == "--package"
+    {
+        let [folder] = rest else { bail!("--package needs one folder, as in `cargo xtask bench gpu --package out`") };
+        return package::gpu(&std::path::absolute(folder)?);
+    }
     libtorch::setup()?;
     if bench.package == "tailor-tests" {
         // It runs the programs as they are shipped, from beside itself.

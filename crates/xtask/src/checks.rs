@@ -33,6 +33,7 @@ impl Peers {
             ("TAILOR_TEST_PYTHON", venv.python()),
             ("TAILOR_TEST_MOTO", venv.script("moto_server")),
             ("TAILOR_BIN_DIR", workspace::programs()?),
+            ("TAILOR_TEST_NVRTC", libtorch::nvrtc::library()?),
         ];
         for (name, path) in &variables {
             println!("{name}={}", path.display());

@@ -5,6 +5,7 @@
 
 mod download;
 mod index;
+pub mod nvrtc;
 mod progress;
 mod record;
 mod set;

@@ -8,6 +8,7 @@ mod checks;
 mod fuzz;
 mod libtorch;
 mod lock;
+mod package;
 mod process;
 mod programs;
 mod tools;
@@ -44,7 +45,7 @@ const TASKS: &[Task] = &[
                   where no Docker engine runs). With a filter: only the tests whose names contain it.\n\
                   redis-server is taken from TAILOR_REDIS_SERVER or PATH, or installed by apt-get when you are root; the\n\
                   S3-compatible server and the gRPC client go into a virtualenv in the cache; cargo-nextest is built into\n\
-                  the cache if you have none.",
+                  the cache if you have none. NVRTC, which compiles the GPU's kernels and needs no GPU, goes into the cache too.",
         run: checks::test,
     },
     Task {
@@ -67,7 +68,8 @@ const TASKS: &[Task] = &[
         name: "bench",
         arguments: "NAME [ARGUMENTS]",
         about: "a benchmark; without a name, the list of them",
-        details: "",
+        details: "`cargo xtask bench gpu --package DIR` measures nothing: it makes a folder to be copied to a machine with an NVIDIA\n\
+                  GPU and libtorch 2.11 with CUDA 13, and run there; see docs/gpu.md.",
         run: bench::bench,
     },
     Task {

@@ -37,7 +37,8 @@ impl Bases {
         if let Some(base) = self.resident.get(&key).and_then(Weak::upgrade) {
             return Ok(Found { base, shared: true });
         }
-        let base = Rc::new(Base::load(folder, &LoadOptions { compute, ..LoadOptions::default() })?);
+        let device = tailor_models::chosen_device().map_err(tailor_models::Error::from)?;
+        let base = Rc::new(Base::load(folder, &LoadOptions { compute, device })?);
         self.resident.insert(key, Rc::downgrade(&base));
         Ok(Found { base, shared: false })
     }

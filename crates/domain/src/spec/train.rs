@@ -127,9 +127,32 @@ pub enum Optimizer {
     /// AdamW with moments in 8 bits, block-wise (arXiv 2110.02861).
     #[serde(rename = "adamw8bit")]
     AdamW8bit,
+    /// As `adamw`, the moments in memory that moves between GPU and host page by page. GPUs only.
+    #[serde(rename = "paged_adamw")]
+    PagedAdamW,
+    /// As `adamw8bit`, paged. GPUs only.
+    #[serde(rename = "paged_adamw8bit")]
+    PagedAdamW8bit,
 }
 
-named!(Optimizer, "train.optimizer", { AdamW => "adamw", AdamW8bit => "adamw8bit" });
+named!(Optimizer, "train.optimizer", {
+    AdamW => "adamw",
+    AdamW8bit => "adamw8bit",
+    PagedAdamW => "paged_adamw",
+    PagedAdamW8bit => "paged_adamw8bit",
+});
+
+impl Optimizer {
+    /// Whether the moments are in 8 bits.
+    pub fn in_8_bits(self) -> bool {
+        matches!(self, Self::AdamW8bit | Self::PagedAdamW8bit)
+    }
+
+    /// Whether the moments may leave the GPU.
+    pub fn is_paged(self) -> bool {
+        matches!(self, Self::PagedAdamW | Self::PagedAdamW8bit)
+    }
+}
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -154,9 +177,22 @@ pub enum Checkpointing {
     None,
     /// Each layer's input is kept (arXiv 1604.06174); the layer runs once more.
     Layers,
+    /// As `layers`, the inputs waiting in the host's memory. GPUs only.
+    LayersOnHost,
 }
 
-named!(Checkpointing, "train.checkpointing", { None => "none", Layers => "layers" });
+named!(Checkpointing, "train.checkpointing", {
+    None => "none",
+    Layers => "layers",
+    LayersOnHost => "layers_on_host",
+});
+
+impl Checkpointing {
+    /// Whether each layer runs once more in the backward pass.
+    pub fn runs_again(self) -> bool {
+        self != Self::None
+    }
+}
 
 /// What the base computes in. The adapter and its optimizer are f32 always.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -203,6 +239,29 @@ impl Default for TrainSpec {
 }
 
 impl TrainSpec {
+    /// What only a GPU can do is asked of a GPU.
+    ///
+    /// # Errors
+    /// The field that means nothing on a CPU, and what serves there.
+    pub fn check_device(&self, is_gpu: bool) -> Result<(), Invalid> {
+        if is_gpu {
+            return Ok(());
+        }
+        if self.checkpointing == Checkpointing::LayersOnHost {
+            let problem = "layers_on_host moves what a GPU keeps to the host, and this runs on a CPU; take layers";
+            return Err(Invalid::new("train.checkpointing", problem));
+        }
+        if self.optimizer.is_paged() {
+            let plain = if self.optimizer.in_8_bits() { "adamw8bit" } else { "adamw" };
+            let problem = format!(
+                "{} lets a GPU's memory move to the host, and this runs on a CPU; take {plain}",
+                self.optimizer
+            );
+            return Err(Invalid::new("train.optimizer", problem));
+        }
+        Ok(())
+    }
+
     /// # Errors
     /// Names the field, its value and its limits.
     pub fn validate(&self) -> Result<(), Invalid> {

@@ -35,6 +35,10 @@ pub fn kept(shape: &Shape, adapter: &Adapter, settings: &Settings) -> u64 {
         Checkpointing::Layers => {
             shape.blocks.iter().map(|block| tokens(pass, block.stream) * shape.hidden * c).sum::<u64>()
         }
+        // One layer's is in use and the next one's on its way.
+        Checkpointing::LayersOnHost => {
+            2 * shape.blocks.iter().map(|block| tokens(pass, block.stream) * shape.hidden * c).max().unwrap_or(0)
+        }
     };
     // The last norm's input, the hidden states, and those that carry a label.
     let streams = [Stream::Input, Stream::Target].map(|stream| tokens(pass, stream));
@@ -47,7 +51,7 @@ pub fn moment(shape: &Shape, adapter: &Adapter, settings: &Settings, product: u6
     let layer = |block: &Block| {
         let again = match settings.checkpointing {
             Checkpointing::None => 0,
-            Checkpointing::Layers => of_block(shape, adapter, block, settings),
+            Checkpointing::Layers | Checkpointing::LayersOnHost => of_block(shape, adapter, block, settings),
         };
         again + backward(shape, adapter, block, settings)
     };

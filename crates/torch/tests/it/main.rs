@@ -1,6 +1,8 @@
 //! The shim's functions against plain operators, and its errors.
 
 mod c10d;
+mod gpu;
+mod kernels;
 mod layers;
 mod pool;
 

@@ -1,7 +1,9 @@
 //! Training on tiny random bases in 4 bits: what must hold whatever the model.
 
+mod bench_gpu;
 mod failures;
 mod invariance;
+mod kernels;
 mod learning;
 mod memory;
 mod plan;

@@ -1,0 +1,201 @@
+// The 4-bit linear layer and LoRA where kernels run. As in shim.cpp, a dequantised weight is never saved for backward.
+
+#include "common.h"
+#include "device.h"
+#include "shim.h"
+
+#include "../kernels/params.h"
+
+#include <vector>
+
+namespace {
+
+using namespace tailor;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+// Elements a block of the kernel works on (kernels/dequantize.cu).
+constexpr int64_t BLOCK_ELEMENTS = 256 * 4 * 8;
+
+struct FourBit : torch::CustomClassHolder {
+  Tensor packed, codes, map, absmax, minimum, values;
+  int64_t out, in;
+  uint32_t block_log2, nested_block, scales, rounding;
+  float offset;
+
+  explicit FourBit(const TailorFourBit& parts) : out(parts.out), in(parts.in), nested_block(parts.nested_block),
+                                                 scales(parts.scales), rounding(parts.rounding), offset(parts.offset) {
+    TORCH_CHECK(out > 0 && in > 0, "a weight of ", out, "×", in);
+    TORCH_CHECK(parts.block >= 2 && (parts.block & (parts.block - 1)) == 0, "block of ", parts.block,
+                " elements is not a power of two above 1");
+    block_log2 = 0;
+    while ((2u << block_log2) <= parts.block) ++block_log2;
+    const int64_t elements = out * in, blocks = ceil_div(elements, parts.block);
+    const auto take = [&](Tensor& to, const void* handle, at::ScalarType type, int64_t count, const char* name) {
+      TORCH_CHECK(handle != nullptr, "4-bit weight without ", name);
+      to = tensor_of(handle);
+      TORCH_CHECK(to.scalar_type() == type && to.is_contiguous() && to.numel() == count, name, " is ", to.scalar_type(),
+                  " of ", to.numel(), " values; ", type, " of ", count, " is needed");
+      TORCH_CHECK(aligned16(to), name, " does not begin at a multiple of 16 bytes");
+      TORCH_CHECK(!packed.defined() || to.device() == packed.device(), name, " is on ", to.device());
+    };
+    take(packed, parts.packed, at::kByte, ceil_div(elements, 2), "packed values");
+    take(values, parts.values, at::kFloat, 16, "code book");
+    if (scales == TAILOR_SCALES_NESTED) {
+      TORCH_CHECK(nested_block > 0, "nested blocks of no scale");
+      take(codes, parts.codes, at::kByte, blocks, "scale codes");
+      take(map, parts.map, at::kFloat, 256, "scale map");
+      take(absmax, parts.absmax, at::kFloat, ceil_div(blocks, nested_block), "nested scales");
+    } else {
+      take(absmax, parts.absmax, at::kFloat, blocks, "scales");
+    }
+    if (scales == TAILOR_SCALES_AFFINE) take(minimum, parts.minimum, at::kFloat, blocks, "minima");
+  }
+
+  TailorPart part() const {
+    const auto floats = [](const Tensor& t) { return t.defined() ? t.data_ptr<float>() : nullptr; };
+    TailorPart part{};
+    part.packed = packed.data_ptr<uint8_t>();
+    part.codes = codes.defined() ? codes.data_ptr<uint8_t>() : nullptr;
+    part.map = floats(map);
+    part.absmax = floats(absmax);
+    part.minimum = floats(minimum);
+    part.values = floats(values);
+    part.elements = static_cast<unsigned long long>(out * in);
+    part.block_log2 = block_log2;
+    part.nested_block = nested_block;
+    part.scales = scales;
+    part.rounding = rounding;
+    part.offset = offset;
+    return part;
+  }
+};
+
+using Pointer = c10::intrusive_ptr<FourBit>;
+
+struct Group : torch::CustomClassHolder {
+  std::vector<Pointer> weights;
+  int64_t out = 0, in = 0;
+
+  Group(const void* const* handles, size_t count) {
+    TORCH_CHECK(count >= 1 && count <= TAILOR_MAX_PARTS, count, " weights in one launch; the limit is ", TAILOR_MAX_PARTS);
+    for (size_t i = 0; i < count; ++i) weights.push_back(*static_cast<const Pointer*>(handles[i]));
+    in = weights[0]->in;
+    for (const Pointer& weight : weights) {
+      TORCH_CHECK(weight->in == in, "weights of one group take ", in, " and ", weight->in, " features");
+      TORCH_CHECK(weight->packed.device() == weights[0]->packed.device(), "weights of one group are on two devices");
+      out += weight->out;
+    }
+  }
+
+  // [out, in]; from the caching allocator, which hands the same memory to the next layer in the order of the stream.
+  Tensor dequantize(at::ScalarType dtype) const {
+    TORCH_CHECK(dtype == at::kFloat || dtype == at::kBFloat16, "4-bit weights compute in float32 or bfloat16, not ", dtype);
+    const Tensor& packed = weights[0]->packed;
+    Tensor result = at::empty({out, in}, packed.options().dtype(dtype));
+    TailorParts parts{};
+    parts.count = static_cast<unsigned>(weights.size());
+    int64_t blocks = 0, begins = 0;
+    for (size_t i = 0; i < weights.size(); ++i) {
+      parts.part[i] = weights[i]->part();
+      parts.part[i].first_block = static_cast<unsigned>(blocks);
+      parts.part[i].begins = static_cast<unsigned long long>(begins);
+      const int64_t elements = weights[i]->out * in;
+      blocks += ceil_div(elements, BLOCK_ELEMENTS);
+      begins += elements;
+    }
+    void* const to = result.data_ptr();
+    launch(packed, "tailor_dequantize_" + type_name(result), blocks, 256, parts, to);
+    return result;
+  }
+};
+
+struct Linear : torch::autograd::Function<Linear> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, c10::intrusive_ptr<Group> group) {
+    ctx->saved_data["group"] = c10::IValue::make_capsule(group);
+    return at::linear(x, group->dequantize(x.scalar_type()));
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list gradients) {
+    if (!ctx->needs_input_grad(0)) return {Tensor(), Tensor()};
+    const auto group = c10::static_intrusive_pointer_cast<Group>(ctx->saved_data["group"].toCapsule());
+    const Tensor& gy = gradients[0];  // [.., out]
+    return {at::matmul(gy, group->dequantize(gy.scalar_type())), Tensor()};
+  }
+};
+
+// left·right as f32: tensor cores take bf16 and add in f32; only a GPU gives that sum unrounded.
+Tensor product_f32(const Tensor& left, const Tensor& right) {
+  if (left.scalar_type() == at::kFloat) return at::mm(left, right);
+  if (left.is_cuda()) return at::mm(left, right, at::kFloat);
+  return at::mm(left.to(at::kFloat), right.to(at::kFloat));
+}
+
+struct Lora : torch::autograd::Function<Lora> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& y, const Tensor& x, const Tensor& a, const Tensor& b,
+                        double scale) {
+    const int64_t in = a.size(1), out = b.size(0);
+    const auto type = x.scalar_type();
+    Tensor h = at::mm(x.reshape({-1, in}), a.to(type).t());  // [N, R]
+    ctx->save_for_backward({x, a, b, h});
+    ctx->saved_data["scale"] = scale;
+    return at::addmm(y.reshape({-1, out}), h, b.to(type).t(), 1, scale).view(y.sizes());
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list gradients) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor &x = saved[0], &a = saved[1], &b = saved[2], &h = saved[3];
+    const double scale = ctx->saved_data["scale"].toDouble();
+    const auto type = x.scalar_type();
+    const Tensor& gy = gradients[0];
+    const Tensor g = gy.reshape({-1, b.size(0)});  // [N, out]
+    Tensor gx, ga, gb;
+    if (ctx->needs_input_grad(3)) {
+      gb = product_f32(g.t(), h).mul_(scale);  // [out, R]
+    }
+    if (ctx->needs_input_grad(1) || ctx->needs_input_grad(2)) {
+      const Tensor gh = at::mm(g, b.to(type)).mul_(scale);  // [N, R]
+      if (ctx->needs_input_grad(2)) {
+        ga = product_f32(gh.t(), x.reshape({-1, a.size(1)}));  // [R, in]
+      }
+      if (ctx->needs_input_grad(1)) {
+        gx = at::mm(gh, a.to(type)).view(x.sizes());
+      }
+    }
+    return {ctx->needs_input_grad(0) ? gy : Tensor(), gx, ga, gb, Tensor()};
+  }
+};
+
+}  // namespace
+
+extern "C" {
+
+int32_t tailor_device_weight(const TailorFourBit* parts, void** weight) {
+  return shielded([&] { *weight = new Pointer(c10::make_intrusive<FourBit>(*parts)); });
+}
+
+void tailor_device_weight_free(void* weight) { delete static_cast<Pointer*>(weight); }
+
+int32_t tailor_device_dequantize(const void* const* weights, size_t count, int32_t dtype, void** result) {
+  return shielded([&] {
+    *result = new_handle(Group(weights, count).dequantize(dtype == TAILOR_F32 ? at::kFloat : at::kBFloat16));
+  });
+}
+
+int32_t tailor_device_linear(const void* x, const void* const* weights, size_t count, void** result) {
+  return shielded([&] {
+    auto group = c10::make_intrusive<Group>(weights, count);
+    const Tensor& input = tensor_of(x);
+    TORCH_CHECK(input.size(-1) == group->in, "input has ", input.size(-1), " features, the weight takes ", group->in);
+    *result = new_handle(Linear::apply(input, group));
+  });
+}
+
+int32_t tailor_device_lora(const void* y, const void* x, const void* a, const void* b, double scale, void** result) {
+  return shielded([&] {
+    TORCH_CHECK(tensor_of(y).scalar_type() == tensor_of(x).scalar_type(), "LoRA adds ", tensor_of(x).scalar_type(), " to ",
+                tensor_of(y).scalar_type());
+    *result = new_handle(Lora::apply(tensor_of(y), tensor_of(x), tensor_of(a), tensor_of(b), scale));
+  });
+}
+}
