@@ -1,7 +1,5 @@
 // libtorch's own c10d: a TCPStore where ranks meet, and Gloo's process group between them.
-#include "shim.h"
-
-#include "guarded.h"
+#include "support.h"
 
 #include <ATen/ATen.h>
 
@@ -16,6 +14,7 @@
 namespace {
 
 using std::chrono::milliseconds;
+using tailor::guarded;
 
 struct Meeting {
   c10::intrusive_ptr<c10d::TCPStore> store;

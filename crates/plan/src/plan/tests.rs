@@ -72,7 +72,7 @@ fn fits(plan: &Plan, gigabytes: u64) -> bool {
 fn trainer(memory_bytes: u64) -> Calibration {
     let rates = Rates { flop: 1e11, dequantised: 1e9, moved: 1e9 };
     Calibration {
-        device: Device::cpu("a host", memory_bytes),
+        device: Device::cpu("a host", memory_bytes, true),
         threads: 2,
         rates: BTreeMap::from([("bf16".to_owned(), rates)]),
         measured_at_ms: 0,
@@ -151,7 +151,7 @@ fn several_changes_are_made_where_none_suffices_alone_and_none_is_invented() {
     let shape = llama(1024, 2816, 12, 16, 16, 32000);
     let mut recipe = recipe(4096, 8);
     recipe.train.checkpointing = Checkpointing::None;
-    let small = trainer(1_100_000_000);
+    let small = trainer(800_000_000);
     let plan = ask(&shape, &recipe, rows(4096), std::slice::from_ref(&small));
     let change = plan.nearest.first().expect("together they suffice");
     assert!(change.settings.len() > 1 && change.bytes <= small.device.memory_bytes, "{change:?}");
