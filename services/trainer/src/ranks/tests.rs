@@ -1,0 +1,123 @@
+use std::net::Ipv4Addr;
+
+use tailor_blobs::Store;
+use tailor_queue::InProcessQueue;
+
+use super::*;
+
+const TTL: Duration = Duration::from_secs(2);
+
+struct World {
+    queue: Arc<dyn JobQueue>,
+    journal: Journal,
+    gatherer: Gatherer,
+    stop: CancellationToken,
+}
+
+impl World {
+    fn new(gather: Duration) -> Self {
+        let network = Network::new("", "http://127.0.0.1:1");
+        let gatherer = Gatherer { network, gather, timeout: Duration::from_secs(30) };
+        let queue = Arc::new(InProcessQueue::new());
+        Self { queue, journal: Journal::new(Store::memory()), gatherer, stop: CancellationToken::new() }
+    }
+
+    async fn lease(&self, number: u128, worker: &str) -> Lease {
+        let job = JobId::from_parts(1_700_000_000_000, number);
+        self.queue.enqueue(&job, None).await.expect("queued");
+        self.queue.lease(worker, TTL, Duration::ZERO).await.expect("asked").expect("leased")
+    }
+
+    async fn gather(&self, lease: &Lease) -> Gathered {
+        self.gatherer.gather(&self.queue, &self.journal, lease, 2, &self.stop).await.expect("gathers")
+    }
+
+    async fn seat(&self, worker: &str) -> Seat {
+        loop {
+            if let Some(seat) = self.queue.take_seat(worker, TTL).await.expect("asked") {
+                return seat;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+fn all(gathered: Gathered) -> Arc<Party> {
+    match gathered {
+        Gathered::All(party) => party,
+        Gathered::GiveBack | Gathered::Cancelled | Gathered::LeaseLost => panic!("somebody came"),
+    }
+}
+
+async fn connect(party: Arc<Party>) -> Result<Ranks> {
+    blocking(move || party.connect(&|| false)).await
+}
+
+#[tokio::test]
+async fn of_two_callers_the_younger_gives_way_and_both_workers_meet() {
+    let world = World::new(Duration::from_secs(60));
+    let (older, younger) = (world.lease(2, "a").await, world.lease(1, "b").await);
+    let (party, seat) = tokio::join!(world.gather(&older), async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(matches!(world.gather(&younger).await, Gathered::GiveBack));
+        world.queue.release(&younger).await.expect("given back");
+        world.seat("b").await
+    });
+    let party = all(party);
+    assert_eq!((&seat.job, party.with.as_slice()), (&older.job, ["b".to_owned()].as_slice()));
+    let other = Arc::new(world.gatherer.join(&world.queue, &seat).await.expect("joins"));
+    assert_eq!((party.own, other.own), (IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V4(Ipv4Addr::LOCALHOST)));
+
+    let digest = Digest::of(b"a checkpoint");
+    party.announce(7, Some(&digest)).expect("announced");
+    let plan = blocking({
+        let other = other.clone();
+        move || other.plan(&|| false)
+    });
+    assert_eq!(plan.await.expect("told"), (7, Some(digest)));
+    let (first, second) = tokio::join!(connect(party), connect(other));
+    let places = [first, second].map(|ranks| {
+        let ranks = ranks.expect("connected");
+        (ranks.rank(), ranks.world(), ranks.is_first())
+    });
+    assert_eq!(places, [(0, 2, true), (1, 2, false)]);
+    // From here on the queue may forget them.
+    assert!(world.queue.take_seat("c", TTL).await.expect("asked").is_none());
+}
+
+#[tokio::test]
+async fn a_worker_that_leaves_before_all_are_connected_ends_the_wait() {
+    let world = World::new(Duration::from_secs(60));
+    let lease = world.lease(1, "a").await;
+    let (party, seat) = tokio::join!(world.gather(&lease), world.seat("b"));
+    world.queue.leave_seat(&seat).await.expect("left");
+    let error = connect(all(party)).await.expect_err("nobody comes");
+    assert!(error.retryable(), "the job can be tried again");
+    assert_eq!(error.to_string(), "ranks: a worker is gone before the ranks are connected");
+}
+
+#[tokio::test]
+async fn too_few_workers_give_the_job_back_and_its_log_says_so_once() {
+    let world = World::new(Duration::from_millis(300));
+    let lease = world.lease(1, "a").await;
+    for _ in 0..2 {
+        assert!(matches!(world.gather(&lease).await, Gathered::GiveBack));
+    }
+    let log = world.journal.log(&lease.job, 1).await.expect("log");
+    let told: Vec<&str> = log.iter().map(|entry| entry.message.as_str()).collect();
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].starts_with("waiting for 2 free workers at once (train.ranks)"), "{told:?}");
+}
+
+#[tokio::test]
+async fn a_cancelled_job_and_a_lost_lease_gather_nobody() {
+    let world = World::new(Duration::from_secs(60));
+    let lease = world.lease(1, "a").await;
+    world.journal.event(&lease.job, 0, tailor_domain::JobEvent::Cancel, "no more").await.expect("cancelled");
+    assert!(matches!(world.gather(&lease).await, Gathered::Cancelled));
+    world.queue.ack(&lease).await.expect("done with");
+    assert!(matches!(world.gather(&lease).await, Gathered::LeaseLost));
+    let lease = world.lease(2, "a").await;
+    world.stop.cancel();
+    assert!(matches!(world.gather(&lease).await, Gathered::GiveBack), "the worker is stopping");
+}
