@@ -138,3 +138,17 @@ fn a_sequence_gets_the_same_bits_in_whatever_company() {
         }
     }
 }
+
+#[test]
+fn whole_sequences_are_scored_with_factors_that_serving_has_rounded() {
+    let scratch = tempfile::tempdir().unwrap();
+    for case in [Case::golden("qwen2"), Case::four_bit(scratch.path())] {
+        let base = case.load(Compute::Bf16);
+        let mut sets = [adapter(&base, 1), adapter(&base, 3)];
+        sets.iter_mut().for_each(|set| set.serve(&base).unwrap());
+        let all = mixed(&case.prompts, &sets, true);
+        let difference = relative_difference(&whole(&base, &all), &in_pages(&base, &all));
+        println!("{}: {difference:.1e}", case.name);
+        assert!(difference < 6e-2, "{}: {difference}", case.name);
+    }
+}
