@@ -19,6 +19,7 @@ mod kinds;
 mod openai;
 mod otlp;
 mod plan;
+mod ranks;
 mod reflection;
 mod rollout;
 mod sentencepiece;

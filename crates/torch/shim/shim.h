@@ -83,6 +83,27 @@ void tailor_pool_bytes(uint64_t* lent, uint64_t* peak);
 
 // Calls `work(data)` on libtorch's threads, the calling one among them, and returns when all calls have returned.
 void tailor_parallel(void (*work)(void*), void* data);
+// ---- c10d (c10d.cpp): ranks of one job ----
+// A meeting is a TCPStore: with `listener` >= 0 (a listening socket, taken over) this process serves it, else it is
+// connected to at host:port. Calls wait at most `timeout_ms`.
+int32_t tailor_meeting_open(const char* host, uint16_t port, int32_t listener, uint64_t timeout_ms, void** result);
+int32_t tailor_meeting_set(void* meeting, const char* key, const uint8_t* data, size_t size);
+// Whether the key is there; does not wait.
+int32_t tailor_meeting_has(void* meeting, const char* key, bool* result);
+// Waits for the key; its value as a byte tensor.
+int32_t tailor_meeting_get(void* meeting, const char* key, void** result);
+void tailor_meeting_close(void* meeting);
+
+enum TailorReduce : int32_t { TAILOR_SUM = 0, TAILOR_MIN = 1 };
+
+// Gloo's process group over the meeting; others reach this rank at `own_address`. Each call below is made by all ranks
+// in the same order and works in place on a contiguous CPU tensor of the same size and type everywhere.
+int32_t tailor_group_open(void* meeting, const char* own_address, int32_t rank, int32_t world, uint64_t timeout_ms,
+                          void** result);
+int32_t tailor_group_all_reduce(void* group, void* values, int32_t op);
+int32_t tailor_group_broadcast(void* group, void* values, int32_t from);
+int32_t tailor_group_barrier(void* group);
+void tailor_group_close(void* group);
 
 const char* tailor_last_error();
 }

@@ -7,6 +7,9 @@ use tch::Tensor;
 use crate::{Error, Result};
 
 pub(crate) const F32: i32 = 0;
+/// `TailorReduce`.
+pub(crate) const SUM: i32 = 0;
+pub(crate) const MIN: i32 = 1;
 
 #[repr(C)]
 pub(crate) struct WeightOps {
@@ -93,6 +96,29 @@ unsafe extern "C" {
     pub(crate) fn tailor_drop_pool();
     pub(crate) fn tailor_pool_bytes(lent: *mut u64, peak: *mut u64);
     pub(crate) fn tailor_parallel(work: extern "C" fn(*mut c_void), data: *mut c_void);
+    pub(crate) fn tailor_meeting_open(
+        host: *const c_char,
+        port: u16,
+        listener: i32,
+        timeout_ms: u64,
+        result: *mut *mut c_void,
+    ) -> i32;
+    pub(crate) fn tailor_meeting_set(meeting: *mut c_void, key: *const c_char, data: *const u8, size: usize) -> i32;
+    pub(crate) fn tailor_meeting_has(meeting: *mut c_void, key: *const c_char, result: *mut bool) -> i32;
+    pub(crate) fn tailor_meeting_get(meeting: *mut c_void, key: *const c_char, result: *mut *mut c_void) -> i32;
+    pub(crate) fn tailor_meeting_close(meeting: *mut c_void);
+    pub(crate) fn tailor_group_open(
+        meeting: *mut c_void,
+        own_address: *const c_char,
+        rank: i32,
+        world: i32,
+        timeout_ms: u64,
+        result: *mut *mut c_void,
+    ) -> i32;
+    pub(crate) fn tailor_group_all_reduce(group: *mut c_void, values: *mut c_void, op: i32) -> i32;
+    pub(crate) fn tailor_group_broadcast(group: *mut c_void, values: *mut c_void, from: i32) -> i32;
+    pub(crate) fn tailor_group_barrier(group: *mut c_void) -> i32;
+    pub(crate) fn tailor_group_close(group: *mut c_void);
     fn tailor_last_error() -> *const c_char;
 }
 

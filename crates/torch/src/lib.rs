@@ -1,11 +1,13 @@
 //! What tch lacks: projections with weights in 4 bits and LoRA, the fused operators between them, backward from a given
-//! gradient, the random generator's state, memory statistics, a pool for large CPU tensors.
+//! gradient, the random generator's state, memory statistics, a pool for large CPU tensors, c10d between the ranks of
+//! one job.
 //!
 //! The C++ shim (`shim/`) takes and gives tensor handles; these are its safe wrappers. No C++ exception crosses: each
 //! becomes an [`Error`]. The dequantising itself is `tailor-quant`'s, called back from the shim, so there is one
 //! implementation of it.
 
 mod autograd;
+mod c10d;
 mod error;
 mod ffi;
 mod guard;
@@ -17,6 +19,7 @@ mod random;
 mod workers;
 
 pub use autograd::backward;
+pub use c10d::{Meeting, ProcessGroup};
 pub use error::{Error, Result};
 pub use guard::guarded;
 pub use layers::{

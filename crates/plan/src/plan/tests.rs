@@ -186,3 +186,21 @@ fn time_and_money_come_from_the_trainers_rates_and_are_not_guessed_without() {
     assert!(unknown.fits.iter().all(|fit| fit.seconds.is_none() && fit.cost.is_none()));
     assert_eq!(unknown.fits_a_trainer, None);
 }
+
+#[test]
+fn ranks_share_the_rows_of_a_batch_take_less_time_and_cost_what_they_all_cost() {
+    let shape = llama(512, 1408, 8, 8, 8, 8000);
+    let mut recipe = recipe(512, 0);
+    recipe.train.checkpointing = Checkpointing::None;
+    let of = |recipe: &Recipe| ask(&shape, recipe, rows(512), &[trainer(64 * GB)]).fits[0].clone();
+    let alone = of(&recipe);
+    recipe.train.ranks = 4;
+    let together = of(&recipe);
+    assert_eq!((alone.micro_batch, together.micro_batch), (32, 8), "each passes over its share");
+    assert!(
+        together.memory.activations * 2 < alone.memory.activations && together.memory.weights == alone.memory.weights
+    );
+    let (one, four) = (alone.seconds.expect("measured"), together.seconds.expect("measured"));
+    assert!(four < 0.5 * one && four > 0.24 * one, "{one} and {four} seconds");
+    assert!((together.cost.expect("a price") - 4.0 * four / 1800.0).abs() < 1e-9, "four machines for that time");
+}

@@ -1,5 +1,6 @@
 //! The shim's functions against plain operators, and its errors.
 
+mod c10d;
 mod layers;
 mod pool;
 
