@@ -95,7 +95,9 @@ impl Change {
             || self.lora_bias.is_some()
             || self.weight.is_some()
             || self.bias.is_some();
-        let lora = self.lora.as_ref().filter(|lora| !others && (!training || lora.dropout == 0.0))?;
+        // Factors that serving has rounded to bf16 take the other way.
+        let fits = |lora: &&Lora| !others && (!training || lora.dropout == 0.0) && lora.a.kind() == Kind::Float;
+        let lora = self.lora.as_ref().filter(fits)?;
         Some(Factors { a: &lora.a, b: &lora.b, scale: lora.scale })
     }
 
