@@ -18,6 +18,7 @@ mod job_files;
 mod kinds;
 mod openai;
 mod otlp;
+mod pausing;
 mod plan;
 mod reflection;
 mod rollout;

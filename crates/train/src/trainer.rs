@@ -215,7 +215,7 @@ impl<'a> Run<'a> {
             }
         };
         self.state.seconds = self.seconds();
-        if self.state.step > saved && outcome != Outcome::Stopped {
+        if self.state.step > saved && (outcome != Outcome::Stopped || observer.wants_checkpoint()) {
             // What comes after training may be stopped too, and must not cost the training.
             observer.on_checkpoint(self.checkpoint()?);
         }

@@ -77,6 +77,8 @@ pub fn routes(rollouts: Arc<Rollouts>, settings: &Settings) -> Result<Router> {
         .route("/v1/fine_tuning/jobs", post(jobs::create).get(jobs::list))
         .route("/v1/fine_tuning/jobs/{job}", get(jobs::retrieve))
         .route("/v1/fine_tuning/jobs/{job}/cancel", post(jobs::cancel))
+        .route("/v1/fine_tuning/jobs/{job}/pause", post(jobs::pause))
+        .route("/v1/fine_tuning/jobs/{job}/resume", post(jobs::resume))
         .route("/v1/fine_tuning/jobs/{job}/events", get(jobs::events))
         .route("/v1/fine_tuning/jobs/{job}/checkpoints", get(jobs::checkpoints))
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))

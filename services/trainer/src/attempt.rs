@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tailor_blobs::Store;
 use tailor_domain::spec::{Objective, Precision};
 use tailor_domain::{
-    BaseManifest, Digest, JobEvent, JobId, JobSpec, LogKind, Predicted, StepMetrics, TuningMetrics, Version,
+    BaseManifest, Digest, JobEvent, JobId, JobSpec, JobState, LogKind, Predicted, StepMetrics, TuningMetrics, Version,
 };
 use tailor_models::{Base, Compute, LoadOptions};
 use tailor_pb::dataset::dataset_service_client::DatasetServiceClient;
@@ -29,6 +29,7 @@ use crate::keeper::{Halt, HaltFlag};
 use crate::predictions::Predictions;
 use crate::progress::{Progress, Tick};
 use crate::shards::{HeldOut, read_examples, read_preferences, read_prompts};
+use crate::view::View;
 
 /// Reports under way from the device thread to the log.
 const TICKS: usize = 1024;
@@ -141,6 +142,9 @@ impl Attempt<'_> {
             return Ok(Ended::Halted(halt));
         }
         self.say(JobEvent::Publish, "publishing").await?;
+        if let Some(halt) = self.forbidden().await? {
+            return Ok(Ended::Halted(halt));
+        }
         let version = self.publish(&base, &shards, &trained, metrics).await?;
         Ok(Ended::Published(version))
     }
@@ -368,6 +372,25 @@ impl Attempt<'_> {
         Ok(())
     }
 
+    /// Why the log does not let this attempt publish, if it does not: its owner's word came between, and nobody has told us.
+    async fn forbidden(&self) -> Result<Option<Halt>> {
+        let log = self.patiently(|| self.journal.log(self.job, 1)).await?;
+        let mut view = View::default();
+        log.iter().for_each(|entry| view.apply(entry));
+        Ok(match view.state {
+            JobState::Publishing if view.fence == self.fence => None,
+            JobState::Paused | JobState::Queued => Some(Halt::Paused),
+            JobState::Cancelled => Some(Halt::Cancelled),
+            JobState::Leased
+            | JobState::Preparing
+            | JobState::Training
+            | JobState::Evaluating
+            | JobState::Publishing
+            | JobState::Succeeded
+            | JobState::Failed => Some(Halt::Superseded),
+        })
+    }
+
     async fn notify(&self) {
         // Only a hint.
         let _ = self.queue.notify(self.job).await;
@@ -426,7 +449,9 @@ impl Observer for Reporter {
     }
 
     fn wants_checkpoint(&mut self) -> bool {
-        self.last_checkpoint.elapsed() >= self.checkpoint_every
+        // Whoever goes on later goes on from here.
+        matches!(self.halt.raised(), Some(Halt::Paused | Halt::ShuttingDown))
+            || self.last_checkpoint.elapsed() >= self.checkpoint_every
     }
 
     fn on_tuning(&mut self, measured: &TuningMetrics) {
