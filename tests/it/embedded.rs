@@ -10,7 +10,7 @@ use crate::support::process::command;
 use crate::support::{Cli, Family, Process, Training, Up, repository, rows};
 
 /// Every command with the words that its help must teach.
-const HELP: [(&[&str], &[&str]); 41] = [
+const HELP: [(&[&str], &[&str]); 43] = [
     (&[], &["A first walk", "tailor demo", "tailor up", "TAILOR_TRAINER_URL", "--json"]),
     (&["up"], &["--port", "0 finds free ones"]),
     (&["demo"], &["--base", "tiny-t5", "tiny-llama"]),
@@ -38,9 +38,11 @@ const HELP: [(&[&str], &[&str]); 41] = [
     (&["base", "add"], &["--name", "nf4", "--dtype", "safetensors"]),
     (&["train"], &["--base", "--dataset", "--adapter", "--learning-rate", "--idempotency-key", "--detach"]),
     (&["plan"], &["--base", "--dataset", "--price", "--card", "Examples", "Job file"]),
-    (&["job"], &["list", "show", "watch", "cancel", "predictions", "plot", "tensorboard"]),
+    (&["job"], &["list", "show", "watch", "pause", "resume", "cancel", "predictions", "plot", "tensorboard"]),
     (&["job", "watch"], &["--from"]),
     (&["job", "cancel"], &["ID"]),
+    (&["job", "pause"], &["ID", "free for others"]),
+    (&["job", "resume"], &["ID", "the same result"]),
     (&["job", "predictions"], &["--wrong", "--changed", "--limit", "hidden from training", "Example"]),
     (&["job", "plot"], &["FILE.svg or FILE.png", "Example"]),
     (&["job", "tensorboard"], &["--no-follow", "DIR", "tensorboard --logdir"]),

@@ -2,9 +2,7 @@
 
 use std::process::Command;
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
-
+use crate::support::http::http;
 use crate::support::{Family, Up, repository};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -23,18 +21,6 @@ async fn the_stock_openai_client_uploads_trains_watches_and_chats() {
     assert!(done.status.success(), "the client failed:\n{output}\n{errors}\n{}", up.process.log());
     assert!(output.contains("\nwalked the loop"), "{output}");
     print!("{output}");
-}
-
-/// One request over HTTP/1.1, by hand: status line, headers and body.
-async fn http(address: &str, request: &str, body: &[u8]) -> String {
-    let address = address.trim_start_matches("http://");
-    let mut stream = TcpStream::connect(address).await.expect("connects");
-    let head = format!("{request}Host: {address}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", body.len());
-    stream.write_all(head.as_bytes()).await.expect("writes");
-    stream.write_all(body).await.expect("writes");
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).await.expect("reads");
-    String::from_utf8_lossy(&answer).into_owned()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -46,6 +46,8 @@ def main() -> None:
     check(job.id in [found.id for found in client.fine_tuning.jobs.list()], "the job is not listed")
     print(f"job {job.id}: {len(losses)} steps, loss {losses[-1]:.3f} to {losses[0]:.3f}")
 
+    pause(client, base, file.id)
+
     models = [model.id for model in client.models.list()]
     check(f"{base}:polite@1" in models, f"models are {models}")
     check(client.models.retrieve(job.fine_tuned_model).id == f"{base}:polite@1", "the model cannot be retrieved")
@@ -79,6 +81,23 @@ def wait(client, job: str):
             return found
         time.sleep(0.5)
     raise SystemExit(f"openai_client: job {job} did not end within {PATIENCE_S} s")
+
+
+def pause(client, base: str, file: str) -> None:
+    """Set aside while it trains, taken up again, and cancelled."""
+    jobs = client.fine_tuning.jobs
+    job = jobs.create(model=base, training_file=file, suffix="slow", hyperparameters={"n_epochs": 1000})
+    for _ in range(PATIENCE_S * 2):
+        if jobs.retrieve(job.id).status == "running":
+            break
+        time.sleep(0.5)
+    check(jobs.pause(job.id).status == "paused", "it is not paused")
+    time.sleep(1)
+    check(jobs.retrieve(job.id).status == "paused", "it did not stay paused")
+    check(jobs.resume(job.id).status in ("queued", "validating_files", "running"), "it is not resumed")
+    check(jobs.cancel(job.id).status == "cancelled", "it is not cancelled")
+    raises(openai.BadRequestError, lambda: jobs.pause(job.id))
+    print(f"paused, resumed and cancelled job {job.id}")
 
 
 def chat(client, model: str) -> None:

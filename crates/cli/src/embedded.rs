@@ -14,8 +14,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::connect::{Addresses, Endpoints};
 
-/// How long the services may take to answer their first health check.
-const STARTUP: Duration = Duration::from_secs(30);
+/// How long the services may take to be ready.
+const STARTUP: Duration = Duration::from_secs(15);
 
 pub struct Embedded {
     pub addresses: Addresses,
@@ -69,7 +69,11 @@ pub async fn start(settings: &Settings, state: &Path, host: IpAddr, first_port: 
         tailor_gateway::start(&settings, store, gateway, stop.clone()).await?,
     ];
     for serving in &servings {
-        health::probe(&serving.address.to_string(), STARTUP).await?;
+        match health::wait(&serving.address.to_string(), STARTUP).await {
+            // It waits for something that may yet come, e.g. a base of `gateway.preload` that nobody has added.
+            Err(error @ health::Error::NotServing { .. }) => tracing::warn!(%error, "not everything is ready yet"),
+            outcome => outcome?,
+        }
     }
     Ok(Embedded { addresses, stop, servings, _lock: lock })
 }

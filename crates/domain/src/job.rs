@@ -33,7 +33,9 @@ pub enum JobEvent {
     Prepare,
     /// The first step is about to run.
     Train,
+    /// Its owner wants it to wait, with what it has learnt so far; its worker is free for others.
     Pause,
+    /// Its owner wants it to go on.
     Resume,
     /// The last step has run; validation rows are being predicted.
     Evaluate,
@@ -92,7 +94,8 @@ impl JobState {
             (S::Leased | S::Preparing | S::Training | S::Evaluating | S::Publishing, E::LeaseLost) => Ok(S::Queued),
             (S::Leased, E::Prepare) => Ok(S::Preparing),
             (S::Preparing, E::Train) => Ok(S::Training),
-            (S::Training, E::Pause) => Ok(S::Paused),
+            // After training there is little left that waiting would save.
+            (S::Queued | S::Leased | S::Preparing | S::Training, E::Pause) => Ok(S::Paused),
             (S::Paused, E::Resume) => Ok(S::Queued),
             (S::Training, E::Evaluate) => Ok(S::Evaluating),
             (S::Evaluating, E::Publish) => Ok(S::Publishing),

@@ -68,7 +68,7 @@ impl Batch {
 
     /// Takes in a sequence that was promised its room.
     pub fn admit(&mut self, mut sequence: Sequence) {
-        sequence.promised = sequence.need();
+        sequence.admitted();
         self.sequences.push(sequence);
     }
 

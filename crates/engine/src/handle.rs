@@ -96,6 +96,11 @@ impl Engine {
         Usage { waiting, waiting_tokens, ..self.inner.meter.usage() }
     }
 
+    /// Whether the thread is gone, so that nothing will ever be answered again.
+    pub fn has_ended(&self) -> bool {
+        self.inner.commands.as_ref().is_none_or(mpsc::Sender::is_closed)
+    }
+
     /// Makes an adapter resident under its digest. Idempotent.
     ///
     /// # Errors
@@ -161,6 +166,8 @@ impl Engine {
     async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<Result<T, Error>>) -> Command) -> Result<T, Error> {
         let (reply, answer) = oneshot::channel();
         let commands = self.inner.commands.as_ref().ok_or(Error::Stopped)?;
+        // Also a thread that never takes it shows by that.
+        self.inner.meter.asked();
         commands.send(command(reply)).await.map_err(|_| Error::Stopped)?;
         answer.await.map_err(|_| Error::Stopped)?
     }

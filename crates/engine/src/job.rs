@@ -29,6 +29,8 @@ pub struct GenerateJob {
     pub tenant: String,
     /// When nobody will want the answer any more.
     pub deadline: Option<Instant>,
+    /// What the engine's spans of this job are told under; a disabled one tells nothing.
+    pub span: tracing::Span,
 }
 
 impl GenerateJob {
@@ -44,6 +46,7 @@ impl GenerateJob {
             top_logprobs: None,
             tenant: String::new(),
             deadline: None,
+            span: tracing::Span::none(),
         }
     }
 

@@ -26,6 +26,7 @@ mod sampler;
 mod sampling;
 mod score;
 mod sequence;
+mod trace;
 mod worker;
 
 pub use constraint::Constraint;

@@ -29,16 +29,40 @@ pub struct Usage {
     pub made_tokens: u64,
     /// Tokens that requests reserved and have done with, a second: what a queue of tokens drains by.
     pub drain_rate: f64,
+    /// How long the device has been at work since it last came to an end of a step, a load or a score; zero while it is idle.
+    pub without_progress: Duration,
 }
 
 #[derive(Default)]
 pub struct Meter {
     usage: Mutex<Usage>,
+    /// When the present piece of work began; None while there is none.
+    at_work_since: Mutex<Option<Instant>>,
 }
 
 impl Meter {
     pub fn usage(&self) -> Usage {
-        *self.lock()
+        let since = *self.at_work_since.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        Usage { without_progress: since.map_or(Duration::ZERO, |since| since.elapsed()), ..*self.lock() }
+    }
+
+    /// Something is about to be asked of the device. Its wait counts as work, so that a thread that never takes it is missed.
+    pub fn asked(&self) {
+        self.at_work_since.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get_or_insert_with(Instant::now);
+    }
+
+    /// The device begins a piece of work now, and has done with the one before it.
+    pub fn at_work(&self) {
+        self.set_at_work(Some(Instant::now()));
+    }
+
+    /// The device has nothing to do.
+    pub fn idle(&self) {
+        self.set_at_work(None);
+    }
+
+    fn set_at_work(&self, since: Option<Instant>) {
+        *self.at_work_since.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = since;
     }
 
     pub fn update(&self, change: impl FnOnce(&mut Usage)) {
@@ -109,6 +133,27 @@ mod tests {
             found = rate.done(1, at(1000.0 + f64::from(step) * 0.1));
         }
         assert!((9.0..12.0).contains(&found), "{found} for 10 a second");
+    }
+
+    #[test]
+    fn only_work_without_an_end_is_without_progress() {
+        let meter = Meter::default();
+        let pause = || std::thread::sleep(Duration::from_millis(5));
+        pause();
+        assert_eq!(meter.usage().without_progress, Duration::ZERO, "nothing was begun");
+        meter.at_work();
+        pause();
+        assert!(meter.usage().without_progress >= Duration::from_millis(5));
+        let before = meter.usage().without_progress;
+        meter.at_work();
+        assert!(meter.usage().without_progress < before, "a step has come to its end");
+        meter.idle();
+        pause();
+        assert_eq!(meter.usage().without_progress, Duration::ZERO);
+        meter.asked();
+        pause();
+        meter.asked();
+        assert!(meter.usage().without_progress >= Duration::from_millis(5), "from the first that was asked");
     }
 
     #[test]

@@ -13,6 +13,7 @@ use crate::logprobs::Logprobs;
 use crate::options::EngineInfo;
 use crate::residency::Resident;
 use crate::sampler::Sampler;
+use crate::trace::Trace;
 
 pub struct Sequence {
     /// The decoder's side: a decoder's prompt or an encoder-decoder's start token, then the answer.
@@ -41,6 +42,7 @@ pub struct Sequence {
     deadline: Option<Instant>,
     events: Events,
     root: Name,
+    trace: Trace,
 }
 
 /// What an encoder-decoder's decoder looks at.
@@ -92,7 +94,14 @@ impl Sequence {
             events,
             root,
             tokens,
+            trace: Trace::new(job.span),
         }
+    }
+
+    /// It has been promised its room and takes part from the next step on.
+    pub fn admitted(&mut self) {
+        self.promised = self.need();
+        self.trace.admitted(self.prompt + self.encoder.as_ref().map_or(0, |side| side.tokens.len()));
     }
 
     pub fn set(&self) -> Option<&LoraSet> {
@@ -159,6 +168,7 @@ impl Sequence {
     /// Takes in `count` computed tokens; gives the blocks that are full by that, with their names.
     pub fn computed(&mut self, count: usize) -> Vec<(u32, Name)> {
         self.computed += count;
+        self.trace.stepped(count, self.cached, self.computed < self.prompt);
         let full = self.computed / BLOCK_TOKENS;
         while self.names.len() < full {
             let from = self.names.len() * BLOCK_TOKENS;

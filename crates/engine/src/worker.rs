@@ -106,7 +106,10 @@ impl Worker {
         let idle = self.batch.is_empty() && self.waiting.is_empty() && self.scoring.is_empty();
         if idle {
             self.rate.pause();
-            match self.inbox.blocking_recv() {
+            self.meter.idle();
+            let command = self.inbox.blocking_recv();
+            self.meter.at_work();
+            match command {
                 Some(command) => self.obey(command),
                 None => return false,
             }
@@ -188,6 +191,7 @@ impl Worker {
     }
 
     fn measure(&mut self) {
+        self.meter.at_work();
         let done = self.batch.done();
         let drain_rate = self.rate.done(done.released_tokens, Instant::now());
         self.meter.update(|usage| {

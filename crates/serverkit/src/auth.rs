@@ -67,7 +67,8 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let open = request.uri().path().starts_with("/grpc.health.v1.Health/");
+        let path = request.uri().path();
+        let open = path.starts_with("/grpc.health.v1.Health/") || path == "/readyz";
         let given = request.headers().get(http::header::AUTHORIZATION).map(|value| value.as_bytes());
         let allowed = match &self.expected {
             None => true,

@@ -17,6 +17,20 @@ pub enum Error {
     NotServing { address: String },
 }
 
+/// As [`probe`], asking until it serves or `patience` is over.
+///
+/// # Errors
+/// What it said last.
+pub async fn wait(address: &str, patience: Duration) -> Result<(), Error> {
+    let give_up_at = tokio::time::Instant::now() + patience;
+    loop {
+        match probe(address, patience).await {
+            Err(_) if tokio::time::Instant::now() < give_up_at => tokio::time::sleep(Duration::from_millis(20)).await,
+            outcome => return outcome,
+        }
+    }
+}
+
 /// Succeeds when the service at `host:port` says SERVING within `timeout`.
 ///
 /// # Errors

@@ -7,11 +7,16 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+use tower::util::option_layer;
+use tower_http::cors::CorsLayer;
 
 use crate::auth::AuthLayer;
 use crate::settings::Settings;
@@ -84,6 +89,18 @@ impl Serving {
     }
 }
 
+/// Why a service does not serve yet, or any more; nothing while it does.
+pub type Hindrances = watch::Receiver<Vec<String>>;
+
+/// What not every service has.
+#[derive(Default)]
+pub struct Doors {
+    /// Which pages may call from a browser.
+    pub cors: Option<CorsLayer>,
+    /// What health follows; without it a service is well as soon as it listens.
+    pub hindrances: Option<Hindrances>,
+}
+
 /// Serves `routes` on `listener` until `stop` is cancelled, with health and reflection beside them.
 ///
 /// # Errors
@@ -95,13 +112,30 @@ pub async fn serve(
     settings: &Settings,
     stop: CancellationToken,
 ) -> std::io::Result<Serving> {
+    serve_with(service, listener, routes, settings, Doors::default(), stop).await
+}
+
+/// As [`serve`], with what not every service has.
+///
+/// # Errors
+/// The listener has no address.
+pub async fn serve_with(
+    service: &'static str,
+    listener: TcpListener,
+    routes: Routes,
+    settings: &Settings,
+    doors: Doors,
+    stop: CancellationToken,
+) -> std::io::Result<Serving> {
     let address = listener.local_addr()?;
     let grace = settings.shutdown_grace();
     let (health, health_service) = tonic_health::server::health_reporter();
-    health.set_service_status("", tonic_health::ServingStatus::Serving).await;
+    let begins = doors.hindrances.as_ref().map_or(ServingStatus::Serving, status_of);
+    health.set_service_status("", begins).await;
     let router = Server::builder()
         // For those routes that are no gRPC.
         .accept_http1(true)
+        .layer(option_layer(doors.cors))
         .layer(TraceLayer { service })
         .layer(AuthLayer::new(settings.auth.token.as_deref()))
         .add_routes(routes)
@@ -123,8 +157,11 @@ pub async fn serve(
         let stop = ends;
         let draining = stop.clone();
         let end = async move {
-            draining.cancelled().await;
-            health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
+            tokio::select! {
+                () = draining.cancelled() => {}
+                () = follow(&health, doors.hindrances) => {}
+            }
+            health.set_service_status("", ServingStatus::NotServing).await;
             tracing::info!(service, %address, "draining");
         };
         let serving = router.serve_with_incoming_shutdown(incoming, end);
@@ -138,6 +175,25 @@ pub async fn serve(
     });
     tracing::info!(service, %address, "serving");
     Ok(Serving { address, task, companions: Vec::new(), stop, grace })
+}
+
+fn status_of(hindrances: &Hindrances) -> ServingStatus {
+    if hindrances.borrow().is_empty() { ServingStatus::Serving } else { ServingStatus::NotServing }
+}
+
+/// Says what the service says of itself, and never ends.
+async fn follow(health: &HealthReporter, hindrances: Option<Hindrances>) {
+    if let Some(mut hindrances) = hindrances {
+        while hindrances.changed().await.is_ok() {
+            let now = hindrances.borrow_and_update().clone();
+            match now.as_slice() {
+                [] => tracing::info!("serving"),
+                why => tracing::warn!(why = why.join("; "), "not serving"),
+            }
+            health.set_service_status("", status_of(&hindrances)).await;
+        }
+    }
+    std::future::pending().await
 }
 
 async fn after(stop: CancellationToken, grace: Duration) {

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
+use tailor_domain::BaseName;
 
 /// Prefix of environment variables; `__` separates the levels of a key.
 pub const ENV_PREFIX: &str = "TAILOR";
@@ -229,6 +230,16 @@ pub struct Gateway {
     pub alias_ttl_ms: u64,
     /// How long aliases go on meaning what they last meant while no registry answers; 0: not at all.
     pub outage_grace_ms: u64,
+    /// Pages that may call from a browser: origins (`https://host[:port]`) parted by commas, or `*` for all. Empty: none.
+    pub cors_origins: String,
+    /// Bases that are loaded at the start, names parted by commas; the gateway is ready when they answer. Others are loaded at
+    /// their first use.
+    pub preload: String,
+    /// How long a step may take. A device that is at work for longer without an end of it counts as hung, and the gateway says
+    /// that it does not serve until the step ends.
+    pub hang_ms: u64,
+    /// Adapters that metrics name one by one; what comes after so many counts as `other`.
+    pub metered_adapters: usize,
 }
 
 impl Default for Settings {
@@ -341,7 +352,22 @@ impl Default for Gateway {
             adapter_bytes: 8 << 30,
             alias_ttl_ms: 100,
             outage_grace_ms: 600_000,
+            cors_origins: String::new(),
+            preload: String::new(),
+            hang_ms: 60_000,
+            metered_adapters: 100,
         }
+    }
+}
+
+impl Gateway {
+    /// The names in `preload`.
+    ///
+    /// # Errors
+    /// What cannot be a base's name.
+    pub fn preloaded(&self) -> Result<Vec<BaseName>, tailor_domain::Invalid> {
+        let names = self.preload.split(',').map(str::trim).filter(|name| !name.is_empty());
+        names.map(BaseName::try_new).collect()
     }
 }
 
@@ -403,6 +429,13 @@ impl Settings {
             return Err(Error::Invalid { key: "registry.collect_grace_ms", problem });
         }
         positive("gateway.kv_bytes", self.gateway.kv_bytes)?;
+        positive("gateway.hang_ms", self.gateway.hang_ms)?;
+        if let Err(problem) = crate::cors::origins(&self.gateway.cors_origins) {
+            return Err(Error::Invalid { key: "gateway.cors_origins", problem });
+        }
+        if let Err(problem) = self.gateway.preloaded() {
+            return Err(Error::Invalid { key: "gateway.preload", problem: problem.to_string() });
+        }
         if self.trainer.lease_ms < 300 {
             let problem = format!("{} ms is too short to heartbeat in; the least is 300", self.trainer.lease_ms);
             return Err(Error::Invalid { key: "trainer.lease_ms", problem });
@@ -462,6 +495,9 @@ mod tests {
         assert_eq!(message, "settings: trainer.lease_ms: 5 ms is too short to heartbeat in; the least is 300");
         assert!(over("gateway.max_queue", "0").is_err());
         assert!(over("services.dataset", "localhost:1").is_err());
+        let message = over("gateway.cors_origins", "example.org").expect_err("no origin").to_string();
+        assert!(message.starts_with("settings: gateway.cors_origins: \"example.org\""), "{message}");
+        assert!(over("gateway.preload", "a, B!").expect_err("no name").to_string().contains("gateway.preload"));
     }
 
     #[test]

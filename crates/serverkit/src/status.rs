@@ -64,7 +64,7 @@ pub fn grpc_code(code: ErrorCode) -> Code {
 }
 
 /// The machine-readable name of a code, sent as `google.rpc.ErrorInfo.reason`.
-fn reason(code: ErrorCode) -> &'static str {
+pub fn reason(code: ErrorCode) -> &'static str {
     match code {
         ErrorCode::InvalidArgument => "INVALID_ARGUMENT",
         ErrorCode::NotFound => "NOT_FOUND",

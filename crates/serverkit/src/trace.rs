@@ -90,7 +90,7 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let path = request.uri().path().trim_start_matches('/').to_owned();
-        if path.starts_with("grpc.health.v1.") {
+        if path.starts_with("grpc.health.v1.") || path == "readyz" {
             // Probes come every few seconds and tell nothing.
             return self.inner.call(request).instrument(tracing::Span::none());
         }

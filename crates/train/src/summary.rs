@@ -14,7 +14,8 @@ pub trait Observer {
     fn on_step(&mut self, step: &StepMetrics);
     /// True ends the run after the present step; what was learnt is kept.
     fn should_stop(&mut self) -> bool;
-    /// Whether a checkpoint is wanted now. After the last step of a run that was not stopped one is given unasked.
+    /// Whether a checkpoint is wanted now; asked once more when the run is stopped. After the last step of a run that was
+    /// not stopped one is given unasked.
     fn wants_checkpoint(&mut self) -> bool {
         false
     }

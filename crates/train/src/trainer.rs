@@ -301,7 +301,7 @@ impl<'a, B: Deref<Target = Base>> Run<'a, B> {
             }
         };
         self.state.seconds = self.seconds();
-        if self.state.step > *saved && outcome != Outcome::Stopped {
+        if self.state.step > *saved && (outcome != Outcome::Stopped || observer.wants_checkpoint()) {
             // What comes after training may be stopped too, and must not cost the training.
             self.save(observer)?;
         }

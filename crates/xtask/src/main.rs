@@ -73,6 +73,15 @@ const TASKS: &[Task] = &[
         run: bench::bench,
     },
     Task {
+        name: "soak",
+        arguments: "[--minutes N | --overload]",
+        about: "the whole system under load for 30 minutes, or at ten times what it can do",
+        details: "Builds `tailor` in release mode, measures what it can do, and asks for 80 % of that. Prints memory and times each\n\
+                  minute and fails where memory grew, an answer was lost or differs from what the prompt got alone, or anything\n\
+                  is left behind. --overload: once and ten times the load in turn, with the times to the first token.",
+        run: programs::soak,
+    },
+    Task {
         name: "fuzz",
         arguments: "[TARGET] [--seconds N]",
         about: "the parsers of foreign files against a fuzzer; without a target, each in turn",

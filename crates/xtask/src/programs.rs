@@ -1,4 +1,4 @@
-//! `cargo xtask demo|make-bases`: builds a program of ours and runs it.
+//! `cargo xtask demo|soak|make-bases`: builds a program of ours and runs it.
 
 use std::process::Command;
 
@@ -19,4 +19,15 @@ pub fn demo(arguments: &[String]) -> Result<()> {
 pub fn make_bases(arguments: &[String]) -> Result<()> {
     libtorch::setup()?;
     process::run(workspace::cargo().args(["run", "--release", "--package", "tailor-bases", "--"]).args(arguments))
+}
+
+/// `cargo xtask soak [--minutes N | --overload]`
+pub fn soak(arguments: &[String]) -> Result<()> {
+    libtorch::setup()?;
+    process::heading("building tailor in release mode");
+    process::run(workspace::cargo().args(["build", "--release", "--package", "tailor-cli"]))?;
+    let folder = workspace::programs()?.with_file_name("release");
+    let mut soak = workspace::cargo();
+    soak.args(["run", "--release", "--package", "tailor-tests", "--example", "soak", "--"]).args(arguments);
+    process::run(soak.env("TAILOR_BIN_DIR", folder))
 }

@@ -35,6 +35,20 @@ fn wire(entry: &Entry) -> pb::ResidentAdapter {
     }
 }
 
+fn wire_usage(usage: tailor_engine::Usage) -> pb::EngineUsage {
+    pb::EngineUsage {
+        running: usage.running as u64,
+        waiting: usage.waiting as u64,
+        waiting_tokens: usage.waiting_tokens as u64,
+        kv_blocks: usage.kv_blocks as u64,
+        kv_blocks_held: usage.kv_blocks_held as u64,
+        steps: usage.steps,
+        prompt_tokens: usage.prompt_tokens,
+        cached_tokens: usage.cached_tokens,
+        made_tokens: usage.made_tokens,
+    }
+}
+
 #[tonic::async_trait]
 impl AdapterAdmin for Api {
     async fn load(&self, request: Request<pb::LoadRequest>) -> Result<Response<pb::ResidentAdapter>, Status> {
@@ -74,6 +88,7 @@ impl AdapterAdmin for Api {
             base: base.manifest.name.to_string(),
             fingerprint: base.manifest.fingerprint.to_string(),
             size_bytes: base.engine.info().resident_bytes,
+            usage: Some(wire_usage(base.engine.usage())),
         });
         let adapters = self.models.resident().iter().map(wire).collect();
         Ok(Response::new(pb::ListResidentResponse { bases: bases.collect(), adapters }))

@@ -4,16 +4,19 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use tailor_constrain::Follower;
+use tailor_domain::ErrorCode;
 use tailor_engine::{Constraint, Event, GenerateJob, Logprobs, ScoreJob};
 use tailor_pb::inference as pb;
+use tailor_serverkit::meter::AnswerMeter;
+use tailor_serverkit::status;
 use tailor_text::Tokenizer;
 use tailor_text::tokenizer::TextStream;
 use tokio::sync::mpsc;
 
-use crate::ask::{Ask, MaxNew};
+use crate::ask::{Ask, MaxNew, Prompt};
 use crate::bases::Base;
 use crate::caller::Caller;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::resident::Lease;
 use crate::stop::StopScanner;
@@ -40,6 +43,9 @@ pub struct Answer {
     pub cached_tokens: u32,
     pub finish_reason: &'static str,
     begun: Instant,
+    meter: AnswerMeter,
+    /// The code of what it failed with.
+    failed: Option<ErrorCode>,
     /// The answer from its acceptance to its end, under OpenTelemetry's gen_ai conventions.
     span: tracing::Span,
 }
@@ -62,6 +68,21 @@ pub struct SaidToken {
 
 /// Starts generating.
 pub async fn generate(model: &Model, ask: Ask) -> Result<Answer> {
+    let operation = match &ask.prompt {
+        Prompt::Messages { .. } => "chat",
+        Prompt::Raw(_) | Prompt::Ids(_) | Prompt::Input { .. } => "text_completion",
+    };
+    let asked = model.asked(operation);
+    let meter = model.meters.answers.begin(&asked);
+    let begun = begin(model, ask, operation, meter).await;
+    if let Err(error) = &begun {
+        model.meters.answers.refused(&asked, status::reason(error.code()));
+    }
+    begun
+}
+
+async fn begin(model: &Model, ask: Ask, operation: &'static str, meter: AnswerMeter) -> Result<Answer> {
+    let begun = Instant::now();
     let prompt_ids = ask.prompt.ids(model)?;
     let prompt_tokens = prompt_ids.len() as u32;
     let max_new_tokens = new_tokens(&model.base, ask.max_new_tokens, prompt_tokens);
@@ -72,8 +93,8 @@ pub async fn generate(model: &Model, ask: Ask) -> Result<Answer> {
         Some(format) => {
             let constraints = model.base.constraints().await?;
             // A schema may take a while to compile.
-            let begun = tokio::task::spawn_blocking(move || constraints.begin(&format)).await;
-            let follower = begun.map_err(|_| crate::Error::Cut)??;
+            let compiled = tokio::task::spawn_blocking(move || constraints.begin(&format)).await;
+            let follower = compiled.map_err(|_| Error::Cut)??;
             Some(Box::new(Following(follower)) as Box<dyn Constraint>)
         }
     };
@@ -88,7 +109,7 @@ pub async fn generate(model: &Model, ask: Ask) -> Result<Answer> {
     let tokenizer = model.base.tokenizer.clone();
     let span = tracing::info_span!(
         "gateway.answer",
-        gen_ai.operation.name = "text_completion",
+        gen_ai.operation.name = operation,
         gen_ai.provider.name = "tailor",
         gen_ai.request.model = %model.base.manifest.name,
         gen_ai.request.max_tokens = max_new_tokens,
@@ -99,6 +120,7 @@ pub async fn generate(model: &Model, ask: Ask) -> Result<Answer> {
         tailor.cached_tokens = tracing::field::Empty,
         tailor.time_to_first_token_ms = tracing::field::Empty,
     );
+    let job = GenerateJob { span: span.clone(), ..job };
     Ok(Answer {
         events: Some(model.base.engine.generate(job).await?),
         text: Some(tokenizer.stream(true)),
@@ -110,7 +132,9 @@ pub async fn generate(model: &Model, ask: Ask) -> Result<Answer> {
         completion_tokens: 0,
         cached_tokens: 0,
         finish_reason: "stop",
-        begun: Instant::now(),
+        begun,
+        meter,
+        failed: None,
         span,
     })
 }
@@ -144,6 +168,14 @@ impl Answer {
     /// # Errors
     /// The engine gave the sequence up.
     pub async fn next(&mut self) -> Result<Option<Piece>> {
+        let next = self.advance().await;
+        if let Err(error) = &next {
+            self.failed = Some(error.code());
+        }
+        next
+    }
+
+    async fn advance(&mut self) -> Result<Option<Piece>> {
         while let Some(events) = &mut self.events {
             let mut piece = Piece::default();
             match events.recv().await.transpose()? {
@@ -153,6 +185,7 @@ impl Answer {
                         self.span.record("tailor.time_to_first_token_ms", waited);
                     }
                     self.completion_tokens += 1;
+                    self.meter.token();
                     self.reservation.used(u64::from(self.prompt_tokens) + u64::from(self.completion_tokens));
                     piece.tokens.extend(logprobs.map(|logprobs| said(&self.tokenizer, id, &logprobs)));
                     let text = match &mut self.text {
@@ -196,7 +229,11 @@ impl Answer {
 impl Drop for Answer {
     fn drop(&mut self) {
         // Whoever drops an answer before its end has cut it.
-        let finish_reason = if self.events.is_some() { "cancelled" } else { self.finish_reason };
+        let is_cut = self.events.is_some();
+        let error = self.failed.map(status::reason).or(is_cut.then_some("cancelled"));
+        let (prompt, cached) = (self.prompt_tokens.into(), self.cached_tokens.into());
+        self.meter.end(prompt, cached, self.completion_tokens.into(), error);
+        let finish_reason = if is_cut { "cancelled" } else { self.finish_reason };
         self.span.record("gen_ai.usage.output_tokens", self.completion_tokens);
         self.span.record("gen_ai.response.finish_reasons", finish_reason);
         self.span.record("tailor.cached_tokens", self.cached_tokens);
@@ -237,14 +274,21 @@ pub async fn score(model: &Model, request: &pb::ScoreRequest, caller: &Caller) -
         ids => ids.to_vec(),
     };
     let tokens = (prompt_ids.len() + token_ids.len()) as u64;
-    let mut reservation = model.tenants.reserve(&caller.tenant, tokens, Instant::now())?;
+    let asked = model.asked("score");
+    let meter = model.meters.answers.begin(&asked);
+    let refused = |error: Error| {
+        model.meters.answers.refused(&asked, status::reason(error.code()));
+        error
+    };
+    let mut reservation = model.tenants.reserve(&caller.tenant, tokens, Instant::now()).map_err(refused)?;
     let job = ScoreJob {
         prompt_ids,
         token_ids: token_ids.clone(),
         adapter: model.adapter.as_ref().map(|version| version.digest.clone()),
     };
-    let scores = model.base.engine.score(job).await?;
+    let scores = model.base.engine.score(job).await.map_err(Error::from).map_err(refused)?;
     reservation.used(tokens);
+    meter.end(tokens, 0, 0, None);
     let mut tokens = Vec::with_capacity(scores.len());
     for (id, logprob) in token_ids.into_iter().zip(scores) {
         tokens.push(pb::ScoredToken {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tailor_blobs::Store;
 use tailor_constrain::Constraints;
 use tailor_domain::{BaseManifest, Digest, Family};
-use tailor_engine::{Engine, EngineOptions};
+use tailor_engine::{Engine, EngineOptions, GenerateJob};
 use tailor_serverkit::Settings;
 use tailor_text::Tokenizer;
 use tokio::sync::{Mutex, OnceCell};
@@ -74,16 +74,26 @@ impl Bases {
         let tokenizer = Tokenizer::open(&folder)?;
         let options = EngineOptions { compute: manifest.dtype.parse()?, ..self.options.clone() };
         let engine = Engine::start(folder, options).await?;
+        warm(&engine).await?;
         let resident_bytes = engine.info().resident_bytes;
         tracing::info!(base = %manifest.name, fingerprint = %manifest.fingerprint, resident_bytes, "base is resident");
         Ok(Arc::new(Base { manifest: manifest.clone(), engine, tokenizer, constraints: OnceCell::new() }))
     }
 
-    /// What is resident now.
+    /// What is resident now, and has made a token.
     pub async fn running(&self) -> Vec<Arc<Base>> {
         let slots = self.slots.lock().await;
         let mut running: Vec<_> = slots.values().filter_map(|slot| slot.get().cloned()).collect();
         running.sort_by(|a, b| a.manifest.name.cmp(&b.manifest.name));
         running
     }
+}
+
+/// One token, so that a base that cannot make one is found out here, and the first caller does not pay for what is made once.
+async fn warm(engine: &Engine) -> Result<()> {
+    let mut events = engine.generate(GenerateJob::new(vec![0], None, 1)).await?;
+    while let Some(event) = events.recv().await {
+        event?;
+    }
+    Ok(())
 }

@@ -11,6 +11,7 @@ mod files;
 mod jobs;
 mod listing;
 mod models;
+mod ready;
 mod shape;
 mod stream;
 
@@ -25,6 +26,7 @@ use axum::routing::{get, post};
 use tailor_pb::dataset::dataset_service_client::DatasetServiceClient;
 use tailor_pb::training::training_service_client::TrainingServiceClient;
 use tailor_serverkit::client::Client;
+use tailor_serverkit::server::Hindrances;
 use tailor_serverkit::{Settings, connect, server};
 
 use self::error::ApiError;
@@ -58,7 +60,7 @@ impl Http {
 
 /// # Errors
 /// The address of the dataset or training service cannot be one.
-pub fn routes(rollouts: Arc<Rollouts>, settings: &Settings) -> Result<Router> {
+pub fn routes(rollouts: Arc<Rollouts>, hindrances: Hindrances, settings: &Settings) -> Result<Router> {
     let token = settings.auth.token.as_deref();
     let http = Http {
         rollouts,
@@ -77,10 +79,13 @@ pub fn routes(rollouts: Arc<Rollouts>, settings: &Settings) -> Result<Router> {
         .route("/v1/fine_tuning/jobs", post(jobs::create).get(jobs::list))
         .route("/v1/fine_tuning/jobs/{job}", get(jobs::retrieve))
         .route("/v1/fine_tuning/jobs/{job}/cancel", post(jobs::cancel))
+        .route("/v1/fine_tuning/jobs/{job}/pause", post(jobs::pause))
+        .route("/v1/fine_tuning/jobs/{job}/resume", post(jobs::resume))
         .route("/v1/fine_tuning/jobs/{job}/events", get(jobs::events))
         .route("/v1/fine_tuning/jobs/{job}/checkpoints", get(jobs::checkpoints))
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .merge(files)
+        .merge(ready::routes(hindrances))
         .fallback(unknown)
         .with_state(http))
 }

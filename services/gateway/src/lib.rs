@@ -19,6 +19,8 @@ mod error;
 mod grpc;
 mod http;
 mod models;
+mod readiness;
+mod reading;
 mod resident;
 mod rollout;
 mod rollout_admin;
@@ -29,10 +31,11 @@ mod tenants;
 use std::sync::Arc;
 
 use tailor_blobs::Store;
+use tailor_domain::Invalid;
 use tailor_pb::inference::adapter_admin_server::AdapterAdminServer;
 use tailor_pb::inference::inference_service_server::InferenceServiceServer;
 use tailor_pb::inference::rollout_admin_server::RolloutAdminServer;
-use tailor_serverkit::{Serving, Settings, limited, serve};
+use tailor_serverkit::{Doors, Serving, Settings, cors, limited, serve_with};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
@@ -41,6 +44,7 @@ use tonic_web::GrpcWebLayer;
 pub use error::{Error, Result};
 
 use crate::models::Models;
+use crate::readiness::Readiness;
 use crate::rollout::Rollouts;
 use crate::routes::Routes as RoutingTable;
 
@@ -60,10 +64,19 @@ pub async fn start(
     let routes = Routes::default()
         .add_service(limited!(InferenceServiceServer::new(grpc::Api::new(rollouts.clone()))))
         .add_service(limited!(RolloutAdminServer::new(rollout_admin::Api::new(rollouts.clone()))))
-        .add_service(limited!(AdapterAdminServer::new(admin::Api::new(models, rollouts.clone()))));
+        .add_service(limited!(AdapterAdminServer::new(admin::Api::new(models.clone(), rollouts.clone()))));
     // Browsers speak gRPC-Web; what is no gRPC at all is OpenAI's API on the same port.
     let grpc = routes.into_axum_router().reset_fallback().layer(GrpcWebLayer::new());
-    let routes = Routes::from(grpc.merge(http::routes(rollouts.clone(), settings)?));
-    let serving = serve("tailor-gateway", listener, routes, settings, stop.clone()).await.map_err(Error::Listen)?;
-    Ok(serving.beside("routes", table.follow(stop.clone())).beside("rollouts", rollouts.attend(stop)))
+    let readiness = Arc::new(Readiness::new(models.clone(), settings)?);
+    let routes = Routes::from(grpc.merge(http::routes(rollouts.clone(), readiness.hindrances(), settings)?));
+    let origins = cors::origins(&settings.gateway.cors_origins);
+    let origins = origins.map_err(|problem| Invalid::new("gateway.cors_origins", problem))?;
+    let doors = Doors { cors: cors::layer(origins), hindrances: Some(readiness.hindrances()) };
+    let serving = serve_with("tailor-gateway", listener, routes, settings, doors, stop.clone()).await;
+    let serving = serving.map_err(Error::Listen)?;
+    Ok(serving
+        .beside("routes", table.follow(stop.clone()))
+        .beside("rollouts", rollouts.attend(stop.clone()))
+        .beside("readiness", readiness.attend(stop.clone()))
+        .beside("reading", reading::attend(models, stop)))
 }

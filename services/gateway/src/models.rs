@@ -3,20 +3,23 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use tailor_blobs::Store;
 use tailor_domain::{BaseManifest, BaseName, Digest, Version};
 use tailor_pb::registry;
 use tailor_pb::registry::adapter_registry_client::AdapterRegistryClient;
 use tailor_peft::{Adapter, Limits};
-use tailor_serverkit::Settings;
 use tailor_serverkit::client::Client;
+use tailor_serverkit::meter::{Answers, Asked, Engines};
 use tailor_serverkit::trust::{Keys, check_version};
+use tailor_serverkit::{Settings, status};
 use tailor_trust::Trusted;
 use tokio::sync::Mutex;
 
 use crate::bases::{Base, Bases};
 use crate::error::{Error, Result};
+use crate::reading::DEVICE;
 use crate::resident::{Entry, Lease, Resident};
 use crate::routes::Routes;
 use crate::tenants::{TenantLimits, Tenants};
@@ -38,6 +41,26 @@ pub struct Model {
     /// Keeps the adapter on the device.
     pub lease: Option<Lease>,
     pub tenants: Arc<Tenants>,
+    pub meters: Arc<Meters>,
+}
+
+/// What is measured here.
+pub struct Meters {
+    pub answers: Answers,
+    pub engines: Engines,
+}
+
+impl Model {
+    /// As metrics name a request of this model.
+    pub fn asked(&self, operation: &'static str) -> Asked {
+        let adapter = self.adapter.as_ref();
+        Asked {
+            operation,
+            base: self.base.manifest.name.to_string(),
+            adapter: adapter
+                .map(|version| (format!("{}@{}", version.name, version.version), version.digest.to_string())),
+        }
+    }
 }
 
 /// Digests that are remembered as bad.
@@ -48,6 +71,7 @@ pub struct Models {
     store: Store,
     pub bases: Bases,
     tenants: Arc<Tenants>,
+    pub meters: Arc<Meters>,
     /// Only what one of these keys has signed is loaded; none: anything.
     trusted: Trusted,
     resident: Resident,
@@ -63,6 +87,10 @@ impl Models {
         };
         Ok(Self {
             tenants: Arc::new(Tenants::new(limits)),
+            meters: Arc::new(Meters {
+                answers: Answers::new(settings.gateway.metered_adapters),
+                engines: Engines::default(),
+            }),
             bases: Bases::new(settings, store.clone()),
             routes,
             store,
@@ -88,7 +116,7 @@ impl Models {
                 return Err(Error::NoModel);
             }
             let base = self.base(&BaseName::try_new(base)?).await?;
-            return Ok(Model { base, adapter: None, lease: None, tenants: Arc::clone(&self.tenants) });
+            return Ok(self.model(base, None, None));
         }
         let found = self.resolve(adapter).await?;
         self.ready(base, &found).await
@@ -120,7 +148,11 @@ impl Models {
             prompt_template: found.prompt_template.clone(),
         };
         let lease = Some(self.make_resident(&base, &version, found).await?);
-        Ok(Model { base, adapter: Some(version), lease, tenants: Arc::clone(&self.tenants) })
+        Ok(self.model(base, Some(version), lease))
+    }
+
+    fn model(&self, base: Arc<Base>, adapter: Option<AdapterVersion>, lease: Option<Lease>) -> Model {
+        Model { base, adapter, lease, tenants: Arc::clone(&self.tenants), meters: Arc::clone(&self.meters) }
     }
 
     pub async fn resolve(&self, reference: &str) -> Result<registry::AdapterVersion> {
@@ -147,7 +179,13 @@ impl Models {
             let adapter = format!("{}@{}", version.name, version.version);
             return Err(Error::Quarantined { adapter, digest: version.digest.clone(), reason: reason.clone() });
         }
-        let load = self.load(base, version, found);
+        let load = async {
+            let begun = Instant::now();
+            let loaded = self.load(base, version, found).await;
+            let error = loaded.as_ref().err().map(|error| status::reason(error.code()));
+            self.meters.engines.loaded(DEVICE, begun.elapsed(), error);
+            loaded
+        };
         let leased = self.resident.lease(version, &base.manifest.name, load).await;
         if let Err(Error::BadAdapter { problem, .. }) = &leased {
             tracing::warn!(adapter = version.name, digest = %version.digest, problem, "adapter is quarantined");
@@ -163,6 +201,7 @@ impl Models {
         let needed = |digest: &Digest| self.routes.table().holds(digest).is_some();
         while let Some(leaving) = self.resident.next_to_go(needed).await {
             self.take_off(&leaving.entry).await?;
+            self.meters.engines.evicted(DEVICE);
             tracing::info!(adapter = leaving.entry.version.name, digest = %leaving.entry.version.digest, "adapter is evicted");
         }
         Ok(lease)

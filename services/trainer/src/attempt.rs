@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tailor_blobs::Store;
-use tailor_domain::{BaseManifest, Digest, JobEvent, JobId, JobSpec, LogKind, Predicted, Version};
+use tailor_domain::{BaseManifest, Digest, JobEvent, JobId, JobSpec, JobState, LogKind, Predicted, Version};
 use tailor_pb::dataset::dataset_service_client::DatasetServiceClient;
 use tailor_pb::registry::adapter_registry_client::AdapterRegistryClient;
 use tailor_pb::{dataset, registry};
@@ -27,6 +27,7 @@ use crate::progress::Progress;
 use crate::ranks::Party;
 use crate::shards::{HeldOut, ShardCache, learnable};
 use crate::training::{Given, Reporter, Start, Trained, Training};
+use crate::view::View;
 
 /// Reports under way from the device thread to the log.
 const TICKS: usize = 1024;
@@ -128,6 +129,9 @@ impl Attempt<'_> {
             return Ok(Ended::Halted(halt));
         }
         self.say(JobEvent::Publish, "publishing").await?;
+        if let Some(halt) = self.forbidden().await? {
+            return Ok(Ended::Halted(halt));
+        }
         let version = self.publish(&base, &shards, &trained, metrics).await?;
         Ok(Ended::Published(version))
     }
@@ -306,6 +310,25 @@ impl Attempt<'_> {
         self.patiently(|| self.journal.event(self.job, self.fence, event, message)).await?;
         self.notify().await;
         Ok(())
+    }
+
+    /// Why the log does not let this attempt publish, if it does not: its owner's word came between, and nobody has told us.
+    async fn forbidden(&self) -> Result<Option<Halt>> {
+        let log = self.patiently(|| self.journal.log(self.job, 1)).await?;
+        let mut view = View::default();
+        log.iter().for_each(|entry| view.apply(entry));
+        Ok(match view.state {
+            JobState::Publishing if view.fence == self.fence => None,
+            JobState::Paused | JobState::Queued => Some(Halt::Paused),
+            JobState::Cancelled => Some(Halt::Cancelled),
+            JobState::Leased
+            | JobState::Preparing
+            | JobState::Training
+            | JobState::Evaluating
+            | JobState::Publishing
+            | JobState::Succeeded
+            | JobState::Failed => Some(Halt::Superseded),
+        })
     }
 
     async fn notify(&self) {

@@ -16,6 +16,10 @@ pub enum Error {
     KeyReused { key: String, job: JobId },
     #[error("job {job} is {state} and cannot be cancelled any more")]
     Finished { job: JobId, state: &'static str },
+    #[error("job {job} is {state} and cannot be paused any more; only a job that waits or trains can")]
+    PastPausing { job: JobId, state: &'static str },
+    #[error("job {job} is {state} and cannot be resumed; create it anew to train once more")]
+    PastResuming { job: JobId, state: &'static str },
     #[error("job {job} is {state}; its predictions are shown once it has succeeded")]
     NotSucceeded { job: JobId, state: &'static str },
     #[error("job {0} predicted no rows; create one on a dataset with held-out rows (evaluate.max_validation_rows)")]
@@ -61,7 +65,11 @@ impl Error {
             Self::Invalid(error) => error.code(),
             Self::NoSuchJob(_) | Self::NoPredictions(_) => ErrorCode::NotFound,
             Self::KeyReused { .. } => ErrorCode::AlreadyExists,
-            Self::Finished { .. } | Self::NotSucceeded { .. } | Self::DoesNotFit(_) => ErrorCode::FailedPrecondition,
+            Self::Finished { .. }
+            | Self::PastPausing { .. }
+            | Self::PastResuming { .. }
+            | Self::NotSucceeded { .. }
+            | Self::DoesNotFit(_) => ErrorCode::FailedPrecondition,
             Self::Plan(error) => error.code(),
             Self::Store(error) => error.code(),
             Self::Queue(error) => error.code(),

@@ -70,6 +70,18 @@ impl TrainingService for Api {
         Ok(Response::new(wire_job(&job)))
     }
 
+    async fn pause_job(&self, request: Request<pb::PauseJobRequest>) -> Result<Response<pb::Job>, Status> {
+        let id = request.into_inner().id.parse().map_err(|error| status(&error))?;
+        let job = self.jobs.pause(&id).await.map_err(|error| status(&error))?;
+        Ok(Response::new(wire_job(&job)))
+    }
+
+    async fn resume_job(&self, request: Request<pb::ResumeJobRequest>) -> Result<Response<pb::Job>, Status> {
+        let id = request.into_inner().id.parse().map_err(|error| status(&error))?;
+        let job = self.jobs.resume(&id).await.map_err(|error| status(&error))?;
+        Ok(Response::new(wire_job(&job)))
+    }
+
     type WatchJobStream = ReceiverStream<Result<pb::JobEvent, Status>>;
 
     async fn watch_job(&self, request: Request<pb::WatchJobRequest>) -> Result<Response<Self::WatchJobStream>, Status> {

@@ -1,4 +1,4 @@
-//! The API's logic: create, read, list, cancel, follow.
+//! The API's logic: create, read, list, pause, resume, cancel, follow.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,6 +17,7 @@ use tokio::sync::Mutex;
 use tonic::Streaming;
 
 use crate::attempt::Clients;
+use crate::checkpoints::Checkpoints;
 use crate::error::{Error, Result};
 use crate::journal::{Journal, KeyRecord, now_ms};
 use crate::planner::Planner;
@@ -206,6 +207,12 @@ impl Jobs {
         }
         self.journal.event(job, 0, JobEvent::Cancel, "cancelled by its owner").await?;
         self.notify(job).await;
+        if before == JobState::Paused
+            && let Err(error) = Checkpoints::of(&self.store, job).remove().await
+        {
+            // No worker will come by to do it.
+            tracing::warn!(%job, %error, "its checkpoints stay in the store");
+        }
         let after = self.get(job).await?;
         match after.view.state {
             // It came to its end between our look and our word.
@@ -214,6 +221,60 @@ impl Jobs {
             }
             _ => Ok(after),
         }
+    }
+
+    /// The job as it is after the call, and where the call moved it, moved for good.
+    pub async fn pause(&self, job: &JobId) -> Result<JobRecord> {
+        self.journal.spec(job).await?;
+        let state = match self.view(job).await?.state {
+            JobState::Queued | JobState::Leased | JobState::Preparing | JobState::Training => {
+                self.journal.event(job, 0, JobEvent::Pause, "paused by its owner").await?;
+                self.notify(job).await;
+                // It may have been trained to its end between our look and our word; then the word moved nothing.
+                self.view(job).await?.state
+            }
+            state @ (JobState::Paused
+            | JobState::Evaluating
+            | JobState::Publishing
+            | JobState::Succeeded
+            | JobState::Failed
+            | JobState::Cancelled) => state,
+        };
+        match state {
+            JobState::Evaluating
+            | JobState::Publishing
+            | JobState::Succeeded
+            | JobState::Failed
+            | JobState::Cancelled => Err(Error::PastPausing { job: job.clone(), state: state.as_str() }),
+            // Or resumed by another caller in the meantime.
+            JobState::Queued | JobState::Leased | JobState::Preparing | JobState::Training | JobState::Paused => {
+                self.get(job).await
+            }
+        }
+    }
+
+    pub async fn resume(&self, job: &JobId) -> Result<JobRecord> {
+        let spec = self.journal.spec(job).await?;
+        match self.view(job).await?.state {
+            JobState::Paused => {
+                self.journal.event(job, 0, JobEvent::Resume, "resumed by its owner").await?;
+                self.notify(job).await;
+                // No-op while the paused attempt still winds down; its worker puts the job back then.
+                if let Err(error) = self.queue.enqueue(job, spec.traceparent).await {
+                    tracing::warn!(%job, %error, "resumed, but the queue did not take it; it will be offered again");
+                }
+            }
+            state @ (JobState::Succeeded | JobState::Failed | JobState::Cancelled) => {
+                return Err(Error::PastResuming { job: job.clone(), state: state.as_str() });
+            }
+            JobState::Queued
+            | JobState::Leased
+            | JobState::Preparing
+            | JobState::Training
+            | JobState::Evaluating
+            | JobState::Publishing => {}
+        }
+        self.get(job).await
     }
 
     /// The log from `from` on, waiting up to `patience` for it to grow when there is nothing new.

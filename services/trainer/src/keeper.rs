@@ -21,6 +21,8 @@ use crate::view::View;
 pub enum Halt {
     /// Its owner cancelled it.
     Cancelled,
+    /// Its owner paused it, and may have resumed it since; what is learnt is to be saved.
+    Paused,
     /// A newer attempt has begun; this one is a zombie.
     Superseded,
     /// The process is stopping; another worker will go on.
@@ -38,6 +40,7 @@ impl HaltFlag {
             Halt::Cancelled => 1,
             Halt::Superseded => 2,
             Halt::ShuttingDown => 3,
+            Halt::Paused => 4,
         };
         let _ = self.0.compare_exchange(0, code, Ordering::AcqRel, Ordering::Acquire);
     }
@@ -47,6 +50,7 @@ impl HaltFlag {
             1 => Some(Halt::Cancelled),
             2 => Some(Halt::Superseded),
             3 => Some(Halt::ShuttingDown),
+            4 => Some(Halt::Paused),
             _ => None,
         }
     }
@@ -124,8 +128,17 @@ impl Keeper {
                 return None;
             }
         }
-        if view.state == JobState::Cancelled {
-            return Some(Halt::Cancelled);
+        match view.state {
+            JobState::Cancelled => return Some(Halt::Cancelled),
+            // The attempt has begun, so only a pause can have led back here.
+            JobState::Paused | JobState::Queued => return Some(Halt::Paused),
+            JobState::Leased
+            | JobState::Preparing
+            | JobState::Training
+            | JobState::Evaluating
+            | JobState::Publishing
+            | JobState::Succeeded
+            | JobState::Failed => {}
         }
         match self.journal.newest_attempt(job).await {
             Ok(newest) if newest > self.fence => Some(Halt::Superseded),

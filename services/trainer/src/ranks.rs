@@ -122,6 +122,10 @@ impl Gatherer {
                 if view.state == JobState::Cancelled {
                     return Ok(Gathered::Cancelled);
                 }
+                // Whoever leases it next sets it aside.
+                if view.state == JobState::Paused {
+                    return Ok(Gathered::GiveBack);
+                }
             }
             if !told && started.elapsed() >= PATIENCE.min(self.gather / 2) {
                 tell(journal, &lease.job, ranks).await?;

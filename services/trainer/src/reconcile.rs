@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tailor_domain::JobId;
+use tailor_domain::{JobId, JobState};
 use tailor_queue::JobQueue;
 use tailor_serverkit::settings;
 use tokio_util::sync::CancellationToken;
@@ -49,8 +49,12 @@ impl Reconciler {
             if self.finished.contains(&job) {
                 continue;
             }
-            if self.jobs.view(&job).await?.state.is_final() {
+            let state = self.jobs.view(&job).await?.state;
+            if state.is_final() {
                 self.finished.insert(job);
+                continue;
+            }
+            if state == JobState::Paused {
                 continue;
             }
             let Ok(spec) = self.jobs.journal().spec(&job).await else { continue };

@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::checkpoints::Record;
 use crate::device::Task;
 use crate::error::Result;
-use crate::keeper::HaltFlag;
+use crate::keeper::{Halt, HaltFlag};
 use crate::progress::Tick;
 use crate::ranks::Party;
 use crate::resident::{Bases, Found};
@@ -275,7 +275,9 @@ impl Observer for Reporter {
     }
 
     fn wants_checkpoint(&mut self) -> bool {
-        self.last_checkpoint.elapsed() >= self.checkpoint_every
+        // Whoever goes on later goes on from here.
+        matches!(self.halt.raised(), Some(Halt::Paused | Halt::ShuttingDown))
+            || self.last_checkpoint.elapsed() >= self.checkpoint_every
     }
 
     fn on_tuning(&mut self, measured: &TuningMetrics) {

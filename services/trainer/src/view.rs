@@ -12,6 +12,8 @@ pub struct View {
     /// The newest attempt that spoke; what older ones say later is not believed.
     pub fence: u64,
     pub updated_at_ms: u64,
+    /// The attempt that was under way when the job was last paused.
+    pub paused_fence: u64,
     pub last_step: Option<StepMetrics>,
     pub last_tuning: Option<TuningMetrics>,
     pub metrics: BTreeMap<String, f64>,
@@ -25,6 +27,7 @@ impl Default for View {
             seq: 0,
             fence: 0,
             updated_at_ms: 0,
+            paused_fence: 0,
             last_step: None,
             last_tuning: None,
             metrics: BTreeMap::new(),
@@ -49,10 +52,10 @@ impl View {
                 self.fence = self.fence.max(entry.fence);
                 match event {
                     JobEvent::Fail => self.error = Some(entry.message.clone()),
+                    JobEvent::Pause => self.paused_fence = self.fence,
                     JobEvent::Leased
                     | JobEvent::Prepare
                     | JobEvent::Train
-                    | JobEvent::Pause
                     | JobEvent::Resume
                     | JobEvent::Evaluate
                     | JobEvent::Publish

@@ -273,8 +273,10 @@ impl Worker {
         let fence = self.journal.begin_attempt(job, &self.name).await?;
         let with = party.as_ref().map(|party| format!(" with {}", party.with.join(", "))).unwrap_or_default();
         self.journal.event(job, fence, JobEvent::Leased, &format!("attempt {fence} on {}{with}", self.name)).await?;
-        // An attempt that got further than all before it was not in vain, however it ended.
-        let in_vain = fence - 1 - Checkpoints::of(&self.store, job).furthest_attempt().await?.min(fence - 1);
+        // An attempt that got further than all before it was not in vain, however it ended; nor was one that was paused.
+        let furthest = Checkpoints::of(&self.store, job).furthest_attempt().await?;
+        let useful = furthest.max(self.view(job).await?.paused_fence);
+        let in_vain = fence - 1 - useful.min(fence - 1);
         if in_vain >= self.max_attempts {
             let message = format!(
                 "{in_vain} attempts in a row got no further (their workers died or lost touch); that is the limit \
@@ -311,6 +313,10 @@ impl Worker {
                 tracing::info!(%job, "cancelled");
                 self.done_with(lease).await;
                 Ok(())
+            }
+            Ok(Ended::Halted(Halt::Paused)) => {
+                tracing::info!(%job, "paused");
+                self.set_aside(lease).await
             }
             Ok(Ended::Halted(Halt::Superseded)) => {
                 tracing::warn!(%job, fence, "a newer attempt runs; this one stops without a word");
@@ -349,10 +355,36 @@ impl Worker {
         let _ = self.queue.notify(&lease.job).await;
     }
 
-    /// A job that was finished or published before this lease.
-    async fn settle_if_done(&self, lease: &Lease) -> Result<Option<JobState>> {
+    /// Takes a paused job out of the queue. Its checkpoints stay, unless its owner has cancelled it meanwhile; one that is
+    /// resumed already goes to the back of the line.
+    async fn set_aside(&self, lease: &Lease) -> Result<()> {
+        let job = &lease.job;
+        self.queue.ack(lease).await?;
+        let _ = self.queue.notify(job).await;
+        let state = self.view(job).await?.state;
+        if state.is_final() {
+            Checkpoints::of(&self.store, job).remove().await
+        } else if state != JobState::Paused {
+            // Resumed while it was still leased, so nobody else could put it back.
+            Ok(self.queue.enqueue(job, lease.trace.clone()).await.map(drop)?)
+        } else {
+            Ok(())
+        }
+    }
+
+    async fn view(&self, job: &JobId) -> Result<View> {
         let mut view = View::default();
-        self.journal.log(&lease.job, 1).await?.iter().for_each(|entry| view.apply(entry));
+        self.journal.log(job, 1).await?.iter().for_each(|entry| view.apply(entry));
+        Ok(view)
+    }
+
+    /// A job that was finished or published before this lease, or is paused.
+    async fn settle_if_done(&self, lease: &Lease) -> Result<Option<JobState>> {
+        let mut view = self.view(&lease.job).await?;
+        if view.state == JobState::Paused {
+            self.set_aside(lease).await?;
+            return Ok(Some(JobState::Paused));
+        }
         if !view.state.is_final()
             && view.state == JobState::Publishing
             && let Some(outcome) = self.journal.outcome(&lease.job).await?

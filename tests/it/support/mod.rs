@@ -6,6 +6,7 @@ pub mod clients;
 pub mod cluster;
 pub mod fleet;
 pub mod gate;
+pub mod http;
 pub mod networks;
 pub mod process;
 pub mod rows;

@@ -73,6 +73,14 @@ impl Process {
         self.child.try_wait().expect("state of a child")
     }
 
+    /// What it has in memory now.
+    pub fn memory_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("a running process");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its resident pages");
+        let kilobytes: u64 = line.trim().trim_end_matches(" kB").trim().parse().expect("a number");
+        kilobytes * 1024
+    }
+
     /// SIGKILL: no last word.
     pub fn kill(&mut self) {
         // Fails only when it is dead already, which is what was wanted.

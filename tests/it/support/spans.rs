@@ -28,9 +28,11 @@ pub struct Span {
     pub trace: String,
     pub id: String,
     pub parent: String,
+    /// Attributes whose values are words or whole numbers.
+    pub attributes: BTreeMap<String, String>,
 }
 
-/// A value of a counter or gauge.
+/// A value of a counter or gauge, or the sum of a histogram.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Measured {
     pub process: String,
@@ -39,6 +41,9 @@ pub struct Measured {
     /// Attributes whose values are words.
     pub attributes: BTreeMap<String, String>,
     pub value: f64,
+    /// Of a histogram: how many values, and the bounds between which they are counted.
+    pub count: u64,
+    pub bounds: Vec<f64>,
 }
 
 #[derive(Clone)]
@@ -93,6 +98,7 @@ impl TraceService for Receiver {
                 trace: hex::encode(span.trace_id),
                 id: hex::encode(span.span_id),
                 parent: hex::encode(span.parent_span_id),
+                attributes: words(span.attributes),
             });
             self.spans.lock().expect("spans").extend(spans);
         }
@@ -110,20 +116,30 @@ impl MetricsService for Receiver {
             let attributes = resource.resource.map(|resource| resource.attributes).unwrap_or_default();
             let process = words(attributes).remove("service.name").unwrap_or_default();
             for metric in resource.scope_metrics.into_iter().flat_map(|scope| scope.metrics) {
-                let points = match metric.data {
-                    Some(Data::Gauge(gauge)) => gauge.data_points,
-                    Some(Data::Sum(sum)) => sum.data_points,
+                let measured = |value: f64, attributes: Vec<KeyValue>| Measured {
+                    process: process.clone(),
+                    name: metric.name.clone(),
+                    unit: metric.unit.clone(),
+                    attributes: words(attributes),
+                    value,
+                    count: 0,
+                    bounds: Vec::new(),
+                };
+                let plain = |point: NumberDataPoint| measured(number(&point), point.attributes);
+                let all: Vec<Measured> = match metric.data {
+                    Some(Data::Gauge(gauge)) => gauge.data_points.into_iter().map(plain).collect(),
+                    Some(Data::Sum(sum)) => sum.data_points.into_iter().map(plain).collect(),
+                    Some(Data::Histogram(histogram)) => {
+                        let points = histogram.data_points.into_iter().map(|point| Measured {
+                            count: point.count,
+                            bounds: point.explicit_bounds,
+                            ..measured(point.sum.unwrap_or(f64::NAN), point.attributes)
+                        });
+                        points.collect()
+                    }
                     _ => Vec::new(),
                 };
-                let (process, name, unit) = (&process, &metric.name, &metric.unit);
-                let measured = points.into_iter().map(|point| Measured {
-                    process: process.clone(),
-                    name: name.clone(),
-                    unit: unit.clone(),
-                    value: number(&point),
-                    attributes: words(point.attributes),
-                });
-                self.measured.lock().expect("values").extend(measured);
+                self.measured.lock().expect("values").extend(all);
             }
         }
         Ok(Response::new(ExportMetricsServiceResponse::default()))
@@ -141,6 +157,7 @@ fn number(point: &NumberDataPoint) -> f64 {
 fn words(attributes: Vec<KeyValue>) -> BTreeMap<String, String> {
     let word = |attribute: KeyValue| match attribute.value.and_then(|value| value.value) {
         Some(Value::StringValue(word)) => Some((attribute.key, word)),
+        Some(Value::IntValue(number)) => Some((attribute.key, number.to_string())),
         _ => None,
     };
     attributes.into_iter().filter_map(word).collect()

@@ -78,6 +78,10 @@ pub enum Job {
         #[arg(long, default_value_t = 1)]
         from: u64,
     },
+    /// Set a job aside; its worker saves it and is free for others
+    Pause { id: String },
+    /// Let a paused job go on from where it was, to the same result
+    Resume { id: String },
     /// Stop a job between two steps
     Cancel { id: String },
     /// What base and adapter answered to the held-out rows, beside the answers that were hidden from training

@@ -1,4 +1,4 @@
-//! `tailor job list|show|watch|cancel`, and the live view that `tailor train` shares.
+//! `tailor job list|show|watch|pause|resume|cancel`, and the live view that `tailor train` shares.
 
 pub mod evaluation;
 mod history;
@@ -30,6 +30,14 @@ pub async fn run(endpoints: &Endpoints, command: &Job, output: &Output) -> anyho
         Job::Watch { id, from } => {
             let job = watch(endpoints, id, *from, output).await?;
             report(&job, output)
+        }
+        Job::Pause { id } => {
+            let job = endpoints.trainer()?.pause_job(pb::PauseJobRequest { id: id.clone() }).await?.into_inner();
+            output.show(&describe(&job), || println!("paused {}; `tailor job resume {}` lets it go on", job.id, job.id))
+        }
+        Job::Resume { id } => {
+            let job = endpoints.trainer()?.resume_job(pb::ResumeJobRequest { id: id.clone() }).await?.into_inner();
+            output.show(&describe(&job), || println!("{} is {}", job.id, job.state))
         }
         Job::Cancel { id } => {
             let job = endpoints.trainer()?.cancel_job(pb::CancelJobRequest { id: id.clone() }).await?.into_inner();

@@ -47,8 +47,8 @@ fn success_is_reached_only_through_publishing() {
 fn the_table_is_exactly_this() {
     let accepted: usize =
         JobState::ALL.iter().map(|state| EVENTS.iter().filter(|event| state.next(**event).is_ok()).count()).sum();
-    // 7 unfinished states × (fail, cancel) + 6 leases + 5 lost leases + 7 steps forward
-    assert_eq!(accepted, 14 + 6 + 5 + 7);
+    // 7 unfinished states × (fail, cancel) + 6 leases + 5 lost leases + 4 pauses + 6 steps forward
+    assert_eq!(accepted, 14 + 6 + 5 + 4 + 6);
 }
 
 #[test]
@@ -56,6 +56,29 @@ fn the_straight_way_leads_to_success() {
     use JobEvent as E;
     let log = [E::Leased, E::Prepare, E::Train, E::Evaluate, E::Publish, E::Succeed].map(|event| entry(1, event));
     assert_eq!(fold(&log), JobState::Succeeded);
+}
+
+#[test]
+fn a_paused_job_waits_for_its_owner_whatever_its_worker_says() {
+    use JobEvent as E;
+    let mut log = [E::Leased, E::Prepare, E::Train, E::Pause].map(|event| entry(1, event)).to_vec();
+    // The worker did not know yet.
+    log.extend([E::Evaluate, E::Publish, E::Succeed, E::LeaseLost].map(|event| entry(1, event)));
+    log.push(entry(2, E::Leased));
+    assert_eq!(fold(&log), JobState::Paused);
+    log.push(entry(0, E::Resume));
+    assert_eq!(fold(&log), JobState::Queued);
+    log.push(entry(1, E::Publish));
+    assert_eq!(fold(&log), JobState::Queued, "what was paused is not published by the attempt that was paused");
+}
+
+#[test]
+fn only_what_has_not_been_trained_to_the_end_can_be_paused() {
+    use JobState as S;
+    for state in JobState::ALL {
+        let can = matches!(state, S::Queued | S::Leased | S::Preparing | S::Training);
+        assert_eq!(state.next(JobEvent::Pause) == Ok(S::Paused), can, "{state}");
+    }
 }
 
 #[test]

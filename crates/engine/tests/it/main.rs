@@ -8,6 +8,7 @@ mod fairness;
 mod faults;
 mod residency;
 mod scores;
+mod seen;
 mod transformers;
 
 use std::collections::BTreeMap;

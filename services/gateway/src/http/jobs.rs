@@ -134,6 +134,16 @@ pub async fn cancel(State(http): State<Http>, Path(id): Path<String>) -> Result<
     Ok(Json(card(&job)))
 }
 
+pub async fn pause(State(http): State<Http>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
+    let job = http.trainer().pause_job(training::PauseJobRequest { id }).await?.into_inner();
+    Ok(Json(card(&job)))
+}
+
+pub async fn resume(State(http): State<Http>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
+    let job = http.trainer().resume_job(training::ResumeJobRequest { id }).await?.into_inner();
+    Ok(Json(card(&job)))
+}
+
 /// Newest first, as OpenAI gives them.
 pub async fn events(
     State(http): State<Http>,
@@ -262,6 +272,7 @@ mod tests {
         let done = card(&job("SUCCEEDED", 3));
         assert_eq!((&done["status"], &done["fine_tuned_model"]), (&json!("succeeded"), &json!("ft:little:grammar@3")));
         assert_eq!(card(&job("QUEUED", 0))["status"], "queued");
+        assert_eq!(card(&job("PAUSED", 0))["status"], "paused");
         assert_eq!(card(&job("PREPARING", 0))["status"], "validating_files");
     }
 
