@@ -1,6 +1,6 @@
 """PEFT + bitsandbytes on the CPU: a few QLoRA steps on the folder that the benchmark wrote, on the same rows.
 
-usage: qlora_peer.py FOLDER THREADS BATCH TOKENS RANK STEPS none|layers
+usage: qlora_peer.py FOLDER THREADS BATCH TOKENS RANK STEPS none|layers bf16|f32
 
 Prints `name value` lines: the process's peak of resident memory, tokens a second of the best step but the first, the
 first and the last loss, and the norm of the last gradient.
@@ -16,16 +16,18 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
 folder, (threads, batch, tokens, rank, steps), policy = sys.argv[1], map(int, sys.argv[2:7]), sys.argv[7]
 layers = policy == "layers"
+bf16 = sys.argv[8] == "bf16"
+kind = torch.bfloat16 if bf16 else torch.float32
 torch.manual_seed(0)
 torch.set_num_threads(threads)
 code = BitsAndBytesConfig(
     load_in_4bit=True,
     bnb_4bit_quant_type="nf4",
     bnb_4bit_use_double_quant=True,
-    bnb_4bit_compute_dtype=torch.bfloat16,
+    bnb_4bit_compute_dtype=kind,
 )
 model = AutoModelForCausalLM.from_pretrained(
-    folder, quantization_config=code, device_map={"": "cpu"}, dtype=torch.bfloat16
+    folder, quantization_config=code, device_map={"": "cpu"}, dtype=kind
 )
 model = prepare_model_for_kbit_training(
     model, use_gradient_checkpointing=layers, gradient_checkpointing_kwargs={"use_reentrant": False}
@@ -42,7 +44,7 @@ model.train()
 losses, norms, speeds = [], [], []
 for step in range(steps):
     started = time.monotonic()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
         loss = model(input_ids=ids, labels=ids).loss
     loss.backward()
     norms.append(float(torch.nn.utils.clip_grad_norm_(trained, 1.0)))

@@ -22,6 +22,7 @@ mod otlp;
 mod overload;
 mod pausing;
 mod plan;
+mod ranks;
 mod readiness;
 mod reflection;
 mod rollout;

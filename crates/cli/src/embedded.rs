@@ -36,6 +36,8 @@ pub async fn start(settings: &Settings, state: &Path, host: IpAddr, first_port: 
     let folder = std::path::absolute(state)?;
     settings.store.url = folder.join("store").display().to_string();
     settings.cache_dir = folder.join("cache");
+    // The queue is this process's own, so no other worker can ever take a seat.
+    settings.trainer.max_ranks = 1;
     let store = store::open(&settings).await?;
     let queue: Arc<dyn JobQueue> = Arc::new(InProcessQueue::new());
     let mut listeners = Vec::new();

@@ -53,7 +53,12 @@ impl Residency {
             tailor_models::Error::Torch(error) => Error::device(&error),
             other => Error::AdapterRefused { digest: digest.clone(), problem: other.to_string() },
         };
-        let set = guarded(|| LoraSet::from_adapter(base, adapter)).map_err(refused)?;
+        let read = || {
+            let mut set = LoraSet::from_adapter(base, adapter)?;
+            set.serve(base)?;
+            Ok(set)
+        };
+        let set = guarded(read).map_err(refused)?;
         let info = ResidentAdapter {
             digest: digest.clone(),
             size_bytes: set.resident_bytes() as u64,

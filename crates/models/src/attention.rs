@@ -36,13 +36,12 @@ pub(crate) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, mask: &Mask, scale: f64
     if let Some(softcap) = softcap {
         return unheads(&attend_capped(q, k, v, mask, scale, softcap));
     }
-    let grouped = q.size()[1] != k.size()[1];
     let (given, causal) = match mask {
         Mask::Causal => (None, true),
         Mask::Open => (None, false),
         Mask::Given(mask) => (Some(mask), false),
     };
-    unheads(&Tensor::scaled_dot_product_attention(q, k, v, given, 0.0, causal, scale, grouped))
+    unheads(&tailor_torch::attend(q, k, v, given, causal, scale).unwrap_or_else(|error| panic!("{error}")))
 }
 
 /// With capped scores, which no fused kernel knows: all scores are in memory at once.

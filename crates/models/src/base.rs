@@ -80,6 +80,8 @@ pub struct Base {
     pub(crate) model: Model,
     compute: Compute,
     device: Device,
+    /// Whether steps of serving go past the operators (see [`crate::fused`]).
+    pub(crate) fused: bool,
     /// Every linear layer, the head last.
     linears: Arc<[LinearInfo]>,
     /// Of the linear layers, in their order.
@@ -134,9 +136,11 @@ impl Base {
         if let Some(name) = builder.unused() {
             return Err(Error::tensor(&name, "is in the checkpoint, but config.json describes no place for it"));
         }
+        let fused = matches!(&model, Model::Decoder(decoder) if crate::fused::fits(decoder));
         Ok(Self {
             config,
             config_text,
+            fused,
             model,
             compute: options.compute,
             device: options.device,
@@ -182,6 +186,11 @@ impl Base {
             Weight::Dense(weight) => weight.to_kind(Kind::Float),
             Weight::FourBit(weight) => weight.dequantize().to_device(self.device),
         })
+    }
+
+    /// Whether a step of serving ([`Base::advance`]) goes past libtorch's operators: a decoder in bf16 on a CPU that has AVX2.
+    pub fn is_fused(&self) -> bool {
+        self.fused
     }
 
     /// What an adapter can change: the linear layers with the head, and where other tensors are used.
@@ -299,6 +308,16 @@ impl Base {
             Model::T5(t5) => t5.head(hidden, pass),
         };
         logits.to_kind(Kind::Float)
+    }
+
+    /// The head's weight [V, D], where [`Base::head`] is no more than its product with the states and none of it is
+    /// trained: then a loss may take it as a constant ([`tailor_torch::cross_entropy`]).
+    pub fn constant_head(&self, pass: &Pass<'_>) -> Option<&Tensor> {
+        let (head, capped) = match &self.model {
+            Model::Decoder(decoder) => (decoder.output(), decoder.is_capped()),
+            Model::T5(t5) => (t5.output(), false),
+        };
+        head.constant_weight(pass).filter(|weight| !capped && tailor_torch::fused(weight))
     }
 }
 

@@ -5,6 +5,7 @@
 //! g·(W·x + s·B·A·x) + b. PEFT's `bias` puts another in b's place, its `modules_to_save` another weight in W's.
 //! The sums are made in f32 and rounded to the type of the layer once.
 
+use tailor_torch::Factors;
 use tch::{Kind, Tensor};
 
 use crate::Result;
@@ -86,6 +87,17 @@ fn row_norms(weight: &Weight, lora: &Lora) -> Result<Tensor> {
 }
 
 impl Change {
+    /// The pair, where it is all there is and takes the layer's own input.
+    pub fn plain_lora(&self, training: bool) -> Option<Factors<'_>> {
+        let others = self.dora.is_some()
+            || self.frozen.is_some()
+            || self.lora_bias.is_some()
+            || self.weight.is_some()
+            || self.bias.is_some();
+        let lora = self.lora.as_ref().filter(|lora| !others && (!training || lora.dropout == 0.0))?;
+        Some(Factors { a: &lora.a, b: &lora.b, scale: lora.scale })
+    }
+
     /// # Shapes
     /// `x` [B, T, in] → [B, T, out]
     pub fn forward(&self, linear: &Linear, x: &Tensor, training: bool) -> Tensor {
@@ -135,6 +147,12 @@ impl Change {
             (Some(bias), Some(lora_bias)) => Some(bias + lora_bias),
             (bias, lora_bias) => bias.or(lora_bias),
         }
+    }
+
+    /// Whether it is one pair of factors and nothing else.
+    pub fn is_plain(&self) -> bool {
+        let Self { lora: _, dora, frozen, lora_bias, weight, bias } = self;
+        dora.is_none() && frozen.is_none() && lora_bias.is_none() && weight.is_none() && bias.is_none()
     }
 
     /// Whether h stays as it is, as far as this can be told without an x.

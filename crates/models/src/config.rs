@@ -100,4 +100,17 @@ impl Activation {
             Self::Relu => x.relu(),
         }
     }
+
+    /// act(gate)·up: what a gated feed-forward layer makes of its two halves.
+    pub(crate) fn gate(self, gate: &tch::Tensor, up: &tch::Tensor) -> tch::Tensor {
+        let fused = match self {
+            Self::Silu => Some(tailor_torch::Gate::Silu),
+            Self::GeluTanh => Some(tailor_torch::Gate::GeluTanh),
+            Self::Gelu | Self::Relu => None,
+        };
+        match fused.filter(|_| tailor_torch::fused(gate)) {
+            Some(kind) => tailor_torch::gated(gate, up, kind).unwrap_or_else(|error| panic!("{error}")),
+            None => self.apply(gate) * up,
+        }
+    }
 }

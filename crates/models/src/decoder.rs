@@ -10,7 +10,7 @@ use crate::attention::{Mask, attend, causal_mask, heads, positions, softcapped};
 use crate::cache::{Cache, Memory};
 use crate::chain::Chain;
 use crate::config::{AttentionKind, DecoderConfig, RopeScaling};
-use crate::linear::Linear;
+use crate::linear::{Linear, project};
 use crate::norm::{NormScale, RmsNorm};
 use crate::pages::KvPool;
 use crate::pass::Pass;
@@ -22,46 +22,46 @@ use crate::{Activation, Result};
 pub(crate) struct Decoder {
     embed_tokens: Dense, // [V, D]
     embedding_scale: Option<Tensor>,
-    layers: Vec<Layer>,
-    norm: RmsNorm,
-    lm_head: Linear, // tied: over the embedding's values
-    logit_softcap: Option<f64>,
-    kinds: Vec<LayerKind>,
+    pub(crate) layers: Vec<Layer>,
+    pub(crate) norm: RmsNorm,
+    pub(crate) lm_head: Linear, // tied: over the embedding's values
+    pub(crate) logit_softcap: Option<f64>,
+    pub(crate) kinds: Vec<LayerKind>,
 }
 
 /// What the layers of one kind have in common.
-struct LayerKind {
-    inverse_frequencies: Tensor, // [Dh/2] f32
-    sliding_window: Option<i64>,
+pub(crate) struct LayerKind {
+    pub(crate) inverse_frequencies: Tensor, // [Dh/2] f32
+    pub(crate) sliding_window: Option<i64>,
 }
 
-struct Layer {
-    kind: usize,
-    input_layernorm: RmsNorm,
-    self_attn: Attention,
-    attention_norm: Option<RmsNorm>, // of what attention gives
-    mlp_input_norm: RmsNorm,
-    mlp: Mlp,
-    mlp_norm: Option<RmsNorm>, // of what the feed-forward gives
+pub(crate) struct Layer {
+    pub(crate) kind: usize,
+    pub(crate) input_layernorm: RmsNorm,
+    pub(crate) self_attn: Attention,
+    pub(crate) attention_norm: Option<RmsNorm>, // of what attention gives
+    pub(crate) mlp_input_norm: RmsNorm,
+    pub(crate) mlp: Mlp,
+    pub(crate) mlp_norm: Option<RmsNorm>, // of what the feed-forward gives
 }
 
-struct Attention {
-    q_proj: Linear,
-    k_proj: Linear,
-    v_proj: Linear,
-    o_proj: Linear,
-    q_norm: Option<RmsNorm>, // over Dh
-    k_norm: Option<RmsNorm>,
-    head_dim: i64,
-    scale: f64,
-    softcap: Option<f64>,
+pub(crate) struct Attention {
+    pub(crate) q_proj: Linear,
+    pub(crate) k_proj: Linear,
+    pub(crate) v_proj: Linear,
+    pub(crate) o_proj: Linear,
+    pub(crate) q_norm: Option<RmsNorm>, // over Dh
+    pub(crate) k_norm: Option<RmsNorm>,
+    pub(crate) head_dim: i64,
+    pub(crate) scale: f64,
+    pub(crate) softcap: Option<f64>,
 }
 
-struct Mlp {
-    gate_proj: Linear,
-    up_proj: Linear,
-    down_proj: Linear,
-    activation: Activation,
+pub(crate) struct Mlp {
+    pub(crate) gate_proj: Linear,
+    pub(crate) up_proj: Linear,
+    pub(crate) down_proj: Linear,
+    pub(crate) activation: Activation,
 }
 
 /// Rotary positions of the tokens of one pass.
@@ -103,6 +103,11 @@ impl Decoder {
     /// [V, D]
     pub fn embedding(&self) -> &Tensor {
         &self.embed_tokens.tensor
+    }
+
+    /// Every linear layer, the head last.
+    pub fn linears(&self) -> impl Iterator<Item = &Linear> {
+        self.layers.iter().flat_map(Layer::linears).chain([&self.lm_head])
     }
 
     pub fn layer_count(&self) -> usize {
@@ -211,6 +216,15 @@ impl Decoder {
         self.logit_softcap.map_or_else(|| logits.shallow_clone(), |cap| softcapped(&logits, cap))
     }
 
+    pub fn output(&self) -> &Linear {
+        &self.lm_head
+    }
+
+    /// Whether logits stay within a cap.
+    pub fn is_capped(&self) -> bool {
+        self.logit_softcap.is_some()
+    }
+
     fn view(&self, kind: &LayerKind, ids: &Tensor, keys: Option<&Tensor>) -> View {
         let new = ids.size()[1];
         let mask = match (keys, kind.sliding_window) {
@@ -246,6 +260,9 @@ impl Rotation {
     /// # Shapes
     /// `x` [B, H, T, Dh] → the same
     fn turn(&self, x: &Tensor) -> Tensor {
+        if tailor_torch::fused(x) {
+            return tailor_torch::rotate(x, &self.cos, &self.sin).unwrap_or_else(|error| panic!("{error}"));
+        }
         let halves = x.chunk(2, -1);
         let swapped = Tensor::cat(&[-&halves[1], halves[0].shallow_clone()], -1);
         x * &self.cos + swapped * &self.sin
@@ -270,6 +287,12 @@ impl Layer {
             (None, post_attention_layernorm, None)
         };
         Ok(Self { kind, input_layernorm, self_attn, attention_norm, mlp_input_norm, mlp, mlp_norm })
+    }
+
+    fn linears(&self) -> [&Linear; 7] {
+        let Attention { q_proj, k_proj, v_proj, o_proj, .. } = &self.self_attn;
+        let Mlp { gate_proj, up_proj, down_proj, .. } = &self.mlp;
+        [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]
     }
 
     /// # Shapes
@@ -306,9 +329,10 @@ impl Attention {
     /// # Shapes
     /// `x` [B, T, D] → [B, T, D]
     fn forward(&self, x: &Tensor, view: &View, memory: Memory<'_>, pass: &Pass<'_>) -> Tensor {
-        let q = normed(heads(&self.q_proj.forward(x, pass), self.head_dim), &self.q_norm, pass); // [B, H, T, Dh]
-        let k = normed(heads(&self.k_proj.forward(x, pass), self.head_dim), &self.k_norm, pass); // [B, K, T, Dh]
-        let v = heads(&self.v_proj.forward(x, pass), self.head_dim);
+        let [q, k, v] = project([&self.q_proj, &self.k_proj, &self.v_proj], x, pass);
+        let q = normed(heads(&q, self.head_dim), &self.q_norm, pass); // [B, H, T, Dh]
+        let k = normed(heads(&k, self.head_dim), &self.k_norm, pass); // [B, K, T, Dh]
+        let v = heads(&v, self.head_dim);
         let (q, k) = (view.rotation.turn(&q), view.rotation.turn(&k));
         let attend = |k: &Tensor, v: &Tensor| attend(&q, k, v, &view.mask, self.scale, self.softcap);
         let attended = match memory {
@@ -343,8 +367,8 @@ impl Mlp {
     /// # Shapes
     /// `x` [B, T, D] → [B, T, D], by way of [B, T, F]
     fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Tensor {
-        let gate = self.activation.apply(&self.gate_proj.forward(x, pass));
-        self.down_proj.forward(&(gate * self.up_proj.forward(x, pass)), pass)
+        let [gate, up] = project([&self.gate_proj, &self.up_proj], x, pass);
+        self.down_proj.forward(&self.activation.gate(&gate, &up), pass)
     }
 }
 

@@ -47,6 +47,7 @@ mod config;
 mod decoder;
 mod decoding;
 mod error;
+mod fused;
 mod linear;
 mod lora;
 mod norm;

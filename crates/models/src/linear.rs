@@ -2,7 +2,7 @@
 
 use tailor_domain::Invalid;
 use tailor_quant::Float;
-use tailor_torch::QuantWeight;
+use tailor_torch::{Projection, ProjectionWeight, QuantWeight};
 use tch::{Kind, Tensor};
 
 use crate::pass::{Adapters, Pass};
@@ -81,23 +81,79 @@ impl Linear {
     /// # Shapes
     /// `x` [B, T, in] → [B, T, out]
     pub fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Tensor {
-        match &pass.adapters {
-            Adapters::None => self.plain(x),
-            Adapters::One(set) => match set.change(self.slot) {
-                None => self.plain(x),
-                Some(change) => change.forward(self, x, pass.training),
-            },
-            Adapters::Rows(routes) => routes.forward(self, x),
-        }
+        let [y] = project([self], x, pass);
+        y
     }
 
     /// The base's own.
     pub fn plain(&self, x: &Tensor) -> Tensor {
-        match &self.weight {
-            Weight::Dense(weight) => x.linear(weight, self.bias.as_ref()),
-            Weight::FourBit(weight) => {
-                tailor_torch::quant_linear(x, weight, self.bias.as_ref()).unwrap_or_else(|error| panic!("{error}"))
-            }
+        match self.constant() {
+            None => x.linear(self.dense(), self.bias.as_ref()),
+            Some(weight) => together(x, &[Projection { weight, bias: self.bias.as_ref(), lora: None }]).swap_remove(0),
         }
     }
+
+    /// The dense weight, where this layer does nothing else in this pass and is not trained.
+    pub fn constant_weight(&self, pass: &Pass<'_>) -> Option<&Tensor> {
+        let changed = match &pass.adapters {
+            Adapters::None => false,
+            Adapters::One(set) => set.change(self.slot).is_some(),
+            Adapters::Rows(_) => true,
+        };
+        match &self.weight {
+            Weight::Dense(weight) => (!changed && self.bias.is_none() && !weight.requires_grad()).then_some(weight),
+            Weight::FourBit(_) => None,
+        }
+    }
+
+    /// The weight, where it is not trained itself.
+    fn constant(&self) -> Option<ProjectionWeight<'_>> {
+        match &self.weight {
+            Weight::FourBit(weight) => Some(ProjectionWeight::FourBit(weight)),
+            Weight::Dense(weight) => (!weight.requires_grad()).then_some(ProjectionWeight::Dense(weight)),
+        }
+    }
+
+    fn dense(&self) -> &Tensor {
+        match &self.weight {
+            Weight::Dense(weight) => weight,
+            Weight::FourBit(_) => unreachable!("a weight in 4 bits is always a constant"),
+        }
+    }
+
+    /// With what this pass adds, where that is no more than LoRA on the same input.
+    fn projection<'a>(&'a self, pass: &Pass<'a>) -> Option<Projection<'a>> {
+        let lora = match &pass.adapters {
+            Adapters::None => None,
+            Adapters::One(set) => match set.change(self.slot) {
+                None => None,
+                Some(change) => Some(change.plain_lora(pass.training)?),
+            },
+            Adapters::Rows(_) => return None,
+        };
+        Some(Projection { weight: self.constant()?, bias: self.bias.as_ref(), lora })
+    }
+}
+
+/// Layers of one input, in one go where all of them allow it.
+///
+/// # Shapes
+/// `x` [B, T, in] → for each [B, T, out]
+pub(crate) fn project<const N: usize>(layers: [&Linear; N], x: &Tensor, pass: &Pass<'_>) -> [Tensor; N] {
+    let projections: Option<Vec<_>> = layers.iter().map(|layer| layer.projection(pass)).collect();
+    match projections.map(|projections| <[Tensor; N]>::try_from(together(x, &projections))) {
+        Some(Ok(all)) => all,
+        _ => layers.map(|layer| match &pass.adapters {
+            Adapters::None => layer.plain(x),
+            Adapters::One(set) => match set.change(layer.slot) {
+                None => layer.plain(x),
+                Some(change) => change.forward(layer, x, pass.training),
+            },
+            Adapters::Rows(routes) => routes.forward(layer, x),
+        }),
+    }
+}
+
+fn together(x: &Tensor, projections: &[Projection<'_>]) -> Vec<Tensor> {
+    tailor_torch::project(x, projections).unwrap_or_else(|error| panic!("{error}"))
 }

@@ -6,6 +6,8 @@
 
 use std::sync::Arc;
 
+use half::bf16;
+use tailor_quant::{LowRank, padded_rank};
 use tch::{Kind, Tensor};
 
 use crate::change::{Change, Dora};
@@ -55,6 +57,8 @@ pub struct LoraSet {
     sites: Arc<[Site]>,
     whole: Vec<Option<Tensor>>,
     prompt: Option<Tensor>, // [P, D] f32
+    /// Whether all factors are as serving reads them, and there is nothing else.
+    served: bool,
 }
 
 impl LoraSet {
@@ -62,7 +66,7 @@ impl LoraSet {
         let (linears, sites) = base.places();
         let changes = linears.iter().map(|_| None).collect();
         let whole = sites.iter().map(|_| None).collect();
-        Self { linears, changes, sites, whole, prompt: None }
+        Self { linears, changes, sites, whole, prompt: None, served: false }
     }
 
     /// A set to be trained: A uniform as PEFT's kaiming_uniform(a=√5), B zero, both f32 leaves. Draws from libtorch's
@@ -107,6 +111,7 @@ impl LoraSet {
     /// # Errors
     /// The base has no such layer, or the shapes do not fit it.
     pub fn insert(&mut self, path: &str, lora: Lora) -> Result<()> {
+        self.served = false;
         let slot = self.slot(path)?;
         let linear = &self.linears[slot];
         let (a, b) = (lora.a.size(), lora.b.size());
@@ -129,6 +134,7 @@ impl LoraSet {
     /// # Errors
     /// No factors there, or some with dropout; a size that does not fit; a row of W + s·B·A without any length.
     pub fn insert_magnitude(&mut self, base: &Base, path: &str, magnitude: Tensor) -> Result<()> {
+        self.served = false;
         let slot = self.slot(path)?;
         self.check_vector(slot, "magnitude", &magnitude)?;
         let change = self.changes[slot].as_ref();
@@ -183,6 +189,7 @@ impl LoraSet {
     /// # Errors
     /// No factors there, or some with DoRA.
     pub fn insert_frozen(&mut self, path: &str, frozen: Lora) -> Result<()> {
+        self.served = false;
         let slot = self.slot(path)?;
         match self.changes[slot].as_mut().filter(|change| change.lora.is_some() && change.dora.is_none()) {
             None => Err(Error::Adapter(format!("{path}: a second pair needs A and B, and no magnitude"))),
@@ -198,6 +205,7 @@ impl LoraSet {
     /// # Errors
     /// No factors there, or a size that does not fit.
     pub fn insert_lora_bias(&mut self, path: &str, bias: Tensor) -> Result<()> {
+        self.served = false;
         let slot = self.slot(path)?;
         self.check_vector(slot, "bias of lora_B", &bias)?;
         match self.changes[slot].as_mut().filter(|change| change.lora.is_some()) {
@@ -215,6 +223,7 @@ impl LoraSet {
     /// # Errors
     /// The base has no such parameter that can be replaced, or has it in another shape.
     pub fn replace(&mut self, path: &str, tensor: Tensor) -> Result<()> {
+        self.served = false;
         let misfit = |shape: &[i64]| {
             Err(Error::Adapter(format!("{path} is {:?} in the adapter and {shape:?} in the base", tensor.size())))
         };
@@ -282,6 +291,42 @@ impl LoraSet {
         }
         let problem = format!("{path}: {what} {:?} does not fit a layer of {out_features} outputs", vector.size());
         Err(Error::Adapter(problem))
+    }
+
+    /// Rounds A and B to bf16 where the base's steps read them so: half the bytes that a step reads for each adapter. A set
+    /// that has more than plain factors and virtual tokens stays as it is. For inference alone.
+    ///
+    /// # Errors
+    /// No memory.
+    pub fn serve(&mut self, base: &Base) -> Result<()> {
+        let plain = self.changes.iter().flatten().all(|change| change.is_plain());
+        if !base.fused || !plain || self.whole.iter().any(Option::is_some) {
+            return Ok(());
+        }
+        for lora in self.changes.iter_mut().flatten().filter_map(|change| change.lora.as_mut()) {
+            let padding = padded_rank(lora.rank() as usize) as i64 - lora.rank();
+            let narrow = |x: &Tensor| x.f_detach()?.f_to_kind(Kind::BFloat16)?.f_contiguous();
+            // The padding stays behind the rows: a view without it is what everybody else sees.
+            let b = narrow(&lora.b.f_constant_pad_nd([0, padding].as_slice())?)?;
+            (lora.a, lora.b) = (narrow(&lora.a)?, b.f_narrow(1, 0, lora.rank())?);
+        }
+        self.served = true;
+        Ok(())
+    }
+
+    /// Whether [`Self::serve`] has put it into the form that steps read, or there is nothing to put.
+    pub(crate) fn is_served(&self) -> bool {
+        self.served
+    }
+
+    /// The factors for the linear layer in this place, of a set that is served.
+    pub(crate) fn served<'a>(&'a self, slot: usize, rows: &'a [usize]) -> Option<LowRank<'a>> {
+        let lora = self.change(slot)?.lora.as_ref()?;
+        let rank = lora.rank() as usize;
+        let out = self.linears[slot].out_features as usize;
+        // SAFETY: `serve` has made a buffer of so many values, which lives as long as the view.
+        let b = unsafe { std::slice::from_raw_parts(lora.b.data_ptr().cast::<bf16>(), out * padded_rank(rank)) };
+        Some(LowRank { a: crate::fused::values(&lora.a), b, rank, scale: lora.scale as f32, rows })
     }
 
     /// What happens to the linear layer in this place.

@@ -28,6 +28,10 @@ impl RmsNorm {
     }
 
     fn scaled(&self, x: &Tensor, weight: &Tensor) -> Tensor {
+        if tailor_torch::fused(x) && x.kind() == weight.kind() && !weight.requires_grad() {
+            let one_plus = self.scale == NormScale::OnePlusWeight;
+            return tailor_torch::rms_norm(x, weight, self.eps, one_plus).unwrap_or_else(|error| panic!("{error}"));
+        }
         let wide = x.to_kind(Kind::Float);
         let mean_square = wide.square().mean_dim([-1i64].as_slice(), true, Kind::Float);
         let normed = wide * (mean_square + self.eps).rsqrt();

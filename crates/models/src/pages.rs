@@ -7,6 +7,7 @@
 use tch::{Kind, Tensor, no_grad};
 
 use crate::base::Model;
+use crate::fused;
 use crate::lora::LoraSet;
 use crate::pass::{Pass, Routes};
 use crate::spans::{GivenRows, Span};
@@ -111,13 +112,17 @@ impl Base {
             let routes = Routes::new(&repeated(&sets, &lengths), self.device());
             let pass = Pass::rows(&routes);
             let ids = self.flat_ids(segments.iter().map(|segment| segment.tokens)); // [N, 1]
+            if let Model::Decoder(decoder) = &self.model
+                && self.fused
+                && fused::takes(segments)
+            {
+                return fused::advance(decoder, &ids, &virtual_rows(starts(segments)), segments, pool);
+            }
             let spans = self.spans(segments.iter().map(|s| (s.blocks, s.past, s.tokens.len())));
             let write = self.written(segments.iter().map(|s| (s.blocks, s.past, s.tokens.len())));
             let hidden = match &self.model {
                 Model::Decoder(decoder) => {
-                    let starts =
-                        spans.iter().zip(segments).map(|(span, s)| (s.adapter, s.past, s.tokens.len(), span.start));
-                    decoder.hidden_paged(&ids, &virtual_rows(starts), &spans, &write, pool, &pass)
+                    decoder.hidden_paged(&ids, &virtual_rows(starts(segments)), &spans, &write, pool, &pass)
                 }
                 Model::T5(t5) => {
                     let cross = segments.iter().filter_map(|segment| segment.cross);
@@ -205,6 +210,16 @@ impl Base {
     fn index(&self, values: &[i64]) -> Tensor {
         Tensor::from_slice(values).to_device(self.device())
     }
+}
+
+/// Adapter, past, count and first row of each segment.
+fn starts<'a>(segments: &'a [Segment<'a>]) -> impl Iterator<Item = (Option<&'a LoraSet>, usize, usize, i64)> {
+    let mut start = 0;
+    segments.iter().map(move |segment| {
+        let first = start;
+        start += segment.tokens.len() as i64;
+        (segment.adapter, segment.past, segment.tokens.len(), first)
+    })
 }
 
 /// The rows that are virtual tokens, from each sequence's adapter, past, count and first row.

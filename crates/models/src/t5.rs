@@ -12,7 +12,7 @@ use crate::attention::{Mask, attend, biased, causal_mask, heads};
 use crate::cache::{Cache, Cross, LayerCache, Memory};
 use crate::chain::Chain;
 use crate::config::T5Config;
-use crate::linear::Linear;
+use crate::linear::{Linear, project};
 use crate::norm::{NormScale, RmsNorm};
 use crate::pages::KvPool;
 use crate::pass::Pass;
@@ -331,6 +331,10 @@ impl T5 {
     pub fn head(&self, hidden: &Tensor, pass: &Pass<'_>) -> Tensor {
         self.lm_head.forward(hidden, pass)
     }
+
+    pub fn output(&self) -> &Linear {
+        &self.lm_head
+    }
 }
 
 /// [B, Se] → [B, 1, 1, Se]: every query sees the real keys.
@@ -449,7 +453,8 @@ impl Attention {
 
     /// `x` [B, S, D] → keys and values [B, H, S, Dh]
     fn keys_values(&self, x: &Tensor, pass: &Pass<'_>) -> (Tensor, Tensor) {
-        (heads(&self.k.forward(x, pass), self.head_dim), heads(&self.v.forward(x, pass), self.head_dim))
+        let [k, v] = project([&self.k, &self.v], x, pass);
+        (heads(&k, self.head_dim), heads(&v, self.head_dim))
     }
 
     /// # Shapes
@@ -488,10 +493,13 @@ impl FeedForward {
     /// # Shapes
     /// `x` [B, T, D] → [B, T, D], by way of [B, T, F]
     fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Tensor {
-        let inner = self.activation.apply(&self.wi_0.forward(x, pass));
-        match &self.wi_1 {
-            Some(wi_1) => self.wo.forward(&(inner * wi_1.forward(x, pass)), pass),
-            None => self.wo.forward(&inner, pass),
-        }
+        let inner = match &self.wi_1 {
+            Some(wi_1) => {
+                let [gate, up] = project([&self.wi_0, wi_1], x, pass);
+                self.activation.gate(&gate, &up)
+            }
+            None => self.activation.apply(&self.wi_0.forward(x, pass)),
+        };
+        self.wo.forward(&inner, pass)
     }
 }

@@ -2,12 +2,17 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::settings::Compute;
+
 const GB: u64 = 1_000_000_000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DeviceKind {
     Cpu,
+    /// A CPU without bf16 instructions: bf16 tensors are multiplied in f32, and what a product reads and writes is in f32
+    /// for that moment.
+    CpuF32,
     Gpu,
 }
 
@@ -16,14 +21,22 @@ impl DeviceKind {
     /// kernels and what the allocator loses to rounding.
     pub fn runtime_bytes(self) -> u64 {
         match self {
-            Self::Cpu => 170 << 20,
+            Self::Cpu | Self::CpuF32 => 170 << 20,
             Self::Gpu => 1 << 30,
+        }
+    }
+
+    /// Bytes of a value while it is multiplied, of tensors in this type.
+    pub fn product_bytes(self, compute: Compute) -> u64 {
+        match self {
+            Self::CpuF32 => Compute::F32.bytes(),
+            Self::Cpu | Self::Gpu => compute.bytes(),
         }
     }
 
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::Cpu => "cpu",
+            Self::Cpu | Self::CpuF32 => "cpu",
             Self::Gpu => "gpu",
         }
     }
@@ -42,8 +55,10 @@ impl Device {
         Self { name: name.to_owned(), kind: DeviceKind::Gpu, memory_bytes }
     }
 
-    pub fn cpu(name: &str, memory_bytes: u64) -> Self {
-        Self { name: name.to_owned(), kind: DeviceKind::Cpu, memory_bytes }
+    /// `bf16`: it has instructions for products in bf16.
+    pub fn cpu(name: &str, memory_bytes: u64, bf16: bool) -> Self {
+        let kind = if bf16 { DeviceKind::Cpu } else { DeviceKind::CpuF32 };
+        Self { name: name.to_owned(), kind, memory_bytes }
     }
 
     /// The usual cards by what their makers say they hold.

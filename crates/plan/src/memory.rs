@@ -68,7 +68,9 @@ impl Memory {
         };
         let best = if settings.measures { trained * F32 } else { 0 };
         let kept = activations::kept(shape, adapter, settings);
-        let moment = activations::moment(shape, adapter, settings).max(update(trained, settings).saturating_sub(kept));
+        let product = kind.product_bytes(settings.compute);
+        let moment = activations::moment(shape, adapter, settings, product);
+        let moment = moment.max(update(trained, settings).saturating_sub(kept));
         Self {
             runtime: kind.runtime_bytes(),
             weights: shape.weight_bytes(settings.code, element),
@@ -77,7 +79,7 @@ impl Memory {
             gradients: trained * F32,
             optimizer: moments + best,
             activations: kept,
-            working_set: moment + shape.largest_coded() * scratch_element(settings),
+            working_set: moment + scratch(shape, settings, product),
         }
     }
 }
@@ -96,10 +98,10 @@ fn update(trained: u64, settings: &Settings) -> u64 {
     (trained * F32 + 6 * at_once * F32).max(2 * trained * F32)
 }
 
-/// A dequantised weight is written to one buffer, as large as the largest.
-fn scratch_element(settings: &Settings) -> u64 {
+/// The buffer that weights are brought into before they are multiplied: as large as the largest, `product` bytes a value.
+fn scratch(shape: &Shape, settings: &Settings, product: u64) -> u64 {
     match settings.code {
-        tailor_domain::QuantCode::None => 0,
-        _ => settings.compute.bytes(),
+        tailor_domain::QuantCode::None if product == settings.compute.bytes() => 0,
+        _ => shape.largest_coded() * product,
     }
 }

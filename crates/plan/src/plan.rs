@@ -132,8 +132,9 @@ impl<'a> Job<'a> {
 
     fn memory_on(&self, device: &Device, code: QuantCode) -> (Memory, u64) {
         let train = &self.question.recipe.train;
-        let asked = u64::from(train.micro_batch_rows);
-        let mut sequences = if asked == 0 { u64::from(train.batch_rows) } else { asked };
+        let share = self.share(u64::from(train.batch_rows));
+        let asked = u64::from(train.micro_batch_rows).min(share);
+        let mut sequences = if asked == 0 { share } else { asked };
         loop {
             let settings = self.settings(code, &self.question.rows, sequences);
             let memory = Memory::of(self.question.shape, &self.adapter, &settings, device.kind);
@@ -159,7 +160,13 @@ impl<'a> Job<'a> {
     }
 
     fn cost(&self, seconds: f64) -> Option<f64> {
-        (self.question.price_per_hour > 0.0).then(|| seconds / 3600.0 * self.question.price_per_hour)
+        let price_per_hour = self.question.price_per_hour * f64::from(self.question.recipe.train.ranks.max(1));
+        (price_per_hour > 0.0).then(|| seconds / 3600.0 * price_per_hour)
+    }
+
+    /// Sequences of a batch that the largest rank's share has.
+    fn share(&self, batch: u64) -> u64 {
+        batch.div_ceil(u64::from(self.question.recipe.train.ranks.max(1)))
     }
 
     /// Sequences in an epoch.
@@ -215,8 +222,9 @@ impl<'a> Job<'a> {
                 ..rows
             },
         };
-        let settings = self.settings(code, &average, micro_batch.min(batch));
-        let passes = batch as f64 / micro_batch.min(batch).max(1) as f64;
+        let share = self.share(batch);
+        let settings = self.settings(code, &average, micro_batch.min(share));
+        let passes = share as f64 / micro_batch.min(share).max(1) as f64;
         let step = Work::of_step(self.question.shape, &self.adapter, &settings, passes);
         let step = if full { step.of_full_step() } else { step };
         Some(step.seconds(rates) * self.steps() as f64)
@@ -226,7 +234,8 @@ impl<'a> Job<'a> {
     fn ways(&self, fits: &[Fit]) -> Vec<Way> {
         let shape = self.question.shape;
         let first = fits.first().map(|fit| (fit.device.kind, fit.micro_batch));
-        let (kind, micro_batch) = first.unwrap_or((DeviceKind::Gpu, u64::from(self.question.recipe.train.batch_rows)));
+        let batch = u64::from(self.question.recipe.train.batch_rows);
+        let (kind, micro_batch) = first.unwrap_or((DeviceKind::Gpu, self.share(batch)));
         let settings = |code| self.settings(code, &self.question.rows, micro_batch);
         let of = |code| Memory::of(shape, &self.adapter, &settings(code), kind);
         let dense = of(QuantCode::None);

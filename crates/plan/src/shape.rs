@@ -22,6 +22,8 @@ pub struct Shape {
     pub vocab: u64,
     /// The head is the embedding.
     pub tied: bool,
+    /// Logits go through a cap (Gemma 2).
+    pub capped_logits: bool,
     /// Every linear layer but the head, block after block.
     pub linears: Vec<Linear>,
     pub blocks: Vec<Block>,

@@ -72,8 +72,23 @@ impl<'a> View<'a> {
     /// # Panics
     /// `out` has not as many entries as the weight.
     pub fn dequantize_f32(&self, out: &mut [f32]) {
+        self.run(out, |first, out| self.dequantize_f32_from(first, out));
+    }
+
+    /// # Panics
+    /// `out` has not as many entries as the weight.
+    pub fn dequantize_bf16(&self, out: &mut [bf16]) {
+        self.run(out, |first, out| self.dequantize_bf16_from(first, out));
+    }
+
+    /// The elements from `first` on, on the calling thread: for callers with threads of their own.
+    ///
+    /// # Panics
+    /// `first` is no multiple of the block size, or there are not as many elements after it.
+    pub fn dequantize_f32_from(&self, first: usize, out: &mut [f32]) {
         let weight = self.weight;
-        self.run(out, |first, out| match self.instructions {
+        self.check(first, out.len());
+        match self.instructions {
             // SAFETY: the constructor has seen these instructions on this processor.
             #[cfg(target_arch = "x86_64")]
             Instructions::Avx512 => unsafe { avx512::blocks_f32(weight, first, out) },
@@ -81,14 +96,17 @@ impl<'a> View<'a> {
             #[cfg(target_arch = "x86_64")]
             Instructions::Avx2 => unsafe { avx2::blocks_f32_avx2(weight, first, out) },
             _ => blocks(weight, first, out, |value| value, look_up),
-        });
+        }
     }
 
+    /// As [`Self::dequantize_f32_from`].
+    ///
     /// # Panics
-    /// `out` has not as many entries as the weight.
-    pub fn dequantize_bf16(&self, out: &mut [bf16]) {
+    /// As [`Self::dequantize_f32_from`].
+    pub fn dequantize_bf16_from(&self, first: usize, out: &mut [bf16]) {
         let weight = self.weight;
-        self.run(out, |first, out| match self.instructions {
+        self.check(first, out.len());
+        match self.instructions {
             // SAFETY: the constructor has seen these instructions on this processor.
             #[cfg(target_arch = "x86_64")]
             Instructions::Avx512 => unsafe { avx512::blocks_bf16(weight, first, out) },
@@ -96,14 +114,24 @@ impl<'a> View<'a> {
             #[cfg(target_arch = "x86_64")]
             Instructions::Avx2 => unsafe { avx2::blocks_bf16_avx2(weight, first, out) },
             _ => blocks(weight, first, out, to_bf16, look_up),
-        });
+        }
+    }
+
+    /// Elements that are worth a task of their own: a power of two not below the block size, so that tasks begin at
+    /// block borders.
+    pub fn task(&self) -> usize {
+        ELEMENTS_PER_TASK.max(self.weight.blocksize())
+    }
+
+    fn check(&self, first: usize, count: usize) {
+        assert!(first.is_multiple_of(self.weight.blocksize()), "{first} is not the beginning of a block");
+        assert!(first + count <= self.weight.elements(), "output and weight differ in length");
     }
 
     /// Calls `work` with the number of the first element and the place for the elements, for each task.
     fn run<T: Send>(&self, out: &mut [T], work: impl Fn(usize, &mut [T]) + Sync) {
         assert_eq!(out.len(), self.weight.elements(), "output and weight differ in length");
-        // A power of two not below the block size: tasks begin at block borders.
-        let task = ELEMENTS_PER_TASK.max(self.weight.blocksize());
+        let task = self.task();
         if out.len() <= task {
             return work(0, out);
         }

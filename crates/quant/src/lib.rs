@@ -17,6 +17,7 @@ mod fingerprint;
 mod float;
 mod folder;
 mod mean;
+mod product;
 mod quantize;
 mod quantized;
 mod state;
@@ -30,6 +31,10 @@ pub use error::{Error, Result};
 pub use fingerprint::fingerprint;
 pub use float::Float;
 pub use folder::{Progress, QuantOptions, QuantReport, quantize_folder};
+pub use product::{
+    Alone, BLOCK, Inputs, LowRank, Matrix, Product, RANK_STEP, Weights, Workers, is_fast, padded_rank, products,
+    products_with, spread,
+};
 pub use quantize::{BlockSize, quantize, quantize_bytes, quantize_with_offset};
 pub use quantized::{NESTED_BLOCK, Quantized, Scales};
 pub use state::QuantState;

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use redis::aio::{ConnectionManager, ConnectionManagerConfig, MultiplexedConnection};
 use redis::{AsyncConnectionConfig, Client, FromRedisValue, RedisResult, ScriptInvocation};
 use tailor_domain::JobId;
-use tailor_queue::{Depth, Error, JobQueue, Lease, Result};
+use tailor_queue::{Depth, Error, JobQueue, Lease, Result, Seat, Standing};
 
 use crate::STREAM;
 use crate::changes::{CHANNEL, Changes};
@@ -85,6 +85,11 @@ impl RedisQueue {
         })
     }
 
+    async fn seat(&self, seat: &Seat, ttl: Duration) -> Result<i64> {
+        let (epoch, rank, ttl) = (seat.epoch.to_string(), seat.rank.to_string(), millis(ttl).to_string());
+        self.run_again(&call(&self.scripts.keep_seat, &[seat.job.as_str(), &epoch, &rank, &seat.worker, &ttl])).await
+    }
+
     /// A connection for blocking commands: on a shared one they would stall everybody else.
     async fn connect_for_blocking(&self) -> Result<MultiplexedConnection> {
         let config = AsyncConnectionConfig::new()
@@ -142,6 +147,19 @@ fn parse_attempt(worker: &str, ttl: Duration, reply: &[String]) -> Option<Attemp
     }
 }
 
+fn parse_seat(worker: &str, ttl: Duration, reply: &[String]) -> Option<Seat> {
+    let [job, epoch, rank, seats, address] = reply else { return None };
+    Some(Seat {
+        job: JobId::try_new(job.as_str()).ok()?,
+        epoch: epoch.parse().ok()?,
+        rank: rank.parse().ok()?,
+        ranks: seats.parse::<u32>().ok()?.checked_add(1)?,
+        address: address.clone(),
+        worker: worker.to_owned(),
+        ttl,
+    })
+}
+
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
@@ -197,6 +215,46 @@ impl JobQueue for RedisQueue {
 
     async fn release(&self, lease: &Lease) -> Result<()> {
         self.end(&self.scripts.release, lease).await
+    }
+
+    async fn call(&self, lease: &Lease, seats: u32, address: &str) -> Result<Standing> {
+        let (epoch, seats, ttl) = (lease.epoch.to_string(), seats.to_string(), millis(lease.ttl).to_string());
+        let arguments = [lease.job.as_str(), &epoch, &seats, &ttl, address];
+        let reply: Vec<String> = self.run_again(&call(&self.scripts.call, &arguments)).await?;
+        let (older, taken) = reply.split_first().ok_or_else(|| lost(lease))?;
+        Ok(Standing { taken: taken.to_vec(), older_waits: older == "1" })
+    }
+
+    async fn hang_up(&self, lease: &Lease) -> Result<()> {
+        let _: i64 =
+            self.run_again(&call(&self.scripts.hang_up, &[lease.job.as_str(), &lease.epoch.to_string()])).await?;
+        Ok(())
+    }
+
+    async fn take_seat(&self, worker: &str, ttl: Duration) -> Result<Option<Seat>> {
+        // Run twice it may leave a seat that nobody keeps, which is free again when its time has run out.
+        let reply: Vec<String> =
+            self.run_again(&call(&self.scripts.take_seat, &[worker, &millis(ttl).to_string()])).await?;
+        if reply.is_empty() {
+            return Ok(None);
+        }
+        let seat = parse_seat(worker, ttl, &reply).ok_or_else(|| Error::Refused {
+            address: self.address.clone(),
+            problem: format!("the seat script answered {reply:?}"),
+        })?;
+        Ok(Some(seat))
+    }
+
+    async fn keep_seat(&self, seat: &Seat) -> Result<bool> {
+        match self.seat(seat, seat.ttl).await? {
+            -1 => Err(Error::LeaseLost { job: seat.job.clone(), epoch: seat.epoch }),
+            closed => Ok(closed == 1),
+        }
+    }
+
+    async fn leave_seat(&self, seat: &Seat) -> Result<()> {
+        self.seat(seat, Duration::ZERO).await?;
+        Ok(())
     }
 
     async fn depth(&self) -> Result<Depth> {

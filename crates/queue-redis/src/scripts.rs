@@ -4,12 +4,27 @@ use redis::{Script, ScriptInvocation};
 
 use crate::STREAM;
 
-/// In the order of `common.lua`. The braces keep all keys on one node of a cluster.
-const KEYS: [&str; 5] = [STREAM, "{tailor}:entries", "{tailor}:deadlines", "{tailor}:leases", "{tailor}:epochs"];
+/// In the order of `common.lua` and `calls.lua`. The braces keep all keys on one node of a cluster.
+const KEYS: [&str; 7] = [
+    STREAM,
+    "{tailor}:entries",
+    "{tailor}:deadlines",
+    "{tailor}:leases",
+    "{tailor}:epochs",
+    "{tailor}:calls",
+    "{tailor}:seats",
+];
 
 macro_rules! script {
     ($file:literal) => {
         Script::new(concat!(include_str!("lua/common.lua"), include_str!($file)))
+    };
+}
+
+/// About ranks: with both shared parts in front.
+macro_rules! rank_script {
+    ($file:literal) => {
+        Script::new(concat!(include_str!("lua/common.lua"), include_str!("lua/calls.lua"), include_str!($file)))
     };
 }
 
@@ -20,6 +35,10 @@ pub(crate) struct Scripts {
     pub(crate) ack: Script,
     pub(crate) release: Script,
     pub(crate) depth: Script,
+    pub(crate) call: Script,
+    pub(crate) hang_up: Script,
+    pub(crate) take_seat: Script,
+    pub(crate) keep_seat: Script,
 }
 
 impl Scripts {
@@ -31,6 +50,10 @@ impl Scripts {
             ack: script!("lua/ack.lua"),
             release: script!("lua/release.lua"),
             depth: script!("lua/depth.lua"),
+            call: rank_script!("lua/call.lua"),
+            hang_up: rank_script!("lua/hang_up.lua"),
+            take_seat: rank_script!("lua/take_seat.lua"),
+            keep_seat: rank_script!("lua/keep_seat.lua"),
         }
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tailor_domain::JobId;
 use tokio::time::{Instant, sleep};
 
-use crate::{Depth, Error, JobQueue, Lease};
+use crate::{Depth, Error, JobQueue, Lease, Seat, Standing};
 
 const NO_WAIT: Duration = Duration::ZERO;
 const LONG: Duration = Duration::from_secs(30);
@@ -32,6 +32,10 @@ pub async fn check(queue: Arc<dyn JobQueue>, unit: Duration) {
     suite.a_finished_job_may_come_again_and_old_leases_stay_refused().await;
     suite.many_workers_never_share_a_job().await;
     suite.a_notification_wakes_who_waits_for_that_job().await;
+    suite.seats_are_given_of_the_oldest_call_and_the_younger_caller_is_told().await;
+    suite.a_call_whose_seats_were_all_taken_gives_none_again().await;
+    suite.a_seat_not_kept_in_time_is_free_while_the_call_waits().await;
+    suite.a_call_ends_with_its_lease_and_when_it_is_not_renewed().await;
     suite.expect_depth(0, 0).await;
 }
 
@@ -220,6 +224,95 @@ impl Suite {
         }
         assert_eq!(times.len() as u128, JOBS, "every job was done");
         assert!(times.values().all(|count| *count == 1), "each once: {times:?}");
+    }
+
+    async fn call(&self, lease: &Lease, seats: u32) -> Standing {
+        self.queue.call(lease, seats, &format!("host:{seats}")).await.expect("call")
+    }
+
+    async fn take_seat(&self, worker: &str, ttl: Duration) -> Option<Seat> {
+        self.queue.take_seat(worker, ttl).await.expect("take a seat")
+    }
+
+    async fn seats_are_given_of_the_oldest_call_and_the_younger_caller_is_told(&self) {
+        assert_eq!(self.take_seat("early", LONG).await, None, "nobody has called");
+        // The older job calls second: what counts is who got a lease first.
+        self.enqueue(&job(2)).await;
+        self.enqueue(&job(1)).await;
+        let (first, second) = (self.must_lease(LONG).await, self.must_lease(LONG).await);
+        assert_eq!(self.call(&second, 1).await, Standing::default());
+        assert_eq!(self.call(&first, 2).await, Standing::default(), "the younger call is nothing to give way to");
+        assert!(self.call(&second, 1).await.older_waits);
+        let a = self.take_seat("a", LONG).await.expect("a seat");
+        assert_eq!((&a.job, a.epoch, a.rank, a.ranks), (&job(2), first.epoch, 1, 3));
+        assert_eq!((a.address.as_str(), a.worker.as_str(), a.ttl), ("host:2", "a", LONG));
+        assert!(!self.queue.keep_seat(&a).await.expect("kept"), "one is free yet");
+        let b = self.take_seat("b", LONG).await.expect("a seat");
+        assert_eq!((&b.job, b.rank), (&job(2), 2));
+        assert!(self.queue.keep_seat(&a).await.expect("kept"), "all are taken");
+        assert_eq!(self.call(&first, 2).await.taken, ["a", "b"]);
+        assert!(!self.call(&second, 1).await.older_waits, "it waits no more");
+        let c = self.take_seat("c", LONG).await.expect("a seat");
+        assert_eq!((&c.job, c.rank, c.ranks), (&job(1), 1, 2));
+        assert_eq!(self.take_seat("d", LONG).await, None, "all are taken");
+        for lease in [first, second] {
+            self.ack(&lease).await;
+        }
+    }
+
+    async fn a_call_whose_seats_were_all_taken_gives_none_again(&self) {
+        self.enqueue(&job(1)).await;
+        let lease = self.must_lease(LONG).await;
+        self.call(&lease, 2).await;
+        let (a, b) = (self.take_seat("a", LONG).await.expect("one"), self.take_seat("b", LONG).await.expect("two"));
+        self.queue.leave_seat(&b).await.expect("left");
+        assert_eq!(self.call(&lease, 2).await.taken, ["a"], "the caller sees that one is gone");
+        assert_eq!(self.take_seat("c", LONG).await, None);
+        assert_lost("a seat that was left", self.queue.keep_seat(&b).await);
+        self.queue.hang_up(&lease).await.expect("hung up");
+        assert_lost("a seat of no call", self.queue.keep_seat(&a).await);
+        self.call(&lease, 1).await;
+        assert!(self.take_seat("c", LONG).await.is_some(), "a new call begins anew");
+        self.ack(&lease).await;
+    }
+
+    async fn a_seat_not_kept_in_time_is_free_while_the_call_waits(&self) {
+        self.enqueue(&job(1)).await;
+        let lease = self.must_lease(LONG).await;
+        self.call(&lease, 2).await;
+        let dead = self.take_seat("dead", self.unit * 2).await.expect("a seat");
+        let kept = self.take_seat("kept", self.unit * 6).await;
+        assert!(kept.is_some());
+        self.queue.hang_up(&lease).await.expect("hung up");
+        self.call(&lease, 2).await;
+        let dead_again = self.take_seat("dead", self.unit * 2).await.expect("a seat");
+        assert_eq!(dead_again.rank, dead.rank);
+        sleep(self.unit * 3).await;
+        assert_lost("a seat not kept", self.queue.keep_seat(&dead_again).await);
+        let heir = self.take_seat("heir", LONG).await.expect("free again");
+        assert_eq!(heir.rank, dead.rank);
+        assert_lost("a seat that is another's", self.queue.keep_seat(&dead_again).await);
+        self.queue.leave_seat(&dead_again).await.expect("nothing to leave");
+        assert_eq!(self.call(&lease, 2).await.taken, ["heir"], "and nothing was left");
+        self.ack(&lease).await;
+    }
+
+    async fn a_call_ends_with_its_lease_and_when_it_is_not_renewed(&self) {
+        self.enqueue(&job(1)).await;
+        let lease = self.must_lease(LONG).await;
+        self.call(&lease, 1).await;
+        let seat = self.take_seat("a", LONG).await.expect("a seat");
+        self.queue.release(&lease).await.expect("released");
+        assert_lost("a seat without a caller", self.queue.keep_seat(&seat).await);
+        assert_lost("a call without a lease", self.queue.call(&lease, 1, "host:1").await);
+        let short = self.must_lease(self.unit * 4).await;
+        self.call(&short, 1).await;
+        for _ in 0..3 {
+            sleep(self.unit * 2).await;
+            self.queue.heartbeat(&short).await.expect("heartbeat");
+        }
+        assert_eq!(self.take_seat("b", LONG).await, None, "a heartbeat renews no call");
+        self.ack(&short).await;
     }
 
     async fn a_notification_wakes_who_waits_for_that_job(&self) {

@@ -3,6 +3,8 @@
 //! Leases that ran out are noticed by the next call, or by a waiting `lease`, which wakes at the nearest deadline; so no
 //! background task is needed. Time is `tokio::time`, so tests pause it.
 
+mod calls;
+
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -13,7 +15,8 @@ use tailor_domain::JobId;
 use tokio::sync::{Notify, broadcast};
 use tokio::time::Instant;
 
-use crate::{Depth, Error, JobQueue, Lease, Result};
+use crate::{Depth, Error, JobQueue, Lease, Result, Seat, Standing};
+use calls::Calls;
 
 /// Notifications kept for a slow waiter; one that falls further behind is simply woken.
 const NOTIFICATIONS_KEPT: usize = 256;
@@ -33,6 +36,7 @@ struct State {
     jobs: HashMap<JobId, Entry>,
     /// One counter for all jobs, so an epoch is never used twice, even for a job that left and came back.
     last_epoch: u64,
+    calls: Calls,
 }
 
 struct Entry {
@@ -80,6 +84,7 @@ impl State {
         for (job, entry) in &mut self.jobs {
             if let Some(deadline) = entry.held.as_ref().map(|held| held.deadline).filter(|deadline| *deadline <= now) {
                 entry.held = None;
+                self.calls.end(job);
                 expired.push((deadline, job.clone()));
             }
         }
@@ -161,6 +166,7 @@ impl JobQueue for InProcessQueue {
         let mut state = self.state();
         state.held(lease)?;
         state.jobs.remove(&lease.job);
+        state.calls.hang_up(lease);
         Ok(())
     }
 
@@ -170,9 +176,34 @@ impl JobQueue for InProcessQueue {
         if let Some(entry) = state.jobs.get_mut(&lease.job) {
             entry.held = None;
         }
+        state.calls.hang_up(lease);
         state.line.push_back(lease.job.clone());
         drop(state);
         self.job_came.notify_waiters();
+        Ok(())
+    }
+
+    async fn call(&self, lease: &Lease, seats: u32, address: &str) -> Result<Standing> {
+        let mut state = self.state();
+        state.held(lease)?;
+        Ok(state.calls.call(lease, seats, address, Instant::now()))
+    }
+
+    async fn hang_up(&self, lease: &Lease) -> Result<()> {
+        self.state().calls.hang_up(lease);
+        Ok(())
+    }
+
+    async fn take_seat(&self, worker: &str, ttl: Duration) -> Result<Option<Seat>> {
+        Ok(self.state().calls.take(worker, ttl, Instant::now()))
+    }
+
+    async fn keep_seat(&self, seat: &Seat) -> Result<bool> {
+        self.state().calls.keep(seat, Instant::now())
+    }
+
+    async fn leave_seat(&self, seat: &Seat) -> Result<()> {
+        self.state().calls.leave(seat, Instant::now());
         Ok(())
     }
 

@@ -8,10 +8,14 @@
 //! - each lease of a job has a higher epoch than the one before, and a call with an old epoch is refused;
 //! - a lease that runs out puts its job back into the queue.
 //!
+//! A job that several workers train together is leased by one; the others take seats that it offers ([`Seat`]). Seats are
+//! given to workers that ask for them before they ask for a job.
+//!
 //! Delivery is at least once. That a result is published once is the object store's business, not the queue's.
 
 mod error;
 mod in_process;
+mod seats;
 
 #[cfg(feature = "conformance")]
 pub mod conformance;
@@ -24,6 +28,7 @@ use tailor_domain::JobId;
 
 pub use error::{Error, Result};
 pub use in_process::InProcessQueue;
+pub use seats::{Seat, Standing};
 
 /// One worker's right to run one job, until the deadline that the last heartbeat set.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,6 +84,37 @@ pub trait JobQueue: Send + Sync + fmt::Debug + 'static {
     /// # Errors
     /// As [`JobQueue::ack`].
     async fn release(&self, lease: &Lease) -> Result<()>;
+
+    /// Calls for `seats` workers to train the lease's job at `address` together with its holder, or keeps the call open for
+    /// another `lease.ttl`, and says who has come. The number and the address of an open call stay as they were first said.
+    ///
+    /// # Errors
+    /// As [`JobQueue::heartbeat`], which this does not stand for.
+    async fn call(&self, lease: &Lease, seats: u32, address: &str) -> Result<Standing>;
+
+    /// Ends the call; who sits in a seat of it has lost it. Nothing happens where there is none.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    async fn hang_up(&self, lease: &Lease) -> Result<()>;
+
+    /// Takes the first free seat of the oldest open call, for `ttl`; does not wait.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    async fn take_seat(&self, worker: &str, ttl: Duration) -> Result<Option<Seat>>;
+
+    /// Keeps the seat for another `seat.ttl`; says whether all of the call's seats are taken.
+    ///
+    /// # Errors
+    /// [`Error::LeaseLost`]: the call has ended, or the seat was not kept in time. [`Error::Unavailable`].
+    async fn keep_seat(&self, seat: &Seat) -> Result<bool>;
+
+    /// Gives the seat up.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    async fn leave_seat(&self, seat: &Seat) -> Result<()>;
 
     /// # Errors
     /// [`Error::Unavailable`].

@@ -197,6 +197,15 @@ pub struct Trainer {
     pub calibrate: bool,
     /// What a job may take of this worker's memory; 0 means all that the machine or its control group has.
     pub memory_bytes: u64,
+    /// Name or address of this machine for other workers of one job (`train.ranks`); empty: that of the network over which
+    /// the registry is reached, or for a worker that joins, the first rank.
+    pub rendezvous_host: String,
+    /// How long a worker that leased a job with ranks waits for the others before it gives the job back.
+    pub gather_ms: u64,
+    /// How long ranks wait for one that is silent. One that ends is noticed at once.
+    pub ranks_timeout_ms: u64,
+    /// Most ranks of a job; 0: as many as jobs ask for.
+    pub max_ranks: u32,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -320,6 +329,10 @@ impl Default for Trainer {
             max_attempts: 5,
             calibrate: true,
             memory_bytes: 0,
+            rendezvous_host: String::new(),
+            gather_ms: 60_000,
+            ranks_timeout_ms: 600_000,
+            max_ranks: 0,
         }
     }
 }
@@ -398,6 +411,8 @@ impl Settings {
         positive("trainer.reconcile_ms", self.trainer.reconcile_ms)?;
         positive("trainer.checkpoint_ms", self.trainer.checkpoint_ms)?;
         positive("trainer.max_attempts", self.trainer.max_attempts)?;
+        positive("trainer.gather_ms", self.trainer.gather_ms)?;
+        positive("trainer.ranks_timeout_ms", self.trainer.ranks_timeout_ms)?;
         positive("gateway.max_queue", self.gateway.max_queue as u64)?;
         positive("gateway.max_queue_tokens", self.gateway.max_queue_tokens as u64)?;
         positive("gateway.max_batch", self.gateway.max_batch as u64)?;

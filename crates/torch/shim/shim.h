@@ -13,19 +13,56 @@ enum TailorFloat : int32_t { TAILOR_F32 = 0, TAILOR_BF16 = 1 };
 
 // What the shim needs of a 4-bit weight. The functions are Rust's; `self` is shared and thread-safe.
 struct TailorWeightOps {
-  // Writes out·in elements of type `dtype` to `data`. Returns 0, or 1 when it could not.
-  int32_t (*dequantize)(const void* self, void* data, int32_t dtype);
+  // Writes elements first to last (excluded) of type `dtype` to `data`; `first` is a multiple of `task`. Returns 0, or 1
+  // when it could not. Called from several threads at once.
+  int32_t (*dequantize)(const void* self, void* data, int32_t dtype, int64_t first, int64_t last);
+  // How many elements one call takes at a time.
+  int64_t (*task)(const void* self);
   void (*retain)(const void* self);
   void (*release)(const void* self);
 };
 
-// y = x·Wᵀ + bias with W [out, in] dequantised into scratch, in the type of x; not saved for backward, which
-// dequantises again. `bias` may be null.
-int32_t tailor_quant_linear(const void* x, const void* bias, const void* weight, const TailorWeightOps* ops,
-                            int64_t out, int64_t in, void** result);
+// One projection of an input. `packed` is a 4-bit weight, or null and `dense` a tensor [out, in] that is not trained.
+// `bias` [out] may be null, and A [R, in] with B [out, R] too.
+struct TailorProjection {
+  const void* packed;
+  const void* dense;
+  int64_t out;
+  const void* bias;
+  const void* a;
+  const void* b;
+  double scale;
+};
+
+// results[i] = x·W_iᵀ + b_i + s_i·(x·A_iᵀ)·B_iᵀ in the type of x. Weights are not saved for backward but rebuilt there.
+int32_t tailor_project(const void* x, const TailorProjection* projections, size_t count, const TailorWeightOps* ops,
+                       int64_t in, void** results);
 
 // y + scale · (x·Aᵀ)·Bᵀ in the type of A and B, rounded to the type of y. Saves x, x·Aᵀ and the parameters.
 int32_t tailor_lora(const void* y, const void* x, const void* a, const void* b, double scale, void** result);
+
+// x/√(mean x² + eps) · w over the last dimension, or · (1 + w). No gradient for w.
+int32_t tailor_rms_norm(const void* x, const void* weight, double eps, bool one_plus, void** result);
+
+// x [B, H, T, Dh] turned by angles whose cosines and sines are [B or 1, 1, T, Dh]. No gradient for these.
+int32_t tailor_rotate(const void* x, const void* cosine, const void* sine, void** result);
+
+// act(gate)·up with SiLU, or GELU by its tanh approximation.
+int32_t tailor_gated(const void* gate, const void* up, bool gelu, void** result);
+
+// softmax(q·kᵀ·scale + mask)·v. `mask` may be null; `grouped`: several query heads share one of k and v.
+int32_t tailor_attend(const void* q, const void* k, const void* v, const void* mask, bool causal, double scale,
+                      bool grouped, void** result);
+
+// The summed cross-entropy of `labels` [n] under the logits states·headᵀ, and the gradient [n, D] at the states of that
+// sum weighted by `weights` [n], or by `weight` where these are null. No history.
+int32_t tailor_cross_entropy(const void* states, const void* head, const void* labels, const void* weights,
+                             double weight, double* loss, void** gradient);
+
+// Whether bf16 is multiplied in bf16, which is right where the processor can do so: the default. Otherwise products of
+// bf16 tensors are made in f32 and rounded.
+bool tailor_bf16_products();
+void tailor_set_bf16_products(bool use);
 
 // Runs the backward pass from `tensors` with the given gradients, adding to the leaves' gradients.
 int32_t tailor_backward(const void* const* tensors, const void* const* gradients, size_t count, bool keep_graph);
@@ -43,6 +80,30 @@ void tailor_use_pool();
 void tailor_drop_pool();
 // Bytes of large tensors now, and at their highest since the start or the last `tailor_drop_pool`.
 void tailor_pool_bytes(uint64_t* lent, uint64_t* peak);
+
+// Calls `work(data)` on libtorch's threads, the calling one among them, and returns when all calls have returned.
+void tailor_parallel(void (*work)(void*), void* data);
+// ---- c10d (c10d.cpp): ranks of one job ----
+// A meeting is a TCPStore: with `listener` >= 0 (a listening socket, taken over) this process serves it, else it is
+// connected to at host:port. Calls wait at most `timeout_ms`.
+int32_t tailor_meeting_open(const char* host, uint16_t port, int32_t listener, uint64_t timeout_ms, void** result);
+int32_t tailor_meeting_set(void* meeting, const char* key, const uint8_t* data, size_t size);
+// Whether the key is there; does not wait.
+int32_t tailor_meeting_has(void* meeting, const char* key, bool* result);
+// Waits for the key; its value as a byte tensor.
+int32_t tailor_meeting_get(void* meeting, const char* key, void** result);
+void tailor_meeting_close(void* meeting);
+
+enum TailorReduce : int32_t { TAILOR_SUM = 0, TAILOR_MIN = 1 };
+
+// Gloo's process group over the meeting; others reach this rank at `own_address`. Each call below is made by all ranks
+// in the same order and works in place on a contiguous CPU tensor of the same size and type everywhere.
+int32_t tailor_group_open(void* meeting, const char* own_address, int32_t rank, int32_t world, uint64_t timeout_ms,
+                          void** result);
+int32_t tailor_group_all_reduce(void* group, void* values, int32_t op);
+int32_t tailor_group_broadcast(void* group, void* values, int32_t from);
+int32_t tailor_group_barrier(void* group);
+void tailor_group_close(void* group);
 
 const char* tailor_last_error();
 }

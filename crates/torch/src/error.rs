@@ -10,6 +10,9 @@ pub enum Error {
     Torch(String),
     #[error("memory statistics: {0}")]
     Memory(String),
+    /// Another rank of the job is gone, silent or cannot be reached; the job can be taken up again from its checkpoint.
+    #[error("ranks: {0}; another rank of this job has ended or cannot be reached")]
+    Ranks(String),
 }
 
 impl Error {
@@ -17,6 +20,7 @@ impl Error {
         match self {
             Self::Torch(message) if out_of_memory(message) => ErrorCode::ResourceExhausted,
             Self::Torch(_) | Self::Memory(_) => ErrorCode::Internal,
+            Self::Ranks(_) => ErrorCode::Unavailable,
         }
     }
 

@@ -6,7 +6,7 @@ use std::ptr;
 use std::sync::Arc;
 
 use half::bf16;
-use tailor_quant::Quantized;
+use tailor_quant::{Quantized, View};
 use tch::Tensor;
 
 use crate::{Result, ffi};
@@ -46,23 +46,33 @@ impl QuantWeight {
 }
 
 /// What the shim calls back. The opaque pointer is an `Arc<Quantized>` turned raw.
-static OPS: ffi::WeightOps =
-    ffi::WeightOps { dequantize: dequantize_callback, retain: retain_callback, release: release_callback };
+static OPS: ffi::WeightOps = ffi::WeightOps {
+    dequantize: dequantize_callback,
+    task: task_callback,
+    retain: retain_callback,
+    release: release_callback,
+};
 
-extern "C" fn dequantize_callback(weight: *const c_void, data: *mut c_void, dtype: i32) -> i32 {
+extern "C" fn dequantize_callback(weight: *const c_void, data: *mut c_void, dtype: i32, first: i64, last: i64) -> i32 {
     let body = || {
         // SAFETY: `weight` is one of our raw `Arc`s, alive while the shim holds it.
         let weight = unsafe { &*weight.cast::<Quantized>() };
-        let count = weight.elements();
+        let (first, count) = (first as usize, (last - first) as usize);
+        let view = View::new(weight);
         if dtype == ffi::F32 {
-            // SAFETY: the shim's buffer has out·in elements of this type, and no other reference to it is alive.
-            weight.dequantize_f32(unsafe { std::slice::from_raw_parts_mut(data.cast::<f32>(), count) });
+            // SAFETY: the shim's buffer has room for these elements, and nobody else looks at them.
+            view.dequantize_f32_from(first, unsafe { std::slice::from_raw_parts_mut(data.cast::<f32>(), count) });
         } else {
             // SAFETY: as above.
-            weight.dequantize_bf16(unsafe { std::slice::from_raw_parts_mut(data.cast::<bf16>(), count) });
+            view.dequantize_bf16_from(first, unsafe { std::slice::from_raw_parts_mut(data.cast::<bf16>(), count) });
         }
     };
     catch_unwind(AssertUnwindSafe(body)).map_or(1, |()| 0)
+}
+
+extern "C" fn task_callback(weight: *const c_void) -> i64 {
+    // SAFETY: as above.
+    View::new(unsafe { &*weight.cast::<Quantized>() }).task() as i64
 }
 
 extern "C" fn retain_callback(weight: *const c_void) {
@@ -75,21 +85,82 @@ extern "C" fn release_callback(weight: *const c_void) {
     unsafe { Arc::decrement_strong_count(weight.cast::<Quantized>()) }
 }
 
-/// `x·Wᵀ + bias`, computed in the type of `x` (f32 or bf16).
+/// One projection of an input: its weight, and what is added.
+#[derive(Debug, Clone, Copy)]
+pub struct Projection<'a> {
+    pub weight: ProjectionWeight<'a>,
+    /// [out]
+    pub bias: Option<&'a Tensor>,
+    pub lora: Option<Factors<'a>>,
+}
+
+/// A constant weight `[out, in]`.
+#[derive(Debug, Clone, Copy)]
+pub enum ProjectionWeight<'a> {
+    FourBit(&'a QuantWeight),
+    Dense(&'a Tensor),
+}
+
+/// LoRA's pair: `a` [R, in], `b` [out, R] in f32, and what their product is multiplied with.
+#[derive(Debug, Clone, Copy)]
+pub struct Factors<'a> {
+    pub a: &'a Tensor,
+    pub b: &'a Tensor,
+    pub scale: f64,
+}
+
+/// `x·Wᵀ + bias + scale·(x·Aᵀ)·Bᵀ` for several projections of one input, in the type of `x` (f32 or bf16).
 ///
-/// W is dequantised into a scratch buffer, forward and again backward; the graph keeps only the packed weight.
+/// A weight in 4 bits is dequantised into a scratch buffer, forward and again backward; the graph keeps the packed bytes,
+/// `x` and `x·Aᵀ`. What is added to x·Wᵀ is added in f32, but for the product's own rounding where it is made in bf16.
+///
+/// # Shapes
+/// `x` [.., in] → for each projection [.., out].
+///
+/// # Errors
+/// Shapes that do not fit, another type, no memory.
+pub fn project(x: &Tensor, projections: &[Projection<'_>]) -> Result<Vec<Tensor>> {
+    let optional = |tensor: Option<&Tensor>| tensor.map_or(ptr::null(), ffi::handle);
+    let mut input = 0;
+    let raw = projections.iter().map(|projection| {
+        let (packed, dense, size) = match projection.weight {
+            ProjectionWeight::FourBit(weight) => {
+                (Arc::as_ptr(&weight.0).cast(), ptr::null(), (weight.out_features(), weight.in_features()))
+            }
+            ProjectionWeight::Dense(weight) => (ptr::null(), ffi::handle(weight), weight.size2()?),
+        };
+        let lora = projection.lora;
+        input = size.1;
+        Ok(ffi::Projection {
+            packed,
+            dense,
+            out: size.0,
+            bias: optional(projection.bias),
+            a: optional(lora.map(|lora| lora.a)),
+            b: optional(lora.map(|lora| lora.b)),
+            scale: lora.map_or(0.0, |lora| lora.scale),
+        })
+    });
+    let raw = raw.collect::<Result<Vec<_>>>()?;
+    let mut results = vec![ptr::null_mut(); raw.len()];
+    // SAFETY: all handles are alive during the call; the shim retains the weights before it returns.
+    let status =
+        unsafe { ffi::tailor_project(ffi::handle(x), raw.as_ptr(), raw.len(), &OPS, input, results.as_mut_ptr()) };
+    ffi::check(status)?;
+    // SAFETY: on success the shim has put a new tensor handle in each place, which is ours now.
+    Ok(results.into_iter().map(|result| unsafe { Tensor::from_ptr(result.cast()) }).collect())
+}
+
+/// `x·Wᵀ + bias`: one projection without LoRA.
 ///
 /// # Shapes
 /// `x` [.., in], `bias` [out] → [.., out].
 ///
 /// # Errors
-/// Shapes that do not fit, another type, no memory.
+/// As [`project`].
 pub fn quant_linear(x: &Tensor, weight: &QuantWeight, bias: Option<&Tensor>) -> Result<Tensor> {
-    let bias = bias.map_or(ptr::null(), ffi::handle);
-    let (out, input) = (weight.out_features(), weight.in_features());
-    let raw = Arc::as_ptr(&weight.0).cast();
-    // SAFETY: all handles are alive during the call; the shim retains the weight before it returns.
-    ffi::produce(|result| unsafe { ffi::tailor_quant_linear(ffi::handle(x), bias, raw, &OPS, out, input, result) })
+    let weight = ProjectionWeight::FourBit(weight);
+    Ok(project(x, &[Projection { weight, bias, lora: None }])?.swap_remove(0))
 }
 
 /// `y + scale · (x·Aᵀ)·Bᵀ`, computed in the type of A and B and rounded to the type of `y`.

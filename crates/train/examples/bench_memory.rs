@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use tailor_domain::QuantCode;
 use tailor_domain::spec::{Checkpointing, Grouping, Optimizer, Precision};
-use tailor_plan::{Adapter, Compute, DeviceKind, Memory, Settings, Shape};
+use tailor_plan::{Adapter, Compute, Memory, Settings, Shape};
 use tailor_testkit::{LlamaShape, T5Shape, TempDir};
 
 use arm::{ARM, Arm, quantise};
@@ -62,7 +62,7 @@ fn predict(shape: &Shape, arm: &Arm) -> Result<Memory> {
     let compute = if arm.compute == Precision::F32 { Compute::F32 } else { Compute::Bf16 };
     let rows = arm.rows(shape.family);
     let settings = Settings::of(&recipe, shape.family, QuantCode::Nf4, compute, &rows, arm.batch as u64);
-    Ok(Memory::of(shape, &adapter, &settings, DeviceKind::Cpu))
+    Ok(Memory::of(shape, &adapter, &settings, tailor_train::host().kind))
 }
 
 fn compare(with_peer: bool) -> Result<()> {

@@ -11,7 +11,7 @@ use tailor_models::{Base, Compute as Arithmetic, LoadOptions};
 use tailor_plan::{Adapter, Compute, Device as Place, Rates, Rows, Settings, Shape, Work};
 use tailor_quant::{Backend, BlockSize, Code, Float, QuantOptions, quantize, quantize_folder};
 use tailor_text::Example;
-use tailor_torch::guarded;
+use tailor_torch::{Projection, ProjectionWeight, backward, guarded, project};
 use tch::{Device, Kind, Tensor};
 
 use crate::error::Error;
@@ -33,7 +33,8 @@ pub fn host() -> Place {
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
     let model = model.map_or("CPU", |(_, name)| name.trim());
-    Place::cpu(&format!("{model}, {} threads", threads()), tailor_torch::total_bytes().unwrap_or(u64::MAX))
+    let memory = tailor_torch::total_bytes().unwrap_or(u64::MAX);
+    Place::cpu(&format!("{model}, {} threads", threads()), memory, tailor_torch::bf16_products())
 }
 
 /// Threads that share one operation.
@@ -94,14 +95,17 @@ fn io(path: &Path, source: std::io::Error) -> tailor_models::Error {
     tailor_models::Error::Io { path: path.display().to_string(), source }
 }
 
-/// FLOP a second of a layer's product; panics where libtorch does.
+/// FLOP a second of a layer's products, forward and backward, as a step makes them; panics where libtorch does.
 fn product(kind: Kind) -> f64 {
-    let random = |rows: i64| Tensor::randn([rows, INPUT], (Kind::Float, Device::Cpu)).to_kind(kind);
-    let (x, weight) = (random(TOKENS as i64), random(OUT));
+    let random = |rows: i64, columns: i64| Tensor::randn([rows, columns], (Kind::Float, Device::Cpu)).to_kind(kind);
+    let (x, weight) = (random(TOKENS as i64, INPUT).set_requires_grad(true), random(OUT, INPUT));
+    let gradient = random(TOKENS as i64, OUT);
+    let one = Projection { weight: ProjectionWeight::Dense(&weight), bias: None, lora: None };
     let seconds = fastest(|| {
-        let _ = x.linear(&weight, None::<&Tensor>);
+        let y = project(&x, &[one]).unwrap_or_else(|error| panic!("{error}"));
+        backward(&[(&y[0], Some(&gradient))], false).unwrap_or_else(|error| panic!("{error}"));
     });
-    2.0 * TOKENS as f64 * (INPUT * OUT) as f64 / seconds
+    4.0 * TOKENS as f64 * (INPUT * OUT) as f64 / seconds
 }
 
 /// Values a second.

@@ -27,6 +27,9 @@ pub enum Error {
     Device { at: String, source: tailor_models::Error },
     #[error("checkpoint: {0}")]
     Checkpoint(String),
+    /// Another rank is gone or goes; the run can be taken up again from its checkpoint.
+    #[error("{at}: {problem}")]
+    Ranks { at: String, problem: String },
     #[error("the trained adapter cannot be kept: {0}")]
     Adapter(#[from] tailor_peft::Error),
 }
@@ -38,6 +41,7 @@ impl Error {
             Self::NoRows { .. } | Self::NotFinite { .. } | Self::Spike { .. } => ErrorCode::FailedPrecondition,
             Self::Device { source, .. } => source.code(),
             Self::Checkpoint(_) => ErrorCode::DataLoss,
+            Self::Ranks { .. } => ErrorCode::Unavailable,
             Self::Adapter(source) => source.code(),
         }
     }
@@ -50,6 +54,14 @@ impl Error {
     /// Memory may be free again on the next attempt; little else here mends itself.
     pub fn retryable(&self) -> bool {
         self.code().retryable()
+    }
+
+    /// Says where a collective failed.
+    pub(crate) fn ranks(place: impl Into<String>) -> impl FnOnce(tailor_torch::Error) -> Self {
+        move |source| match source {
+            tailor_torch::Error::Ranks(_) => Self::Ranks { at: place.into(), problem: source.to_string() },
+            other => Self::Device { at: place.into(), source: other.into() },
+        }
     }
 
     /// Says where a failure of the model or of torch happened.

@@ -5,6 +5,7 @@
 //!
 //! One step: `batches` picks sequences of `rows`, `collate` pads them, `objective` lets the model make hidden states and
 //! goes with `loss` forward through the output layer and backward through everything, `optimizer` clips and updates.
+//! With several `ranks` each does so for its share of the batch, and the gradients are added up in between.
 
 mod batches;
 mod calibrate;
@@ -24,6 +25,7 @@ mod optimizer;
 mod pissa;
 mod predict;
 mod prompt;
+mod ranks;
 mod rows;
 mod schedule;
 mod summary;
@@ -35,6 +37,8 @@ pub use error::Error;
 pub use examples::Examples;
 pub use gradient::{Gradient, gradient};
 pub use predict::predict;
+pub use ranks::Ranks;
 pub use summary::{Observer, Outcome, Summary};
 pub use tailor_text::{Example, Preference};
-pub use trainer::{Trained, resume, train};
+pub use tailor_torch::Meeting;
+pub use trainer::{Trained, resume, resume_among, train};

@@ -5,6 +5,7 @@
 //! from that gradient then goes through the layers. The result is that of the plain loss (tested); the memory is not.
 
 use tailor_models::Result;
+use tailor_torch::LabelWeights as Weights;
 use tch::{Kind, Reduction, Tensor};
 
 /// Logits in one slice: 64 MiB of f32.
@@ -13,8 +14,14 @@ const MAX_LOGITS: i64 = 1 << 24;
 /// The label of a position that adds nothing to the loss.
 pub const IGNORED: i64 = -100;
 
-/// The output layer: (n, D) → (n, V).
-pub type Head<'a> = &'a dyn Fn(&Tensor) -> Result<Tensor>;
+/// The output layer.
+#[derive(Clone, Copy)]
+pub struct Head<'a> {
+    /// (n, D) → (n, V)
+    pub logits: &'a dyn Fn(&Tensor) -> Result<Tensor>,
+    /// Its weight (V, D), where there is nothing else to it and it is not trained.
+    pub constant: Option<&'a Tensor>,
+}
 
 /// Positions that carry a label.
 pub struct Targets {
@@ -42,13 +49,6 @@ impl Targets {
     pub fn pairs(&self) -> Vec<(i64, i64)> {
         self.positions.iter().copied().zip(self.labels.iter().copied()).collect()
     }
-}
-
-/// What each label's cross-entropy counts in the gradient.
-pub enum Weights<'a> {
-    Same(f64),
-    /// (n) f32, in the order of the targets.
-    Each(&'a Tensor),
 }
 
 /// The hidden states of positions that carry a label.
@@ -89,17 +89,48 @@ impl Picked {
     ///
     /// # Errors
     /// Torch fails, most likely for want of memory.
-    pub fn backward(&self, head: Head<'_>, weights: &Weights<'_>) -> Result<f64> {
+    pub fn backward(&self, head: Head<'_>, weights: Weights<'_>) -> Result<f64> {
+        let (sum, gradient) = match head.constant {
+            Some(weight) => self.through_constant(weight, weights)?,
+            None => self.through(head, weights)?,
+        };
+        tailor_torch::backward(&[(&self.states, Some(&gradient))], false)?;
+        Ok(sum)
+    }
+
+    /// The summed loss and the gradient of the states.
+    fn through_constant(&self, head: &Tensor, weights: Weights<'_>) -> Result<(f64, Tensor)> {
+        let states = self.states.f_detach()?;
+        let (mut sum, mut gradients) = (0.0, Vec::new());
+        for (start, length) in self.slices() {
+            let own; // lives as long as what refers to it
+            let weights = match weights {
+                Weights::Same(weight) => Weights::Same(weight),
+                Weights::Each(weights) => {
+                    own = weights.f_narrow(0, start, length)?;
+                    Weights::Each(&own)
+                }
+            };
+            let (states, labels) = (states.f_narrow(0, start, length)?, self.labels.f_narrow(0, start, length)?);
+            let (loss, gradient) = tailor_torch::cross_entropy(&states, head, &labels, weights)?;
+            sum += loss;
+            gradients.push(gradient);
+        }
+        Ok((sum, Tensor::f_cat(&gradients, 0)?))
+    }
+
+    /// The same through a head with a history of its own, whose gradients are added to its leaves.
+    fn through(&self, head: Head<'_>, weights: Weights<'_>) -> Result<(f64, Tensor)> {
         let cut = self.states.f_detach()?.f_set_requires_grad(true)?;
         let mut sum = 0.0;
         for (start, length) in self.slices() {
-            let logits = head(&cut.f_narrow(0, start, length)?)?.f_to_kind(Kind::Float)?; // (n, V)
+            let logits = (head.logits)(&cut.f_narrow(0, start, length)?)?.f_to_kind(Kind::Float)?; // (n, V)
             let labels = self.labels.f_narrow(0, start, length)?;
             match weights {
                 Weights::Same(scale) => {
                     let loss = logits.f_cross_entropy_loss(&labels, None::<&Tensor>, Reduction::Sum, IGNORED, 0.0)?;
                     sum += f64::try_from(&loss)?;
-                    loss.f_mul_scalar(*scale)?.f_backward()?;
+                    loss.f_mul_scalar(scale)?.f_backward()?;
                 }
                 Weights::Each(weights) => {
                     let loss = logits.f_cross_entropy_loss(&labels, None::<&Tensor>, Reduction::None, IGNORED, 0.0)?;
@@ -108,8 +139,7 @@ impl Picked {
                 }
             }
         }
-        tailor_torch::backward(&[(&self.states, Some(&cut.f_grad()?))], false)?;
-        Ok(sum)
+        Ok((sum, cut.f_grad()?))
     }
 
     /// The log-probability of each label, in nats, without any gradient.
@@ -144,7 +174,7 @@ impl Picked {
         tch::no_grad(|| {
             let states = self.states.f_detach()?;
             for (start, length) in self.slices() {
-                let logits = head(&states.f_narrow(0, start, length)?)?.f_to_kind(Kind::Float)?;
+                let logits = (head.logits)(&states.f_narrow(0, start, length)?)?.f_to_kind(Kind::Float)?;
                 work(&logits, &self.labels.f_narrow(0, start, length)?)?;
             }
             Ok(())
@@ -174,12 +204,16 @@ mod tests {
         (input, layer, head, labels)
     }
 
+    fn plain<'a>(logits: &'a dyn Fn(&Tensor) -> Result<Tensor>) -> Head<'a> {
+        Head { logits, constant: None }
+    }
+
     fn ours(labels: &[i64], scale: f64) -> (f64, Tensor) {
         let (input, mut layer, head, _) = setting();
         layer.zero_grad();
         let hidden = input.matmul(&layer).tanh();
         let picked = Picked::new(&hidden, &Targets::new(labels, 5), 11).expect("picked");
-        let sum = picked.backward(&|x| Ok(x.f_matmul(&head.tr())?), &Weights::Same(scale)).expect("backward");
+        let sum = picked.backward(plain(&|x| Ok(x.f_matmul(&head.tr())?)), Weights::Same(scale)).expect("backward");
         (sum, layer.grad().copy())
     }
 
@@ -193,6 +227,24 @@ mod tests {
         let (sum, gradient) = ours(&labels, 0.25);
         assert!((sum - f64::try_from(&plain).expect("loss")).abs() < 1e-4);
         assert!(gradient.allclose(&layer.grad(), 1e-5, 1e-6, false));
+    }
+
+    #[test]
+    fn a_constant_head_gives_the_same_loss_and_gradient() {
+        let (input, mut layer, head, labels) = setting();
+        let logits = |x: &Tensor| Ok(x.f_matmul(&head.tr())?);
+        let of_labels = Tensor::from_slice(&(0..11).map(|at| at as f32 * 0.1 - 0.3).collect::<Vec<_>>());
+        for weights in [Weights::Same(0.25), Weights::Each(&of_labels)] {
+            let mut found = Vec::new();
+            for constant in [None, Some(&head)] {
+                layer.zero_grad();
+                let picked = Picked::new(&input.matmul(&layer).tanh(), &Targets::new(&labels, 5), 11).expect("picked");
+                let sum = picked.backward(Head { logits: &logits, constant }, weights).expect("backward");
+                found.push((sum, layer.grad().copy()));
+            }
+            assert!((found[0].0 - found[1].0).abs() < 1e-4);
+            assert!(found[0].1.allclose(&found[1].1, 1e-5, 1e-6, false));
+        }
     }
 
     #[test]
@@ -214,20 +266,21 @@ mod tests {
         let (input, mut layer, head, labels) = setting();
         let targets = Targets::new(&labels, 5);
         assert_eq!(targets.sequences(), [0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]);
-        let head = |x: &Tensor| Ok(x.f_matmul(&head.tr())?);
+        let logits = |x: &Tensor| Ok(x.f_matmul(&head.tr())?);
+        let head = plain(&logits);
         let picked = Picked::new(&input.matmul(&layer).tanh(), &targets, 11).expect("picked");
-        let log_probs = picked.log_probs(&head).expect("log-probabilities");
-        let measured = picked.measure(&head).expect("measured");
+        let log_probs = picked.log_probs(head).expect("log-probabilities");
+        let measured = picked.measure(head).expect("measured");
         assert!((measured.loss + log_probs.iter().sum::<f64>()).abs() < 1e-4);
         assert_eq!(measured.labels, log_probs.len() as u64);
         assert!(measured.correct < measured.labels, "a random model is not always right");
 
         let weights = Tensor::from_slice(&[0.25f32; 11]);
-        picked.backward(&head, &Weights::Each(&weights)).expect("backward");
+        picked.backward(head, Weights::Each(&weights)).expect("backward");
         let each = layer.grad().copy();
         layer.zero_grad();
         let picked = Picked::new(&input.matmul(&layer).tanh(), &targets, 11).expect("picked");
-        picked.backward(&head, &Weights::Same(0.25)).expect("backward");
+        picked.backward(head, Weights::Same(0.25)).expect("backward");
         assert!(each.allclose(&layer.grad(), 1e-5, 1e-6, false));
     }
 }

@@ -9,11 +9,12 @@ use tailor_domain::PreferenceSpec;
 use tailor_domain::spec::Checkpointing;
 use tailor_models::{Base, Config, Layered, LoraSet, Pass, Result};
 use tailor_text::Example;
+use tailor_torch::LabelWeights as Weights;
 use tch::Tensor;
 
 use crate::collate::MicroBatch;
 use crate::examples::Examples;
-use crate::loss::{Measured, Picked, Targets, Weights};
+use crate::loss::{Head, Measured, Picked, Targets};
 use crate::rows::targets;
 
 /// A base, an adapter that is learning, and how a pass through both is made.
@@ -60,7 +61,8 @@ impl Objective<'_> {
     /// libtorch fails, most likely for want of memory.
     pub fn accumulate(&self, examples: Examples<'_>, sequences: &[&[usize]], whole: Whole) -> Result<f64> {
         let pass = Pass::training(self.adapter).with_noise(self.noise);
-        let head = |hidden: &Tensor| Ok(self.base.head(hidden, &pass));
+        let logits = |hidden: &Tensor| Ok(self.base.head(hidden, &pass));
+        let head = Head { logits: &logits, constant: self.base.constant_head(&pass) };
         match examples {
             Examples::Single(rows) => {
                 let sequences: Vec<Vec<&Example>> =
@@ -69,7 +71,7 @@ impl Objective<'_> {
                 let forward = self.forward(&batch, &pass)?;
                 let picked = self.pick(&forward, &batch.targets)?;
                 let scale = 1.0 / whole.terms.max(1) as f64;
-                let sum = picked.backward(&head, &Weights::Same(scale))?;
+                let sum = picked.backward(head, Weights::Same(scale))?;
                 drop(picked);
                 forward.finish()?;
                 Ok(sum * scale)
@@ -79,7 +81,7 @@ impl Objective<'_> {
                 let reference = self.reference(&batch)?;
                 let forward = self.forward(&batch, &pass)?;
                 let picked = self.pick(&forward, &batch.targets)?;
-                let policy = summed(&batch.targets, &picked.log_probs(&head)?, reference.len());
+                let policy = summed(&batch.targets, &picked.log_probs(head)?, reference.len());
                 let pairs = Pairs { policy: &policy, reference: &reference };
                 let scale = 1.0 / whole.terms.max(1) as f64;
                 let sft = self.preference.sft_weight / whole.chosen_labels.max(1) as f64;
@@ -90,7 +92,7 @@ impl Objective<'_> {
                     batch.targets.sequences().into_iter().map(|at| weights[at] + if at < chosen { sft } else { 0.0 });
                 let of_label: Vec<f32> = of_label.map(|weight| weight as f32).collect();
                 let of_label = Tensor::f_from_slice(&of_label)?.f_to_device(self.base.device())?;
-                picked.backward(&head, &Weights::Each(&of_label))?;
+                picked.backward(head, Weights::Each(&of_label))?;
                 loss -= sft * policy[..chosen].iter().sum::<f64>();
                 drop(picked);
                 forward.finish()?;
@@ -106,20 +108,21 @@ impl Objective<'_> {
     pub fn measure(&self, examples: Examples<'_>, rows: &[usize]) -> Result<Measured> {
         tch::no_grad(|| {
             let pass = Pass::one(self.adapter);
-            let head = |hidden: &Tensor| Ok(self.base.head(hidden, &pass));
+            let logits = |hidden: &Tensor| Ok(self.base.head(hidden, &pass));
+            let head = Head { logits: &logits, constant: None };
             let sequences: Vec<&[usize]> = rows.iter().map(std::slice::from_ref).collect();
             match examples {
                 Examples::Single(all) => {
                     let batch = self.batch(&rows.iter().map(|row| vec![&all[*row]]).collect::<Vec<_>>())?;
                     let hidden = self.base.hidden(&batch.input(), &pass)?;
-                    Picked::new(&hidden, &batch.targets, self.vocab())?.measure(&head)
+                    Picked::new(&hidden, &batch.targets, self.vocab())?.measure(head)
                 }
                 Examples::Pairs(_) => {
                     let batch = self.batch(&answers(examples, &sequences))?;
                     let reference = self.reference(&batch)?;
                     let hidden = self.base.hidden(&batch.input(), &pass)?;
                     let picked = Picked::new(&hidden, &batch.targets, self.vocab())?;
-                    let policy = summed(&batch.targets, &picked.log_probs(&head)?, reference.len());
+                    let policy = summed(&batch.targets, &picked.log_probs(head)?, reference.len());
                     let pairs = Pairs { policy: &policy, reference: &reference };
                     let correct = pairs.margins(self.preference.beta).iter().filter(|margin| **margin > 0.0).count();
                     let loss = pairs.losses(self.preference).iter().sum();
@@ -135,7 +138,8 @@ impl Objective<'_> {
             let pass = Pass::base();
             let hidden = self.base.hidden(&batch.input(), &pass)?;
             let picked = Picked::new(&hidden, &batch.targets, self.vocab())?;
-            let log_probs = picked.log_probs(&|hidden| Ok(self.base.head(hidden, &pass)))?;
+            let logits = |hidden: &Tensor| Ok(self.base.head(hidden, &pass));
+            let log_probs = picked.log_probs(Head { logits: &logits, constant: None })?;
             Ok(summed(&batch.targets, &log_probs, batch.rows()))
         })
     }

@@ -77,6 +77,11 @@ impl AdamW {
         &self.leaves
     }
 
+    /// All parameters in one tensor that shares their memory.
+    pub fn flat(&self) -> &Tensor {
+        &self.flat
+    }
+
     /// Switches the gradients of frozen parameters off, and those of parameters that learn in the next step on.
     pub fn thaw(&mut self) {
         for (leaf, frozen) in self.leaves.iter_mut().zip(&self.frozen_steps) {

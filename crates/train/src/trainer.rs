@@ -4,6 +4,8 @@
 //! The gradient of a step is that of the mean loss over ALL unmasked tokens of its batch, however the batch is cut into
 //! passes: a long row in a small pass weighs no more than in a large one.
 
+mod saving;
+
 use std::time::Instant;
 
 use sha2::{Digest as _, Sha256};
@@ -13,7 +15,7 @@ use tailor_peft::layer_number;
 use tailor_torch::guarded;
 
 use crate::batches::Batches;
-use crate::checkpoint::{Checkpoint, State, Values};
+use crate::checkpoint::{Checkpoint, State};
 use crate::error::Error;
 use crate::examples::Examples;
 use crate::loss::Measured;
@@ -22,6 +24,7 @@ use crate::micro_batch;
 use crate::modules::Taken;
 use crate::objective::{Objective, Whole};
 use crate::optimizer::AdamW;
+use crate::ranks::{Ranks, Wishes};
 use crate::rows::Rows;
 use crate::schedule::Schedule;
 use crate::summary::{Observer, Outcome, RecentLoss, Summary};
@@ -30,9 +33,6 @@ use crate::summary::{Observer, Outcome, RecentLoss, Summary};
 const MEASUREMENTS: u64 = 10;
 /// Rows in one pass of a measurement.
 const MEASURED_ROWS: usize = 16;
-
-const BEST: &str = "best";
-const RANDOM: &str = "random";
 
 /// What a run leaves behind.
 #[derive(Debug)]
@@ -71,7 +71,32 @@ pub fn resume<'a>(
     from: Option<&Checkpoint>,
     observer: &mut dyn Observer,
 ) -> Result<Trained, Error> {
+    resume_among(base, recipe, examples, base_name, from, &Ranks::alone(), observer)
+}
+
+/// As [`resume`], as one of the ranks of a run: all of them call it with the same base, recipe, rows and checkpoint, and each
+/// gets the same adapter. Checkpoints, steps and measurements are told to rank 0's observer as if it were alone, and it is
+/// rank 0's that ends the run or asks for a checkpoint; another rank's can only leave, which interrupts the run.
+///
+/// On the CPU the same number of ranks on machines of one kind gives the same bits.
+///
+/// # Errors
+/// As [`resume`]; `train.ranks` is another number than that of the ranks here; [`Error::Ranks`]: another rank ended, leaves or
+/// cannot be reached.
+pub fn resume_among<'a>(
+    base: &Base,
+    recipe: &Recipe,
+    examples: impl Into<Examples<'a>>,
+    base_name: &str,
+    from: Option<&Checkpoint>,
+    ranks: &Ranks,
+    observer: &mut dyn Observer,
+) -> Result<Trained, Error> {
     recipe.validate()?;
+    if recipe.train.ranks != ranks.world() {
+        let problem = format!("{}, and this run has {}", recipe.train.ranks, ranks.world());
+        return Err(Invalid::new("train.ranks", problem).into());
+    }
     let examples = examples.into();
     check_objective(recipe.train.objective, examples)?;
     let rows = Rows::usable(base, &recipe.train, &recipe.evaluate, examples)?;
@@ -85,7 +110,7 @@ pub fn resume<'a>(
     let tokens: usize = rows.lengths().iter().sum();
     let schedule = Schedule::new(&recipe.train, batches.per_epoch(), tokens as u64);
     method.check_unfreezing(recipe, |path| frozen_steps(&recipe.train, &schedule, path))?;
-    let mut run = guarded(|| Run::new(base, recipe, &rows, &method, schedule, &identity))
+    let mut run = guarded(|| Run::new(base, recipe, &rows, &method, schedule, &identity, ranks))
         .map_err(Error::at("before the first step"))?;
     let outcome = run.run(batches, from, observer)?;
     // What the passes needed is free before the adapter is copied, which for a large one would be a peak of its own.
@@ -129,6 +154,7 @@ struct Run<'a> {
     recipe: &'a Recipe,
     rows: &'a Rows<'a>,
     schedule: Schedule,
+    ranks: &'a Ranks,
     /// The adapter in the model: the optimizer's leaves under their modules' paths.
     adapter: LoraSet,
     optimizer: AdamW,
@@ -158,6 +184,7 @@ impl<'a> Run<'a> {
         method: &Method,
         schedule: Schedule,
         identity: &str,
+        ranks: &'a Ranks,
     ) -> tailor_models::Result<Self> {
         let spec = &recipe.train;
         // Dropout and noise draw from torch's generator.
@@ -165,16 +192,18 @@ impl<'a> Run<'a> {
         let (initial, taken) = method.initial(base, spec.seed, |path| frozen_steps(spec, &schedule, path))?;
         let optimizer = AdamW::new(&initial, spec.optimizer, spec.weight_decay, base.device())?;
         let adapter = method.attach(base, &optimizer, &taken)?;
-        let micro_batch = if spec.micro_batch_rows == 0 { spec.batch_rows } else { spec.micro_batch_rows };
+        let share = ranks.largest_share(u64::from(spec.batch_rows));
+        let micro_batch = if spec.micro_batch_rows == 0 { share } else { u64::from(spec.micro_batch_rows).min(share) };
         Ok(Self {
             base,
             recipe,
             rows,
             schedule,
+            ranks,
             adapter,
             optimizer,
             taken,
-            state: State::new(identity, u64::from(micro_batch)),
+            state: State::new(identity, micro_batch),
             recent: RecentLoss::default(),
             best: Vec::new(),
             seconds_before: 0.0,
@@ -193,16 +222,23 @@ impl<'a> Run<'a> {
             batches.skip(self.state.step);
         } else if self.recipe.train.micro_batch_rows == 0 {
             self.find_micro_batch(observer)?;
+            self.state.micro_batch = self.ranks.least(self.state.micro_batch)?;
         }
+        self.ranks.begin(&self.state.run, self.optimizer.flat())?;
         self.started = Instant::now();
         let mut saved = self.state.step;
         let outcome = loop {
-            if let Some(outcome) = self.reason_to_stop(observer) {
+            let wishes = self.ranks.agree(self.wishes(saved, observer))?;
+            if let Some(outcome) = self.reason_to_stop(wishes) {
                 break outcome;
             }
-            if self.state.step > saved && observer.wants_checkpoint() {
-                observer.on_checkpoint(self.checkpoint()?);
+            if self.state.step > saved && (wishes.checkpoint || wishes.leaving) {
+                self.save(observer)?;
                 saved = self.state.step;
+            }
+            if wishes.leaving {
+                let (at, problem) = (format!("after step {}", self.state.step), "another rank's worker is stopping");
+                return Err(Error::Ranks { at, problem: problem.into() });
             }
             match self.next_step(&batches.next_batch(), observer) {
                 Ok(()) => {}
@@ -217,9 +253,20 @@ impl<'a> Run<'a> {
         self.state.seconds = self.seconds();
         if self.state.step > saved && (outcome != Outcome::Stopped || observer.wants_checkpoint()) {
             // What comes after training may be stopped too, and must not cost the training.
-            observer.on_checkpoint(self.checkpoint()?);
+            self.save(observer)?;
         }
         Ok(outcome)
+    }
+
+    /// What this rank would like before the next step.
+    fn wishes(&self, saved: u64, observer: &mut dyn Observer) -> Wishes {
+        let bound = self.recipe.stop.seconds(self.ranks.world());
+        Wishes {
+            stop: observer.should_stop(),
+            over_budget: bound.is_some_and(|bound| self.state.step > 0 && self.seconds() >= bound),
+            checkpoint: self.state.step > saved && observer.wants_checkpoint(),
+            leaving: false,
+        }
     }
 
     /// Where the host's memory would not hold a pass of the whole batch, fewer rows; see [`micro_batch`].
@@ -232,7 +279,8 @@ impl<'a> Run<'a> {
         self.optimizer.thaw();
         let batch = self.state.micro_batch as usize;
         let fit = micro_batch::that_fits(batch.min(lengths.len()), |rows| {
-            let passed = self.gradient(0, &vec![longest; rows], rows).is_ok();
+            let batch = vec![longest; rows];
+            let passed = self.gradient(0, &batch, &batch, rows).is_ok();
             self.optimizer.zero_gradients();
             passed
         });
@@ -248,16 +296,16 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    fn reason_to_stop(&self, observer: &mut dyn Observer) -> Option<Outcome> {
+    fn reason_to_stop(&self, wishes: Wishes) -> Option<Outcome> {
         let (stop, spec) = (&self.recipe.stop, &self.recipe.train);
         let tokens_used_up = spec.max_train_tokens > 0 && self.state.tokens >= spec.max_train_tokens;
         if self.recent.reached(stop.target_loss) {
             Some(Outcome::TargetLoss)
         } else if stop.patience > 0 && self.state.without_improvement >= stop.patience {
             Some(Outcome::NoImprovement)
-        } else if stop.seconds().is_some_and(|bound| self.state.step > 0 && self.seconds() >= bound) {
+        } else if wishes.over_budget {
             Some(Outcome::OutOfBudget)
-        } else if observer.should_stop() {
+        } else if wishes.stop {
             Some(Outcome::Stopped)
         } else if self.state.step >= self.schedule.total_steps || tokens_used_up {
             Some(Outcome::Finished)
@@ -305,18 +353,21 @@ impl<'a> Run<'a> {
         let step = self.state.step;
         let objective = self.objective();
         let mut sums = Measured::default();
-        for rows in self.rows.tuning().chunks(MEASURED_ROWS) {
+        for rows in self.ranks.deal(self.rows.tuning().chunks(MEASURED_ROWS)) {
             let some = guarded(|| objective.measure(self.rows.examples(), rows))
                 .map_err(Error::at(format!("measuring after step {step}")))?;
             sums.loss += some.loss;
             sums.correct += some.correct;
             sums.labels += some.labels;
         }
-        let labels = sums.labels.max(1) as f64;
-        let loss = sums.loss / labels;
+        let own = [sums.loss, sums.correct as f64, sums.labels as f64];
+        let [loss, correct, labels] = self.ranks.sum(own, &format!("measuring after step {step}"))?;
+        let tokens = labels as u64;
+        let labels = labels.max(1.0);
+        let loss = loss / labels;
         let bound = self.state.best.map_or(f64::INFINITY, |best| best.loss * (1.0 - self.recipe.stop.min_improvement));
-        let token_accuracy = sums.correct as f64 / labels;
-        let measured = TuningMetrics { step, loss, token_accuracy, tokens: sums.labels, best: loss < bound };
+        let token_accuracy = correct / labels;
+        let measured = TuningMetrics { step, loss, token_accuracy, tokens, best: loss < bound };
         if measured.best {
             self.best = self
                 .optimizer
@@ -351,14 +402,18 @@ impl<'a> Run<'a> {
     ) -> Result<StepSums, Error> {
         let place = || format!("step {step}");
         self.optimizer.thaw();
+        self.ranks.seed(self.recipe.train.seed, step);
         let loss = self.gradient_that_fits(step, batch, observer)?;
-        let (gradient, grad_norm) = guarded(|| -> tailor_models::Result<_> {
-            let gradient = self.optimizer.gathered_gradient()?;
-            let norm = f64::try_from(gradient.f_norm()?)?;
-            Ok((gradient, norm))
-        })
-        .map_err(Error::at(place()))?;
+        let [loss] = self.ranks.sum([loss], &place())?;
         let rows = || self.rows.name(batch);
+        if !loss.is_finite() {
+            return Err(Error::NotFinite { step, what: "the loss", loss, grad_norm: f64::NAN, rows: rows() });
+        }
+        let gradient = guarded(|| Ok::<_, tailor_models::Error>(self.optimizer.gathered_gradient()?))
+            .map_err(Error::at(place()))?;
+        self.ranks.add_up(&gradient, &place())?;
+        let grad_norm = guarded(|| -> tailor_models::Result<_> { Ok(f64::try_from(gradient.f_norm()?)?) })
+            .map_err(Error::at(place()))?;
         if !grad_norm.is_finite() {
             return Err(Error::NotFinite { step, what: "the gradient", loss, grad_norm, rows: rows() });
         }
@@ -379,16 +434,16 @@ impl<'a> Run<'a> {
         Ok(StepSums { loss, tokens, grad_norm })
     }
 
-    /// The batch's loss, its gradient in the leaves. A micro-batch that does not fit into memory is halved and the whole
+    /// This rank's share of the batch's loss, its gradient in the leaves. A micro-batch that does not fit into memory is halved and the whole
     /// gradient made again, from the same random numbers.
     fn gradient_that_fits(&mut self, step: u64, batch: &[usize], observer: &mut dyn Observer) -> Result<f64, Error> {
         loop {
             let random = tailor_torch::rng_state().map_err(|error| Error::at(format!("step {step}"))(error.into()))?;
             let micro = self.state.micro_batch as usize;
-            match self.gradient(step, batch, micro) {
+            match self.gradient(step, batch, self.ranks.share(batch), micro) {
                 Err(error) if error.code() == ErrorCode::ResourceExhausted && micro > 1 => {
                     // Of this batch, which may be smaller than a micro-batch, half.
-                    let half = (micro.min(batch.len()) / 2).max(1);
+                    let half = (micro.min(self.ranks.share(batch).len()) / 2).max(1);
                     observer.on_note(&format!(
                         "step {step}: no memory for a micro-batch of {micro}; made again, and from here on, with {half}"
                     ));
@@ -402,15 +457,19 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn gradient(&self, step: u64, batch: &[usize], micro: usize) -> Result<f64, Error> {
+    /// The gradient of `share` as part of `batch`, in passes of `micro` sequences.
+    fn gradient(&self, step: u64, batch: &[usize], share: &[usize], micro: usize) -> Result<f64, Error> {
         let examples = self.rows.examples();
         let whole = Whole::of(examples, batch.iter().flat_map(|at| self.rows.sequence(*at)).copied());
         let objective = self.objective();
         let mut loss = 0.0;
-        for part in batch.chunks(micro.max(1)) {
+        for part in share.chunks(micro.max(1)) {
             let sequences: Vec<&[usize]> = part.iter().map(|at| self.rows.sequence(*at)).collect();
             let sum = guarded(|| objective.accumulate(examples, &sequences, whole))
                 .map_err(Error::at(format!("step {step}")))?;
+            if !sum.is_finite() && self.ranks.world() > 1 {
+                return Ok(sum); // the others are waiting, and must come to the same end
+            }
             if !sum.is_finite() {
                 let rows = self.rows.name(part);
                 return Err(Error::NotFinite { step, what: "the loss", loss: sum, grad_norm: f64::NAN, rows });
@@ -418,55 +477,6 @@ impl<'a> Run<'a> {
             loss += sum;
         }
         Ok(loss)
-    }
-
-    fn checkpoint(&mut self) -> Result<Checkpoint, Error> {
-        // The copies of parameters and moments stand where a pass had its activations, not beside them.
-        tailor_torch::drop_pool();
-        self.state.seconds = self.seconds();
-        self.state.recent_losses = self.recent.losses();
-        guarded(|| -> tailor_models::Result<_> {
-            let mut tensors: std::collections::BTreeMap<_, _> = self.optimizer.state()?.into_iter().collect();
-            tensors.insert(RANDOM.to_owned(), Values::U8(tailor_torch::rng_state()?));
-            if !self.best.is_empty() {
-                tensors.insert(BEST.to_owned(), Values::F32(self.best.clone()));
-            }
-            Ok(Checkpoint { state: self.state.clone(), tensors })
-        })
-        .map_err(Error::at(format!("checkpoint of step {}", self.state.step)))
-    }
-
-    fn restore(&mut self, from: &Checkpoint) -> tailor_models::Result<()> {
-        let lacks = |name: &str| tailor_models::Error::Request(format!("the checkpoint has no {name}"));
-        self.optimizer.restore(from.step(), &|name| from.tensor(name))?;
-        if self.recipe.lora.dora {
-            self.adapter.refresh_magnitudes(self.base)?;
-        }
-        let Some(Values::U8(random)) = from.tensors.get(RANDOM) else { return Err(lacks(RANDOM)) };
-        tailor_torch::set_rng_state(random)?;
-        self.best = match (from.tensors.get(BEST), from.state.best) {
-            (Some(Values::F32(best)), Some(_)) => best.clone(),
-            (_, None) => Vec::new(),
-            (_, Some(_)) => return Err(lacks(BEST)),
-        };
-        self.state = from.state.clone();
-        self.seconds_before = from.state.seconds;
-        from.state.recent_losses.iter().for_each(|loss| self.recent.push(*loss));
-        Ok(())
-    }
-
-    /// The measurement whose state is kept in the place of the last one.
-    fn kept_measurement(&self, outcome: Outcome) -> Option<TuningMetrics> {
-        let wanted = self.recipe.stop.keep_best || outcome == Outcome::Diverged;
-        self.state.best.filter(|best| wanted && best.step < self.state.step)
-    }
-
-    /// The parameters that are published.
-    fn kept(&self, outcome: Outcome) -> tailor_models::Result<Vec<f32>> {
-        match self.kept_measurement(outcome) {
-            Some(_) => Ok(self.best.clone()),
-            None => Ok(self.optimizer.flat_values()?),
-        }
     }
 
     fn seconds(&self) -> f64 {

@@ -37,6 +37,20 @@ const BENCHES: &[Bench] = &[
         peer: true,
     },
     Bench {
+        name: "serve",
+        about: "tokens a second of serving in turn with llama.cpp, share of the bandwidth, what adapters cost (--no-peer)",
+        package: "tailor-engine",
+        target: ["--example", "bench_serve"],
+        peer: true,
+    },
+    Bench {
+        name: "ranks",
+        about: "one job on one rank and on several, a thread each: tokens a second, and what the gradients take",
+        package: "tailor-train",
+        target: ["--example", "bench_ranks"],
+        peer: false,
+    },
+    Bench {
         name: "load",
         about: "a sharded 7B-shaped folder quantised, loaded and scored: times and peak memory",
         package: "tailor-train",

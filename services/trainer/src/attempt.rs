@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tailor_blobs::Store;
@@ -18,7 +19,7 @@ use tailor_queue::JobQueue;
 use tailor_serverkit::client::Client;
 use tailor_serverkit::{JobMeter, Settings, connect, server};
 use tailor_text::{Example, Preference, Tokenizer};
-use tailor_train::{Checkpoint, Examples, Observer, Outcome, Summary};
+use tailor_train::{Checkpoint, Examples, Observer, Outcome, Ranks, Summary};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::checkpoints::{Checkpoints, Record};
@@ -28,6 +29,7 @@ use crate::journal::Journal;
 use crate::keeper::{Halt, HaltFlag};
 use crate::predictions::Predictions;
 use crate::progress::{Progress, Tick};
+use crate::ranks::Party;
 use crate::shards::{HeldOut, read_examples, read_preferences, read_prompts};
 use crate::view::View;
 
@@ -82,10 +84,12 @@ pub struct Attempt<'a> {
     pub fence: u64,
     pub halt: HaltFlag,
     pub checkpoint_every: Duration,
+    /// The workers that train it together with this one.
+    pub party: Option<Arc<Party>>,
 }
 
 /// What training needs, on local disk and in memory.
-struct Prepared {
+pub struct Prepared {
     base: BaseManifest,
     folder: PathBuf,
     shards: dataset::PrepareShardsResponse,
@@ -95,7 +99,43 @@ struct Prepared {
     pairs: Vec<Preference>,
     prompts: Vec<HeldOut>,
     /// Where an attempt before this one got to.
-    checkpoint: Option<(Record, Checkpoint)>,
+    pub checkpoint: Option<(Record, Checkpoint)>,
+}
+
+impl Prepared {
+    /// Maps the base's weights.
+    pub fn load(&self, spec: &JobSpec) -> Result<Base> {
+        let compute = match spec.recipe.train.precision {
+            Precision::Base => self.base.dtype.parse()?,
+            Precision::Bf16 => Compute::Bf16,
+            Precision::F32 => Compute::F32,
+        };
+        Ok(Base::load(&self.folder, &LoadOptions { compute, ..LoadOptions::default() })?)
+    }
+
+    /// Trains from the checkpoint on, as one of `ranks`; anew where the checkpoint is of no use.
+    pub fn train(
+        &self,
+        base: &Base,
+        spec: &JobSpec,
+        ranks: &Ranks,
+        observer: &mut dyn Observer,
+    ) -> Result<tailor_train::Trained> {
+        let mut train = |from: Option<&Checkpoint>| {
+            let examples = match spec.recipe.train.objective {
+                Objective::Sft => Examples::Single(&self.train),
+                Objective::Dpo => Examples::Pairs(&self.pairs),
+            };
+            tailor_train::resume_among(base, &spec.recipe, examples, spec.base.as_str(), from, ranks, observer)
+        };
+        match train(self.checkpoint.as_ref().map(|(_, checkpoint)| checkpoint)) {
+            Err(tailor_train::Error::Checkpoint(problem)) => {
+                tracing::warn!(problem, "the checkpoint is of no use; training begins anew");
+                Ok(train(None)?)
+            }
+            trained => Ok(trained?),
+        }
+    }
 }
 
 /// What the device thread brings back.
@@ -133,10 +173,11 @@ impl Attempt<'_> {
         self.say(JobEvent::Train, &message).await?;
         let folder = prepared.folder.clone();
         let (base, shards) = (prepared.base.clone(), prepared.shards.clone());
-        let trained = self.train(prepared).await?;
+        let trained = self.train(prepared).await;
         if let Some(halt) = self.halt.raised() {
             return Ok(Ended::Halted(halt));
         }
+        let trained = trained?;
         let metrics = self.score(&folder, &trained).await?;
         if let Some(halt) = self.halt.raised() {
             return Ok(Ended::Halted(halt));
@@ -150,7 +191,7 @@ impl Attempt<'_> {
     }
 
     #[tracing::instrument(name = "job.prepare", skip_all)]
-    async fn prepare(&self) -> Result<Prepared> {
+    pub async fn prepare(&self) -> Result<Prepared> {
         let request = registry::GetBaseRequest { name: self.spec.base.to_string() };
         let base = self
             .patiently(|| async {
@@ -176,12 +217,12 @@ impl Attempt<'_> {
             })
             .await?
             .into_inner();
-        let bytes = self.blob(&shards.train_digest).await?;
+        let bytes = self.blob(&Digest::try_new(&shards.train_digest)?).await?;
         let (train, pairs) = match self.spec.recipe.train.objective {
             Objective::Sft => (read_examples(&bytes)?, Vec::new()),
             Objective::Dpo => (Vec::new(), read_preferences(&bytes)?),
         };
-        let mut prompts = read_prompts(&self.blob(&shards.validation_digest).await?)?;
+        let mut prompts = read_prompts(&self.blob(&Digest::try_new(&shards.validation_digest)?).await?)?;
         let limit = self.spec.recipe.evaluate.max_validation_rows as usize;
         if limit > 0 {
             prompts.truncate(limit);
@@ -190,7 +231,7 @@ impl Attempt<'_> {
         Ok(Prepared { base, folder, shards, train, pairs, prompts, checkpoint })
     }
 
-    fn checkpoints(&self) -> Checkpoints {
+    pub fn checkpoints(&self) -> Checkpoints {
         Checkpoints::of(self.store, self.job)
     }
 
@@ -198,9 +239,8 @@ impl Attempt<'_> {
         Predictions::of(self.store, self.job)
     }
 
-    async fn blob(&self, digest: &str) -> Result<Vec<u8>> {
-        let digest = Digest::try_new(digest)?;
-        self.patiently(|| async { Ok(self.store.get_blob(&digest).await?.to_vec()) }).await
+    pub async fn blob(&self, digest: &Digest) -> Result<Vec<u8>> {
+        self.patiently(|| async { Ok(self.store.get_blob(digest).await?.to_vec()) }).await
     }
 
     /// Trains and predicts on the device thread, while progress flows into the log.
@@ -217,36 +257,26 @@ impl Attempt<'_> {
         };
         let checkpoint_every = self.checkpoint_every;
         let (spec, halt) = (self.spec.clone(), self.halt.clone());
+        let (party, fence) = (self.party.clone(), self.fence);
         let (announce, evaluating) = oneshot::channel();
         let work = move || {
-            let compute = match spec.recipe.train.precision {
-                Precision::Base => prepared.base.dtype.parse()?,
-                Precision::Bf16 => Compute::Bf16,
-                Precision::F32 => Compute::F32,
-            };
-            let load = LoadOptions { compute, ..LoadOptions::default() };
-            let base = Base::load(&prepared.folder, &load)?;
+            if let Some(party) = &party {
+                party.announce(fence, prepared.checkpoint.as_ref().map(|(record, _)| &record.digest))?;
+            }
+            let base = prepared.load(&spec)?;
             let mut reporter = Reporter {
                 ticks: ticks.clone(),
                 halt: halt.clone(),
                 checkpoint_every,
                 last_checkpoint: Instant::now(),
             };
-            let mut train = |from: Option<&Checkpoint>| {
-                let base_name = spec.base.as_str();
-                let examples = match spec.recipe.train.objective {
-                    Objective::Sft => Examples::Single(&prepared.train),
-                    Objective::Dpo => Examples::Pairs(&prepared.pairs),
-                };
-                tailor_train::resume(&base, &spec.recipe, examples, base_name, from, &mut reporter)
+            let ranks = match &party {
+                Some(party) => party.connect(&|| halt.raised().is_some())?,
+                None => Ranks::alone(),
             };
-            let trained = match train(prepared.checkpoint.as_ref().map(|(_, checkpoint)| checkpoint)) {
-                Err(tailor_train::Error::Checkpoint(problem)) => {
-                    tracing::warn!(problem, "the checkpoint is of no use; training begins anew");
-                    train(None)?
-                }
-                trained => trained?,
-            };
+            let trained = prepared.train(&base, &spec, &ranks, &mut reporter)?;
+            // The other ranks are done; what follows is this one's.
+            drop((ranks, party));
             if let Some(why) = why_it_ended(&trained.summary) {
                 let _ = ticks.blocking_send(Tick::Note(why));
             }

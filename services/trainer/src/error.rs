@@ -48,6 +48,9 @@ pub enum Error {
     Text(#[from] tailor_text::Error),
     #[error(transparent)]
     Adapter(#[from] tailor_peft::Error),
+    /// The workers of one job did not find each other, or one of them is gone.
+    #[error("ranks: {0}")]
+    Ranks(String),
     #[error("the device thread ended without an answer; the job can be started again")]
     DeviceGone,
 }
@@ -72,6 +75,7 @@ impl Error {
             Self::Queue(error) => error.code(),
             Self::Service { status, .. } => code_of(status),
             Self::Address(_) => ErrorCode::InvalidArgument,
+            Self::Ranks(_) => ErrorCode::Unavailable,
             Self::Listen(_) | Self::DeviceGone => ErrorCode::Internal,
             Self::Train(error) => error.code(),
             Self::Model(error) => error.code(),

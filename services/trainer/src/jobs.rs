@@ -12,6 +12,7 @@ use tailor_domain::{
 use tailor_domain::{QuantCode, Recipe, Version};
 use tailor_pb::{common, dataset, registry};
 use tailor_queue::JobQueue;
+use tailor_serverkit::settings;
 use tokio::sync::Mutex;
 use tonic::Streaming;
 
@@ -34,6 +35,8 @@ pub struct Jobs {
     store: Store,
     queue: Arc<dyn JobQueue>,
     clients: Clients,
+    /// 0: any number.
+    max_ranks: u32,
     views: Arc<Mutex<HashMap<JobId, View>>>,
 }
 
@@ -58,8 +61,14 @@ pub struct JobRecord {
 }
 
 impl Jobs {
-    pub fn new(journal: Journal, store: Store, queue: Arc<dyn JobQueue>, clients: Clients) -> Self {
-        Self { journal, store, queue, clients, views: Arc::default() }
+    pub fn new(
+        journal: Journal,
+        store: Store,
+        queue: Arc<dyn JobQueue>,
+        clients: Clients,
+        settings: &settings::Trainer,
+    ) -> Self {
+        Self { journal, store, queue, clients, max_ranks: settings.max_ranks, views: Arc::default() }
     }
 
     pub fn journal(&self) -> &Journal {
@@ -68,6 +77,7 @@ impl Jobs {
 
     pub async fn create(&self, new: NewJob) -> Result<JobRecord> {
         new.recipe.validate()?;
+        check_ranks(new.recipe.train.ranks, self.max_ranks)?;
         if let Some(key) = new.idempotency_key.as_ref().filter(|key| key.len() > MAX_KEY_BYTES) {
             let problem = format!("{} bytes; the limit is {MAX_KEY_BYTES}", key.len());
             return Err(Invalid::new("idempotency_key", problem).into());
@@ -306,6 +316,17 @@ impl Jobs {
             tracing::debug!(%job, %error, "watchers will see the change a second later");
         }
     }
+}
+
+fn check_ranks(ranks: u32, most: u32) -> Result<()> {
+    if most == 0 || ranks <= most {
+        return Ok(());
+    }
+    let problem = format!(
+        "{ranks}, and no job here gets more than {most} (trainer.max_ranks; `tailor up` has one worker); \
+         ranks take as many tailor-trainer processes that share a queue and a store"
+    );
+    Err(Invalid::new("train.ranks", problem).into())
 }
 
 fn check_code(wanted: QuantCode, base: &registry::Base) -> Result<()> {

@@ -6,6 +6,7 @@
 //! ```text
 //! grpc ──▶ jobs ──▶ journal ──▶ store          reconcile: journal ──▶ queue
 //!            └────▶ queue                      worker: queue ──▶ attempt ──▶ (dataset, train, registry), journal
+//!                                                        └─────▶ seat: a rank of another worker's attempt
 //! ```
 
 mod attempt;
@@ -20,7 +21,9 @@ mod keeper;
 mod planner;
 mod predictions;
 mod progress;
+mod ranks;
 mod reconcile;
+mod seat;
 mod shards;
 mod view;
 mod worker;
@@ -53,7 +56,7 @@ pub async fn start(
 ) -> Result<Serving> {
     let journal = Journal::new(store.clone());
     let clients = attempt::Clients::connect(settings)?;
-    let jobs = Jobs::new(journal.clone(), store.clone(), queue.clone(), clients.clone());
+    let jobs = Jobs::new(journal.clone(), store.clone(), queue.clone(), clients.clone(), &settings.trainer);
     let mut routes = Routes::default();
     if settings.trainer.api {
         let api = grpc::Api::new(jobs.clone(), stop.clone());

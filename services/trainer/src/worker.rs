@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tailor_blobs::Store;
-use tailor_domain::{JobEvent, JobId, JobState};
+use tailor_domain::{JobEvent, JobId, JobSpec, JobState};
 use tailor_queue::{JobQueue, Lease};
 use tailor_serverkit::Settings;
 use tokio_util::sync::CancellationToken;
@@ -17,6 +17,8 @@ use crate::checkpoints::Checkpoints;
 use crate::error::Result;
 use crate::journal::{Journal, Outcome};
 use crate::keeper::{Halt, HaltFlag, Keeper};
+use crate::ranks::{Gathered, Gatherer, Party};
+use crate::seat;
 use crate::view::View;
 
 /// How long one wait for a job lasts before the worker looks whether it must stop.
@@ -38,6 +40,7 @@ pub struct Worker {
     max_attempts: u64,
     calibrate: bool,
     memory_limit: Option<u64>,
+    gatherer: Gatherer,
 }
 
 impl Worker {
@@ -61,6 +64,42 @@ impl Worker {
             max_attempts: settings.trainer.max_attempts,
             calibrate: settings.trainer.calibrate,
             memory_limit: Some(settings.trainer.memory_bytes).filter(|bytes| *bytes > 0),
+            gatherer: Gatherer::new(settings),
+        }
+    }
+
+    pub fn queue(&self) -> &Arc<dyn JobQueue> {
+        &self.queue
+    }
+
+    pub fn journal(&self) -> &Journal {
+        &self.journal
+    }
+
+    pub fn gatherer(&self) -> &Gatherer {
+        &self.gatherer
+    }
+
+    pub fn attempt<'a>(
+        &'a self,
+        job: &'a JobId,
+        spec: &'a JobSpec,
+        fence: u64,
+        halt: HaltFlag,
+        party: Option<Arc<Party>>,
+    ) -> Attempt<'a> {
+        Attempt {
+            journal: &self.journal,
+            queue: self.queue.as_ref(),
+            store: &self.store,
+            clients: &self.clients,
+            cache_dir: &self.cache_dir,
+            job,
+            spec,
+            fence,
+            halt,
+            checkpoint_every: self.checkpoint_every,
+            party,
         }
     }
 
@@ -73,6 +112,11 @@ impl Worker {
         }
         tracing::info!(worker = self.name, "waiting for jobs");
         while !stop.is_cancelled() {
+            // Before a job: somebody waits for whoever takes a seat. That the queue is away is told below.
+            if let Ok(Some(seat)) = self.queue.take_seat(&self.name, self.lease_ttl).await {
+                seat::sit(&self, seat, &stop).await;
+                continue;
+            }
             let leased = tokio::select! {
                 () = stop.cancelled() => return,
                 leased = self.queue.lease(&self.name, self.lease_ttl, LEASE_WAIT) => leased,
@@ -117,8 +161,22 @@ impl Worker {
             tracing::info!(%job, state = %done, "nothing left to do");
             return Ok(());
         }
+        let mut party = None;
+        if spec.recipe.train.ranks > 1 {
+            let ranks = spec.recipe.train.ranks;
+            match self.gatherer.gather(&self.queue, &self.journal, lease, ranks, stop).await? {
+                Gathered::All(gathered) => party = Some(gathered),
+                Gathered::GiveBack => return Ok(self.queue.release(lease).await?),
+                Gathered::Cancelled => {
+                    self.done_with(lease).await;
+                    return Ok(());
+                }
+                Gathered::LeaseLost => return Ok(()),
+            }
+        }
         let fence = self.journal.begin_attempt(job, &self.name).await?;
-        self.journal.event(job, fence, JobEvent::Leased, &format!("attempt {fence} on {}", self.name)).await?;
+        let with = party.as_ref().map(|party| format!(" with {}", party.with.join(", "))).unwrap_or_default();
+        self.journal.event(job, fence, JobEvent::Leased, &format!("attempt {fence} on {}{with}", self.name)).await?;
         // An attempt that got further than all before it was not in vain, however it ended; nor was one that was paused.
         let furthest = Checkpoints::of(&self.store, job).furthest_attempt().await?;
         let useful = furthest.max(self.view(job).await?.paused_fence);
@@ -140,18 +198,7 @@ impl Worker {
             stop: stop.clone(),
         };
         let keeping = tokio::spawn(keeper.run());
-        let attempt = Attempt {
-            journal: &self.journal,
-            queue: self.queue.as_ref(),
-            store: &self.store,
-            clients: &self.clients,
-            cache_dir: &self.cache_dir,
-            job,
-            spec: &spec,
-            fence,
-            halt: halt.clone(),
-            checkpoint_every: self.checkpoint_every,
-        };
+        let attempt = self.attempt(job, &spec, fence, halt.clone(), party);
         let ended = attempt.run().await;
         keeping.abort();
         self.conclude(lease, fence, ended).await

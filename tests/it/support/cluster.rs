@@ -112,6 +112,23 @@ impl Cluster {
         command
     }
 
+    /// The command of a trainer that only trains, with a cache of its own.
+    pub fn worker_command(&self, name: &str, port: u16) -> Command {
+        let mut command = command(Service::Trainer.program());
+        command.args(["--listen", &format!("127.0.0.1:{port}")]);
+        command.envs(self.settings.iter().cloned());
+        command.envs([("TAILOR__TRAINER__API", "false"), ("TAILOR__TRAINER__WORKER", "true")]);
+        command.env("TAILOR__CACHE_DIR", self.folder.join(name));
+        command
+    }
+
+    /// Loopback ports that a worker calls.
+    pub fn ports(&self) -> Vec<u16> {
+        let of = |url: &str| url.rsplit(':').next().and_then(|port| port.trim_end_matches("/0").parse().ok());
+        let urls = [&self.addresses.dataset, &self.addresses.registry, &self.redis.url()].map(|url| of(url));
+        urls.into_iter().flatten().chain([self.store.port()]).collect()
+    }
+
     pub async fn start_all(&mut self) {
         for service in Service::ALL {
             self.spawn(service);

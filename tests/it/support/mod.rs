@@ -7,6 +7,7 @@ pub mod cluster;
 pub mod fleet;
 pub mod gate;
 pub mod http;
+pub mod networks;
 pub mod process;
 pub mod rows;
 pub mod spans;

@@ -19,6 +19,9 @@ pub struct RecipeFlags {
     /// Rows in one forward pass; 0 finds the most that fit into memory.
     #[arg(long)]
     pub micro_batch: Option<u32>,
+    /// Workers that train the job together, each a share of every batch; 1.
+    #[arg(long)]
+    pub ranks: Option<u32>,
     /// Longest row; longer ones are left out and counted.
     #[arg(long)]
     pub max_tokens: Option<u32>,

@@ -44,9 +44,10 @@ impl Default for StopSpec {
 }
 
 impl StopSpec {
-    /// Seconds that time and money allow.
-    pub fn seconds(&self) -> Option<f64> {
-        let by_cost = (self.max_cost > 0.0).then(|| self.max_cost / self.price_per_hour * 3600.0);
+    /// Seconds that time and money allow to this many machines, each of which costs its price.
+    pub fn seconds(&self, ranks: u32) -> Option<f64> {
+        let price_per_hour = self.price_per_hour * f64::from(ranks.max(1));
+        let by_cost = (self.max_cost > 0.0).then(|| self.max_cost / price_per_hour * 3600.0);
         let by_time = (self.max_seconds > 0.0).then_some(self.max_seconds);
         match (by_time, by_cost) {
             (Some(time), Some(cost)) => Some(time.min(cost)),

@@ -13,6 +13,10 @@ fn a_bad_value_is_refused_by_field_value_and_limit() {
     assert!(nan.validate().is_err(), "NaN passes no limit");
     let micro = TrainSpec { batch_rows: 8, micro_batch_rows: 9, ..Default::default() };
     assert!(micro.validate().is_err(), "a micro-batch is part of a batch");
+    let ranks = TrainSpec { batch_rows: 2, ranks: 3, ..Default::default() };
+    let error = ranks.validate().expect_err("a rank without a row").to_string();
+    assert_eq!(error, "train.ranks: 3 share a batch of 2 rows; raise train.batch_rows");
+    assert!(TrainSpec { ranks: 0, ..Default::default() }.validate().is_err());
 }
 
 #[test]
@@ -67,9 +71,10 @@ fn what_excludes_each_other_is_refused_with_both_names() {
 #[test]
 fn the_shorter_of_time_and_money_bounds_a_run() {
     let stop = StopSpec { max_seconds: 7200.0, max_cost: 3.0, price_per_hour: 3.0, ..Default::default() };
-    assert_eq!(stop.seconds(), Some(3600.0));
-    assert_eq!(StopSpec { max_cost: 0.0, ..stop }.seconds(), Some(7200.0));
-    assert_eq!(StopSpec::default().seconds(), None);
+    assert_eq!(stop.seconds(1), Some(3600.0));
+    assert_eq!(stop.seconds(2), Some(1800.0), "two machines cost twice as much an hour");
+    assert_eq!(StopSpec { max_cost: 0.0, ..stop }.seconds(1), Some(7200.0));
+    assert_eq!(StopSpec::default().seconds(1), None);
 }
 
 #[test]

@@ -6,6 +6,9 @@ use super::{named, within};
 use crate::base::QuantCode;
 use crate::error::Invalid;
 
+/// More workers than this on one job are a slip of the pen.
+const MAX_RANKS: u32 = 256;
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
@@ -38,6 +41,8 @@ pub struct TrainSpec {
     pub batch_rows: u32,
     /// Rows in one forward pass, the rest of the batch is accumulated; 0 finds the most that fit into memory.
     pub micro_batch_rows: u32,
+    /// Workers that train the job together, each a share of every batch; the result is that of one, up to rounding.
+    pub ranks: u32,
     /// Longest row in tokens, prompt and target together; longer rows are dropped and reported. Also the length of a
     /// packed sequence.
     pub max_tokens: u32,
@@ -184,6 +189,7 @@ impl Default for TrainSpec {
             max_train_tokens: 0,
             batch_rows: 32,
             micro_batch_rows: 0,
+            ranks: 1,
             max_tokens: 512,
             grouping: Grouping::Length,
             neftune_alpha: 0.0,
@@ -208,6 +214,11 @@ impl TrainSpec {
         within("train.epochs", self.epochs, 0.001, 1000.0)?;
         within("train.batch_rows", self.batch_rows, 1, 65536)?;
         within("train.micro_batch_rows", self.micro_batch_rows, 0, self.batch_rows)?;
+        within("train.ranks", self.ranks, 1, MAX_RANKS)?;
+        if self.ranks > self.batch_rows {
+            let problem = format!("{} share a batch of {} rows; raise train.batch_rows", self.ranks, self.batch_rows);
+            return Err(Invalid::new("train.ranks", problem));
+        }
         within("train.max_tokens", self.max_tokens, 8, 1 << 20)?;
         within("train.neftune_alpha", self.neftune_alpha, 0.0, 1000.0)?;
         for (at, stage) in self.unfreeze.iter().enumerate() {

@@ -3,6 +3,7 @@
 mod adapters;
 mod codes;
 mod decoding;
+mod fused;
 mod golden;
 mod loading;
 mod memory;

@@ -90,6 +90,7 @@ impl TryFrom<pb::Training> for TrainSpec {
             },
             unfreeze: train.unfreeze.into_iter().map(stage).collect(),
             seed: train.seed.unwrap_or(default.seed),
+            ranks: train.ranks.unwrap_or(default.ranks),
         })
     }
 }
@@ -120,6 +121,7 @@ impl From<&TrainSpec> for pb::Training {
             quantization: train.quantization.map(|code| code.as_str().to_owned()).unwrap_or_default(),
             unfreeze: train.unfreeze.iter().map(stage).collect(),
             seed: Some(train.seed),
+            ranks: Some(train.ranks),
         }
     }
 }
@@ -267,7 +269,7 @@ mod tests {
                 "max_grad_norm": 0.5, "epochs": 0.5, "max_steps": 5, "max_train_tokens": 6, "batch_rows": 7,
                 "micro_batch_rows": 3, "max_tokens": 99, "grouping": "packed", "neftune_alpha": 5,
                 "checkpointing": "layers", "precision": "bf16", "quantization": "nf4-single",
-                "unfreeze": [{"from": 0.5, "layers": [0, 1]}], "seed": 11},
+                "unfreeze": [{"from": 0.5, "layers": [0, 1]}], "seed": 11, "ranks": 2},
             "evaluate": {"tuning_fraction": 0.25, "max_tuning_rows": 9, "every_steps": 8, "max_new_tokens": 7,
                 "max_validation_rows": 6},
             "stop": {"target_loss": 0.5, "patience": 3, "min_improvement": 0.25, "keep_best": false, "max_seconds": 60,

@@ -1,8 +1,8 @@
 //! What the layers keep for the backward pass, tensor by tensor, and what the costliest moment needs beside it.
 //!
 //! Counted from the models' own operators: `c` bytes for a value in the type of the arithmetic, 4 in f32. A norm keeps its
-//! input in f32; LoRA its input and x·Aᵀ; attention q, k, v and what it gives (FlashAttention, arXiv 2205.14135: no
-//! scores); the feed-forward both halves, what the activation gives, and their product.
+//! input; LoRA its input and x·Aᵀ; attention q, k, v and what it gives (FlashAttention, arXiv 2205.14135: no scores); the
+//! feed-forward both halves and what they make together.
 
 use tailor_domain::spec::Checkpointing;
 
@@ -36,23 +36,23 @@ pub fn kept(shape: &Shape, adapter: &Adapter, settings: &Settings) -> u64 {
             shape.blocks.iter().map(|block| tokens(pass, block.stream) * shape.hidden * c).sum::<u64>()
         }
     };
-    // The last norm's input in f32, the hidden states, and those that carry a label.
+    // The last norm's input, the hidden states, and those that carry a label.
     let streams = [Stream::Input, Stream::Target].map(|stream| tokens(pass, stream));
-    let last = streams.iter().sum::<u64>() * shape.hidden * (F32 + 2 * c);
+    let last = streams.iter().sum::<u64>() * shape.hidden * 2 * c;
     blocks + last + pass.labels * shape.hidden * c
 }
 
-/// Bytes beside [`kept`] at the costliest moment of a pass.
-pub fn moment(shape: &Shape, adapter: &Adapter, settings: &Settings) -> u64 {
+/// Bytes beside [`kept`] at the costliest moment of a pass; `product` bytes for a value that is multiplied.
+pub fn moment(shape: &Shape, adapter: &Adapter, settings: &Settings, product: u64) -> u64 {
     let layer = |block: &Block| {
         let again = match settings.checkpointing {
             Checkpointing::None => 0,
             Checkpointing::Layers => of_block(shape, adapter, block, settings),
         };
-        again + backward(shape, block, settings)
+        again + backward(shape, adapter, block, settings)
     };
     let layer = shape.blocks.iter().map(layer).max().unwrap_or(0);
-    layer.max(head(shape, settings))
+    layer.max(head(shape, adapter, settings, product))
 }
 
 /// Blocks from the first one with an adapter on; an encoder's states come into every block of the decoder.
@@ -87,7 +87,7 @@ pub fn of_block(shape: &Shape, adapter: &Adapter, block: &Block, settings: &Sett
         if is_kept { tokens * width * c } else { 0 }
     };
     let norms = if block.post_norms { 4 } else { 2 } + u64::from(block.cross.is_some());
-    let mut bytes = norms * own * d * F32;
+    let mut bytes = norms * own * d * c;
 
     let [q, k, v, o] = block.attention.linears;
     bytes += input(&[q, k, v], own, d) + [q, k, v].map(|linear| lora(linear, own)).iter().sum::<u64>();
@@ -103,7 +103,7 @@ pub fn of_block(shape: &Shape, adapter: &Adapter, block: &Block, settings: &Sett
 
     let inner = shape.linears[block.gate].out;
     let halves = match block.up {
-        Some(_) => 3, // before and after the activation, and the other half
+        Some(_) => 2,
         None => 1,
     };
     let gates: Vec<usize> = [block.gate].into_iter().chain(block.up).collect();
@@ -120,7 +120,7 @@ fn attended(attention: &Attention, queries: u64, keys: u64, length: u64, pass: &
     let pairs = pass.sequences * length * length;
     let mut bytes = (2 * queries * width + 2 * keys * attention.kv_heads * head_dim) * c + queries * heads * F32;
     if attention.normed {
-        bytes += (queries * width + keys * attention.kv_heads * head_dim) * F32;
+        bytes += (queries * width + keys * attention.kv_heads * head_dim) * c;
     }
     let masked = pass.masked || attention.window.is_some_and(|window| length > window);
     if attention.capped {
@@ -131,17 +131,25 @@ fn attended(attention: &Attention, queries: u64, keys: u64, length: u64, pass: &
     bytes
 }
 
-/// A block's backward pass where it is widest, at the input of the feed-forward's last layer: LoRA's gradient of it in f32
-/// and rounded; and the gradients of the block's input.
-fn backward(shape: &Shape, block: &Block, settings: &Settings) -> u64 {
+/// A block's backward pass where it is widest, at the input of the feed-forward's last layer: the gradient of it summed up
+/// in f32 and rounded, the gradient it is made from in f32 as well; and the gradients of the block's input.
+fn backward(shape: &Shape, adapter: &Adapter, block: &Block, settings: &Settings) -> u64 {
     let (pass, c) = (&settings.pass, settings.compute.bytes());
     let own = tokens(pass, block.stream);
     let inner = shape.linears[block.gate].out;
-    own * inner * (F32 + c) + own * shape.hidden * (F32 + 2 * c)
+    let ranks: u64 = linears_of(block).map(|linear| adapter.rank(linear)).max().unwrap_or(0);
+    own * inner * (F32 + c) + own * shape.hidden * (F32 + 2 * c) + own * ranks * 2 * F32
 }
 
-/// One slice of logits: in f32, their logarithms, and the gradients of both. That is 16 bytes; measured are 15.
-fn head(shape: &Shape, settings: &Settings) -> u64 {
-    let rows = (SLICE_LOGITS / shape.vocab).max(1).min(settings.pass.labels);
-    rows * shape.vocab * 15 + settings.pass.labels * shape.hidden * F32
+/// One slice of logits, which become their own gradient; the states' gradient in f32 and rounded; and a piece of the head
+/// where it is brought into the product's type. Capped logits, and a head that is adapted, go through plain operators:
+/// logits in f32, their logarithms, and the gradients of both.
+fn head(shape: &Shape, adapter: &Adapter, settings: &Settings, product: u64) -> u64 {
+    const PIECE: u64 = 1 << 23;
+    let (pass, c) = (&settings.pass, settings.compute.bytes());
+    let rows = (SLICE_LOGITS / shape.vocab).max(1).min(pass.labels);
+    let piece = if product == c { 0 } else { PIECE.min(shape.vocab * shape.hidden) * product };
+    let plain = shape.capped_logits || adapter.head_rank() > 0;
+    let slice = if plain { rows * shape.vocab * 15 } else { rows * shape.vocab * product };
+    slice + piece + rows * shape.hidden * (F32 + product) + pass.labels * shape.hidden * 2 * c
 }

@@ -72,7 +72,7 @@ fn fits(plan: &Plan, gigabytes: u64) -> bool {
 fn trainer(memory_bytes: u64) -> Calibration {
     let rates = Rates { flop: 1e11, dequantised: 1e9, moved: 1e9 };
     Calibration {
-        device: Device::cpu("a host", memory_bytes),
+        device: Device::cpu("a host", memory_bytes, true),
         threads: 2,
         rates: BTreeMap::from([("bf16".to_owned(), rates)]),
         measured_at_ms: 0,
@@ -151,7 +151,7 @@ fn several_changes_are_made_where_none_suffices_alone_and_none_is_invented() {
     let shape = llama(1024, 2816, 12, 16, 16, 32000);
     let mut recipe = recipe(4096, 8);
     recipe.train.checkpointing = Checkpointing::None;
-    let small = trainer(1_100_000_000);
+    let small = trainer(800_000_000);
     let plan = ask(&shape, &recipe, rows(4096), std::slice::from_ref(&small));
     let change = plan.nearest.first().expect("together they suffice");
     assert!(change.settings.len() > 1 && change.bytes <= small.device.memory_bytes, "{change:?}");
@@ -185,4 +185,22 @@ fn time_and_money_come_from_the_trainers_rates_and_are_not_guessed_without() {
     let unknown = ask(&shape, &recipe, rows(512), &[]);
     assert!(unknown.fits.iter().all(|fit| fit.seconds.is_none() && fit.cost.is_none()));
     assert_eq!(unknown.fits_a_trainer, None);
+}
+
+#[test]
+fn ranks_share_the_rows_of_a_batch_take_less_time_and_cost_what_they_all_cost() {
+    let shape = llama(512, 1408, 8, 8, 8, 8000);
+    let mut recipe = recipe(512, 0);
+    recipe.train.checkpointing = Checkpointing::None;
+    let of = |recipe: &Recipe| ask(&shape, recipe, rows(512), &[trainer(64 * GB)]).fits[0].clone();
+    let alone = of(&recipe);
+    recipe.train.ranks = 4;
+    let together = of(&recipe);
+    assert_eq!((alone.micro_batch, together.micro_batch), (32, 8), "each passes over its share");
+    assert!(
+        together.memory.activations * 2 < alone.memory.activations && together.memory.weights == alone.memory.weights
+    );
+    let (one, four) = (alone.seconds.expect("measured"), together.seconds.expect("measured"));
+    assert!(four < 0.5 * one && four > 0.24 * one, "{one} and {four} seconds");
+    assert!((together.cost.expect("a price") - 4.0 * four / 1800.0).abs() < 1e-9, "four machines for that time");
 }

@@ -1,9 +1,11 @@
 //! The shim's functions against plain operators, and its errors.
 
+mod c10d;
+mod layers;
 mod pool;
 
 use tailor_quant::{Backend, BlockSize, Code, Float, quantize};
-use tailor_torch::{QuantWeight, backward, lora, quant_linear, rng_state, set_rng_state};
+use tailor_torch::{QuantWeight, backward, lora, quant_linear, rng_state, set_bf16_products, set_rng_state};
 use tch::{Device, Kind, Tensor};
 
 fn random(shape: &[i64]) -> Tensor {
@@ -37,15 +39,23 @@ fn quant_linear_equals_linear_over_the_dequantised_weight() {
 }
 
 #[test]
-fn bf16_input_computes_in_bf16() {
+fn bf16_input_gives_bf16_whatever_the_products_are_made_in() {
     let weight = weight(64, 128, Float::Bf16);
     let x = random(&[4, 128]).to_kind(Kind::BFloat16).set_requires_grad(true);
-    let y = quant_linear(&x, &weight, None).unwrap();
-    let expected = x.linear(&weight.dequantize().to_kind(Kind::BFloat16), None::<&Tensor>);
-    assert_eq!(y.kind(), Kind::BFloat16);
-    assert_eq!((&y - expected).abs().max().double_value(&[]), 0.0);
-    backward(&[(&y.sum(Kind::Float), None)], false).unwrap();
-    assert_eq!(x.grad().kind(), Kind::BFloat16);
+    let dense = weight.dequantize();
+    let exact = x.to_kind(Kind::Float).linear(&dense, None::<&Tensor>);
+    for products in [true, false] {
+        set_bf16_products(products);
+        let y = quant_linear(&x, &weight, None).unwrap();
+        assert_eq!(y.kind(), Kind::BFloat16);
+        let expected = match products {
+            true => x.linear(&dense.to_kind(Kind::BFloat16), None::<&Tensor>),
+            false => exact.to_kind(Kind::BFloat16),
+        };
+        assert_eq!((&y - expected).abs().max().double_value(&[]), 0.0, "{products}");
+        backward(&[(&y.sum(Kind::Float), None)], false).unwrap();
+        assert_eq!(x.grad().kind(), Kind::BFloat16);
+    }
 }
 
 #[test]

@@ -135,13 +135,13 @@ impl Arm {
         figures_of_child(self.words()).with_context(|| format!("{self:?}"))
     }
 
-    /// PEFT and bitsandbytes on the same rows, from the same weights in 16 bit.
+    /// PEFT and bitsandbytes on the same rows, from the same weights in 16 bit, computing in `compute`.
     pub fn run_peer(&self, dense: &Path) -> Result<BTreeMap<String, f64>> {
         let python = std::env::var("TAILOR_PEER_PYTHON").context("TAILOR_PEER_PYTHON names no Python with peft")?;
         let mut command = Command::new(python);
         command.arg(PEER).arg(dense).arg(tch::get_num_threads().to_string());
         command.args([self.batch, self.tokens, self.rank as usize, self.steps].map(|number| number.to_string()));
-        let output = command.arg(self.checkpointing.as_str()).output()?;
+        let output = command.args([self.checkpointing.as_str(), self.compute.as_str()]).output()?;
         ensure!(output.status.success(), "the peer failed: {}", String::from_utf8_lossy(&output.stderr).trim());
         Ok(figures(&String::from_utf8(output.stdout)?))
     }

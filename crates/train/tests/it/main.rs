@@ -8,6 +8,7 @@ mod plan;
 mod preference;
 mod prompt;
 mod properties;
+mod ranks;
 mod resume;
 mod stopping;
 mod variants;

@@ -64,6 +64,7 @@ impl JobFile {
         set(&mut self.train.max_steps, &flags.max_steps);
         set(&mut self.train.batch_rows, &flags.batch);
         set(&mut self.train.micro_batch_rows, &flags.micro_batch);
+        set(&mut self.train.ranks, &flags.ranks);
         set(&mut self.train.max_tokens, &flags.max_tokens);
     }
 

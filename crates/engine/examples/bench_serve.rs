@@ -1,0 +1,237 @@
+//! Tokens a second of serving, at the shape of a 1.1B Llama with random weights: decoding at batch 1, 8 and 32, a prompt of
+//! 512 tokens, adapters; in turn with llama.cpp on Q4_0 of the same shape.
+//!
+//! Both sides take turns, so that a machine whose speed drifts drifts for both; medians, and the median of the pairs' ratios.
+//! Both are given their tokens and are timed from tokens to logits. `--pairs N`, `--no-peer`, `--base DIR` (a base that is
+//! there already, or will be made there), `--only NAME` (decode, prefill, adapters).
+
+#[path = "serve/ours.rs"]
+mod ours;
+#[path = "serve/peer.rs"]
+mod peer;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use tailor_testkit::{LlamaShape, TempDir};
+use tch::{Device, Kind, Tensor};
+
+use ours::Ours;
+use peer::Peer;
+
+pub type Failure = Box<dyn std::error::Error>;
+
+const BATCHES: [usize; 3] = [1, 8, 32];
+const PROMPT: usize = 512;
+const STEPS: usize = 16;
+const RANK: i64 = 16;
+
+struct Settings {
+    pairs: usize,
+    peer: bool,
+    base: Option<PathBuf>,
+    only: Option<String>,
+}
+
+impl Settings {
+    fn parse() -> Result<Self, Failure> {
+        let mut settings = Self { pairs: 5, peer: true, base: None, only: None };
+        let mut words = std::env::args().skip(1).filter(|word| word != "--bench");
+        while let Some(word) = words.next() {
+            let mut value = || words.next().ok_or(format!("{word} needs a value"));
+            match word.as_str() {
+                "--no-peer" => settings.peer = false,
+                "--pairs" => settings.pairs = value()?.parse()?,
+                "--base" => settings.base = Some(value()?.into()),
+                "--only" => settings.only = Some(value()?),
+                other => return Err(format!("unknown setting {other}").into()),
+            }
+        }
+        Ok(settings)
+    }
+
+    fn wants(&self, name: &str) -> bool {
+        self.only.as_deref().is_none_or(|only| only == name)
+    }
+}
+
+fn main() -> Result<(), Failure> {
+    let settings = Settings::parse()?;
+    let shape = LlamaShape {
+        hidden: 2048,
+        layers: 22,
+        feed_forward: 5632,
+        heads: 32,
+        kv_heads: 4,
+        vocab: 32000,
+        context: 2048,
+        bf16: true,
+        ..LlamaShape::default()
+    };
+    let _no_grad = tch::no_grad_guard();
+    let work = TempDir::new();
+    let folder = settings.base.clone().unwrap_or_else(|| work.join("nf4"));
+    make(&shape, &folder, work.path())?;
+    let ours = Ours::load(&folder, shape.vocab)?;
+    let mut peer = match settings.peer {
+        true => Some(Peer::start(&work.join("peer.gguf"), &shape)?),
+        false => None,
+    };
+    println!("{}", hardware());
+    println!("weights {:.0} MB a token", ours.bytes() as f64 / 1e6);
+    if settings.wants("decode") || settings.wants("prefill") {
+        println!(
+            "| work | ours, tokens/s | llama.cpp Q4_0, tokens/s | ratio of pairs (median) | read, GB/s | of the bandwidth |"
+        );
+        println!("| --- | --- | --- | --- | --- | --- |");
+    }
+    if settings.wants("decode") {
+        for batch in BATCHES {
+            let sets = vec![None; batch];
+            compare(
+                &settings,
+                &format!("decode, batch {batch}"),
+                batch * STEPS,
+                ours.bytes() * STEPS,
+                peer.as_mut(),
+                || ours.decode(&sets, STEPS),
+                |peer| peer.decode(batch, STEPS),
+            )?;
+        }
+    }
+    if settings.wants("prefill") {
+        compare(
+            &settings,
+            &format!("prefill, {PROMPT} tokens"),
+            PROMPT,
+            ours.bytes(),
+            peer.as_mut(),
+            || ours.prefill(PROMPT),
+            |peer| peer.prefill(PROMPT),
+        )?;
+        println!("\nlibtorch's product in bf16, {PROMPT} rows: {:.0} GFLOP/s", product_rate());
+    }
+    if settings.wants("adapters") {
+        adapters(&settings, &ours)?;
+    }
+    Ok(())
+}
+
+/// One row of the table.
+fn compare(
+    settings: &Settings,
+    name: &str,
+    tokens: usize,
+    bytes: usize,
+    mut peer: Option<&mut Peer>,
+    ours: impl Fn() -> Result<f64, Failure>,
+    theirs: impl Fn(&mut Peer) -> Result<f64, Failure>,
+) -> Result<(), Failure> {
+    ours()?;
+    let (mut own, mut other, mut ratios, mut read) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..settings.pairs {
+        let seconds = ours()?;
+        own.push(seconds);
+        read.push(bandwidth());
+        if let Some(peer) = peer.as_deref_mut() {
+            let seconds_of_peer = theirs(peer)?;
+            other.push(seconds_of_peer);
+            ratios.push(seconds_of_peer / seconds);
+        }
+    }
+    let speed = |seconds: f64| tokens as f64 / seconds;
+    let (of_peer, ratio) = match other.is_empty() {
+        true => ("not run".to_owned(), "not run".to_owned()),
+        false => (format!("{:.1}", speed(median(other))), format!("{:.2}", median(ratios))),
+    };
+    let (seconds, read) = (median(own), median(read));
+    let share = bytes as f64 / seconds / read * 100.0;
+    println!("| {name} | {:.1} | {of_peer} | {ratio} | {:.1} | {share:.0} % |", speed(seconds), read / 1e9);
+    Ok(())
+}
+
+/// What adapters cost, against the base alone in turn.
+fn adapters(settings: &Settings, ours: &Ours) -> Result<(), Failure> {
+    println!("\n| adapters of rank {RANK} on every linear layer | without, tokens/s | with, tokens/s | cost |");
+    println!("| --- | --- | --- | --- |");
+    for batch in [1, 32] {
+        let sets: Vec<_> = (0..batch).map(|seed| ours.adapter(RANK, seed as i64)).collect::<Result<_, _>>()?;
+        let (with, without): (Vec<_>, Vec<_>) = sets.iter().map(|set| (Some(set), None)).unzip();
+        let mut pairs = Vec::new();
+        ours.decode(&with, 2)?;
+        for _ in 0..settings.pairs {
+            pairs.push((ours.decode(&without, STEPS)?, ours.decode(&with, STEPS)?));
+        }
+        let speed = |seconds: f64| (batch * STEPS) as f64 / seconds;
+        let cost = median(pairs.iter().map(|(without, with)| (1.0 - without / with) * 100.0).collect());
+        let (without, with) = pairs.into_iter().unzip();
+        let (without, with) = (speed(median(without)), speed(median(with)));
+        println!("| {batch} distinct at batch {batch} | {without:.1} | {with:.1} | {cost:.1} % |");
+    }
+    Ok(())
+}
+
+/// The base in 4 bits, unless it is there.
+fn make(shape: &LlamaShape, folder: &Path, work: &Path) -> Result<(), Failure> {
+    if folder.join("config.json").exists() {
+        return Ok(());
+    }
+    let dense = work.join("dense");
+    std::fs::create_dir(&dense)?;
+    shape.write(&dense, 7)?;
+    tailor_quant::quantize_folder(&dense, folder, &tailor_quant::QuantOptions::default(), &mut |_| {})?;
+    std::fs::remove_dir_all(&dense)?;
+    Ok(())
+}
+
+/// Bytes a second that all threads together read from memory.
+fn bandwidth() -> f64 {
+    const WORDS: usize = 1 << 25;
+    thread_local! {
+        static ROOM: Vec<u64> = vec![1; WORDS];
+    }
+    ROOM.with(|words| {
+        let start = Instant::now();
+        std::thread::scope(|scope| {
+            for part in words.chunks(WORDS / tch::get_num_threads().max(1) as usize) {
+                scope.spawn(move || {
+                    let mut sums = [0u64; 16];
+                    for words in part.as_chunks::<16>().0 {
+                        sums.iter_mut().zip(words).for_each(|(sum, word)| *sum ^= word);
+                    }
+                    std::hint::black_box(sums);
+                });
+            }
+        });
+        (WORDS * 8) as f64 / start.elapsed().as_secs_f64()
+    })
+}
+
+/// GFLOP/s of libtorch's own product in bf16, at the sizes of the feed-forward.
+fn product_rate() -> f64 {
+    let options = (Kind::BFloat16, Device::Cpu);
+    let (x, weight) = (Tensor::randn([PROMPT as i64, 2048], options), Tensor::randn([5632, 2048], options));
+    let seconds = (0..4).map(|_| {
+        let start = Instant::now();
+        let _ = x.linear(&weight, None::<&Tensor>);
+        start.elapsed().as_secs_f64()
+    });
+    2.0 * (PROMPT * 2048 * 5632) as f64 / seconds.fold(f64::MAX, f64::min) / 1e9
+}
+
+pub fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// Processor, threads and commit.
+fn hardware() -> String {
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model =
+        cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ").map(|(_, name)| name));
+    let commit = Command::new("git").args(["rev-parse", "--short", "HEAD"]).output().ok();
+    let commit = commit.and_then(|output| String::from_utf8(output.stdout).ok()).unwrap_or_default();
+    let (model, threads) = (model.unwrap_or("unknown"), tch::get_num_threads());
+    format!("{model}, {:?}, {threads} threads, commit {}", tailor_quant::Instructions::detect(), commit.trim())
+}

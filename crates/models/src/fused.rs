@@ -1,0 +1,298 @@
+//! A decoder's step on a CPU in bf16, from the new tokens of many sequences to their logits, in few passes over memory.
+//!
+//! The same mathematics as [`crate::decoder`], operator by operator, with three differences that make it fast: 4-bit weights
+//! are multiplied as they lie ([`tailor_quant::products`]); what lies between two products is one loop and not ten
+//! operators; and between two products everything is f32, so it is nearer to the result in f32 than bf16 operators are.
+//! What is kept, the keys and values, is bf16.
+//!
+//! It takes plain LoRA in any mixture of adapters. Whatever else an adapter brings (DoRA, weights of its own) sends the
+//! step through the operators: the caller asks [`takes`] first.
+
+mod attention;
+mod vector;
+
+use std::cell::RefCell;
+
+use half::bf16;
+use tailor_quant::{Inputs, LowRank, Matrix, Product, Weights, Workers, products, spread};
+use tailor_torch::TorchWorkers;
+use tch::{Device, Kind, Tensor};
+
+use crate::decoder::{Attention, Decoder, Layer, Mlp};
+use crate::linear::{Linear, Weight};
+use crate::norm::RmsNorm;
+use crate::pages::{KvPool, Segment};
+use crate::pass::Pass;
+use crate::spans::GivenRows;
+use crate::{LoraSet, Result};
+
+use attention::Attend;
+use vector::Norm;
+
+/// Rows from which on work between two products is shared among the threads.
+const SHARED_ROWS: usize = 4;
+
+/// Whether a decoder's step can run here at all: on this processor, in this type, with these weights.
+pub(crate) fn fits(decoder: &Decoder) -> bool {
+    let embedding = decoder.embedding();
+    let here = embedding.device() == Device::Cpu && embedding.kind() == Kind::BFloat16;
+    here && tailor_quant::is_fast() && decoder.linears().all(takes_linear)
+}
+
+fn takes_linear(linear: &Linear) -> bool {
+    match &linear.weight {
+        Weight::FourBit(weight) => Matrix::new(weight.quantized()).is_some(),
+        Weight::Dense(weight) => weight.kind() == Kind::BFloat16 && weight.is_contiguous(),
+    }
+}
+
+/// Whether it takes these adapters.
+pub(crate) fn takes(segments: &[Segment<'_>]) -> bool {
+    segments.iter().all(|segment| segment.adapter.is_none_or(LoraSet::is_served))
+}
+
+/// What a step works in, kept from step to step.
+#[derive(Default)]
+struct Room {
+    x: Vec<f32>, // [N, D]
+    input: Inputs,
+    inner: Inputs,
+    q: Vec<f32>, // [N, H·Dh]
+    k: Vec<f32>, // [N, K·Dh]
+    v: Vec<f32>,
+    gate: Vec<f32>, // [N, F]
+    up: Vec<f32>,
+    y: Vec<f32>,
+}
+
+thread_local! {
+    static ROOM: RefCell<Room> = RefCell::default();
+}
+
+/// The adapters of a step, each with its rows.
+struct Sets<'a>(Vec<(&'a LoraSet, Vec<usize>)>);
+
+impl<'a> Sets<'a> {
+    /// `sets`: of each row.
+    fn new(sets: impl Iterator<Item = Option<&'a LoraSet>>) -> Self {
+        let mut groups: Vec<(&LoraSet, Vec<usize>)> = Vec::new();
+        for (row, set) in sets.enumerate() {
+            let Some(set) = set else { continue };
+            match groups.iter_mut().find(|(known, _)| std::ptr::eq(*known, set)) {
+                Some((_, rows)) => rows.push(row),
+                None => groups.push((set, vec![row])),
+            }
+        }
+        Self(groups)
+    }
+
+    fn terms(&self, slot: usize) -> Vec<LowRank<'_>> {
+        self.0.iter().filter_map(|(set, rows)| set.served(slot, rows)).collect()
+    }
+}
+
+/// # Shapes
+/// `ids` [N, 1]: all new tokens → logits [M, V] in f32, a row for each segment that wants some
+///
+/// # Errors
+/// libtorch failed.
+pub(crate) fn advance(
+    decoder: &Decoder,
+    ids: &Tensor,
+    given: &GivenRows,
+    segments: &[Segment<'_>],
+    pool: &KvPool,
+) -> Result<Tensor> {
+    let x = given.put_into(decoder.embed(ids, None, &Pass::base()));
+    let x = Vec::<f32>::try_from(&x.f_to_kind(Kind::Float)?.f_view([-1])?)?;
+    ROOM.with_borrow_mut(|room| {
+        room.x = x;
+        let sets = segments.iter().flat_map(|s| std::iter::repeat_n(s.adapter, s.tokens.len()));
+        let step = Step { decoder, sets: &Sets::new(sets), segments, pool, workers: &TorchWorkers };
+        step.run(room)
+    })
+}
+
+struct Step<'a> {
+    decoder: &'a Decoder,
+    sets: &'a Sets<'a>,
+    segments: &'a [Segment<'a>],
+    pool: &'a KvPool,
+    workers: &'a dyn Workers,
+}
+
+impl Step<'_> {
+    fn run(&self, room: &mut Room) -> Result<Tensor> {
+        let places: Vec<usize> = self.segments.iter().flat_map(|s| s.past..s.past + s.tokens.len()).collect();
+        let angles: Vec<vector::Angles> =
+            self.decoder.kinds.iter().map(|kind| vector::Angles::new(&kind.inverse_frequencies, &places)).collect();
+        for (layer, (keys, values)) in self.decoder.layers.iter().zip(&self.pool.layers) {
+            let kind = &self.decoder.kinds[layer.kind];
+            let attend = Attend {
+                segments: self.segments,
+                pages: (keys, values),
+                window: kind.sliding_window,
+                head_dim: layer.self_attn.head_dim as usize,
+                scale: layer.self_attn.scale,
+                softcap: layer.self_attn.softcap,
+                workers: self.workers,
+            };
+            self.layer(layer, &angles[layer.kind], &attend, room)?;
+        }
+        self.head(room)
+    }
+
+    fn layer(&self, layer: &Layer, angles: &vector::Angles, attend: &Attend<'_>, room: &mut Room) -> Result<()> {
+        self.norm(&layer.input_layernorm, room);
+        self.attention(&layer.self_attn, angles, attend, room)?;
+        self.add(layer.attention_norm.as_ref(), room);
+        self.norm(&layer.mlp_input_norm, room);
+        self.mlp(&layer.mlp, room);
+        self.add(layer.mlp_norm.as_ref(), room);
+        Ok(())
+    }
+
+    /// The norm of x, as the input of a product.
+    fn norm(&self, norm: &RmsNorm, room: &mut Room) {
+        let norm = Norm::of(norm);
+        let (x, width) = (&room.x, norm.width());
+        let input = room.input.resize(x.len() / width, width);
+        self.each_row(&mut [(input, width)], |row, out| norm.apply(&x[row * width..][..width], out[0]));
+    }
+
+    /// Adds y to x, through a norm where there is one.
+    fn add(&self, norm: Option<&RmsNorm>, room: &mut Room) {
+        if let Some(norm) = norm {
+            let norm = Norm::of(norm);
+            let mut normed = vec![0f32; norm.width()];
+            for y in room.y.chunks_exact_mut(norm.width()) {
+                norm.apply(y, &mut normed);
+                y.copy_from_slice(&normed);
+            }
+        }
+        vector::add(&mut room.x, &room.y);
+    }
+
+    /// Of `input` to `y`.
+    fn attention(
+        &self,
+        layer: &Attention,
+        angles: &vector::Angles,
+        attend: &Attend<'_>,
+        room: &mut Room,
+    ) -> Result<()> {
+        let linears = [&layer.q_proj, &layer.k_proj, &layer.v_proj];
+        self.products(linears, &mut room.input, [&mut room.q, &mut room.k, &mut room.v]);
+        let rows = room.input.rows();
+        let head_dim = attend.head_dim;
+        let (q_width, k_width) = (room.q.len() / rows, room.k.len() / rows);
+        let norms = [layer.q_norm.as_ref().map(Norm::of), layer.k_norm.as_ref().map(Norm::of)];
+        self.each_row(&mut [(&mut room.q, q_width), (&mut room.k, k_width)], |row, both| {
+            for (heads, norm) in both.iter_mut().zip(norms) {
+                for head in heads.chunks_exact_mut(head_dim) {
+                    if let Some(norm) = norm {
+                        let plain = head.to_vec();
+                        norm.apply(&plain, head);
+                    }
+                    angles.turn(row, head);
+                }
+            }
+        });
+        attend.store(&room.k, &room.v);
+        let out = room.inner.resize(rows, q_width);
+        attend.run(&room.q, k_width / head_dim, out)?;
+        self.products([&layer.o_proj], &mut room.inner, [&mut room.y]);
+        Ok(())
+    }
+
+    /// Of `input` to `y`.
+    fn mlp(&self, mlp: &Mlp, room: &mut Room) {
+        self.products([&mlp.gate_proj, &mlp.up_proj], &mut room.input, [&mut room.gate, &mut room.up]);
+        let rows = room.input.rows();
+        let width = room.gate.len() / rows;
+        let inner = room.inner.resize(rows, width);
+        let (activation, gate, up) = (mlp.activation, &room.gate, &room.up);
+        self.each_row(&mut [(inner, width)], |row, out| {
+            let part = row * width..(row + 1) * width;
+            vector::gated(activation, &gate[part.clone()], &up[part], out[0]);
+        });
+        self.products([&mlp.down_proj], &mut room.inner, [&mut room.y]);
+    }
+
+    /// Logits after the last tokens of the segments that want some.
+    fn head(&self, room: &mut Room) -> Result<Tensor> {
+        let norm = Norm::of(&self.decoder.norm);
+        let width = norm.width();
+        let mut end = 0;
+        let ends = self.segments.iter().map(|segment| {
+            end += segment.tokens.len();
+            (segment, end - 1)
+        });
+        let wanted: Vec<(&Segment<'_>, usize)> = ends.filter(|(segment, _)| segment.logits).collect();
+        let vocab = self.decoder.embedding().size()[0];
+        if wanted.is_empty() {
+            return Ok(Tensor::f_empty([0, vocab], (Kind::Float, Device::Cpu))?);
+        }
+        let input = room.input.resize(wanted.len(), width);
+        for ((_, row), out) in wanted.iter().zip(input.chunks_exact_mut(width)) {
+            norm.apply(&room.x[row * width..][..width], out);
+        }
+        let sets = Sets::new(wanted.iter().map(|(segment, _)| segment.adapter));
+        let head = Step { sets: &sets, ..*self };
+        head.products([&self.decoder.lm_head], &mut room.input, [&mut room.y]);
+        if let Some(cap) = self.decoder.logit_softcap {
+            room.y.iter_mut().for_each(|y| *y = ((f64::from(*y) / cap).tanh() * cap) as f32);
+        }
+        Ok(Tensor::f_from_slice(&room.y)?.f_view([wanted.len() as i64, -1])?)
+    }
+
+    /// The linear layers with their adapters, of one input.
+    fn products<const N: usize>(&self, linears: [&Linear; N], x: &mut Inputs, outputs: [&mut Vec<f32>; N]) {
+        if linears.iter().any(|linear| matches!(linear.weight, Weight::FourBit(_))) {
+            x.quantize(self.workers);
+        }
+        let terms = linears.map(|linear| self.sets.terms(linear.slot));
+        let mut all = Vec::with_capacity(N);
+        for ((linear, terms), y) in linears.iter().zip(&terms).zip(outputs) {
+            let (weights, out) = weights(linear);
+            y.resize(x.rows() * out, 0.0);
+            all.push(Product { weights, bias: linear.bias.as_ref().map(values), low_rank: terms, y });
+        }
+        products(x, &mut all, self.workers);
+    }
+
+    /// Calls `work` with each row of the outputs, on all threads where there are many.
+    fn each_row<const N: usize>(
+        &self,
+        outputs: &mut [(&mut [f32], usize); N],
+        work: impl Fn(usize, &mut [&mut [f32]; N]) + Sync,
+    ) {
+        let rows = outputs[0].0.len() / outputs[0].1;
+        let places: [(vector::Place, usize); N] =
+            std::array::from_fn(|i| (vector::Place(outputs[i].0.as_mut_ptr()), outputs[i].1));
+        let one = |row: usize| {
+            // SAFETY: rows of each output, which no other call has.
+            let mut of_row = std::array::from_fn(|i| unsafe { places[i].0.slice(row * places[i].1, places[i].1) });
+            work(row, &mut of_row);
+        };
+        if rows < SHARED_ROWS { (0..rows).for_each(one) } else { spread(self.workers, rows, &one) }
+    }
+}
+
+/// A linear layer's weight and outputs. What [`fits`] has let through.
+fn weights(linear: &Linear) -> (Weights<'_>, usize) {
+    match &linear.weight {
+        Weight::FourBit(weight) => {
+            let matrix = Matrix::new(weight.quantized()).unwrap_or_else(|| panic!("looked at when it was loaded"));
+            (Weights::FourBit(matrix), matrix.out())
+        }
+        Weight::Dense(weight) => (Weights::Bf16(values(weight)), weight.size()[0] as usize),
+    }
+}
+
+/// A contiguous bf16 tensor on the CPU as a slice.
+pub(crate) fn values(tensor: &Tensor) -> &[bf16] {
+    assert!(tensor.kind() == Kind::BFloat16 && tensor.device() == Device::Cpu && tensor.is_contiguous());
+    // SAFETY: the tensor lives as long as the slice; nobody writes to weights while a step runs.
+    unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast::<bf16>(), tensor.numel()) }
+}

@@ -1,0 +1,91 @@
+//! Speed of products with a 4-bit weight for 1 to 512 rows, at the sizes of a 1.1B Llama's layers: packed bytes a second and
+//! operations a second, on all threads that rayon has. Enough weights follow each other that none is found in a cache.
+
+use std::time::Instant;
+
+use half::bf16;
+use rand::{Rng as _, SeedableRng as _};
+use tailor_quant::{
+    Backend, BlockSize, Code, Float, Inputs, Matrix, Product, Quantized, Weights, Workers, products, quantize,
+};
+
+struct Rayon;
+
+impl Workers for Rayon {
+    fn run(&self, work: &(dyn Fn() + Sync)) {
+        rayon::broadcast(|_| work());
+    }
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(1);
+    let mut noise = |count: usize| -> Vec<f32> { (0..count).map(|_| random.random::<f32>() - 0.5).collect() };
+    let (count, out, width) = (16, 5632, 2048);
+    let values = noise(out * width);
+    let one = quantize(&values, &[out, width], Float::Bf16, Code::Nf4, BlockSize::DEFAULT, true, Backend::Cpu)?;
+    let again = || quantize(&values, &[out, width], Float::Bf16, Code::Nf4, BlockSize::DEFAULT, true, Backend::Cpu);
+    let mut weights: Vec<Quantized> = vec![one];
+    for _ in 1..count {
+        weights.push(again()?);
+    }
+    let dense: Vec<bf16> = noise(32000 * width).into_iter().map(bf16::from_f32).collect();
+    println!("4 bits, {out} × {width}");
+    for rows in [1, 2, 4, 8, 16, 32, 128, 512] {
+        let mut x = Inputs::default();
+        x.resize(rows, width).copy_from_slice(&noise(rows * width));
+        let mut y = vec![0f32; rows * out];
+        let rounds = if rows < 16 { 5 } else { 2 };
+        let mut best = f64::MAX;
+        for _ in 0..rounds {
+            let start = Instant::now();
+            for weight in &weights {
+                x.quantize(&Rayon);
+                let Some(matrix) = Matrix::new(weight) else { continue };
+                products(
+                    &x,
+                    &mut [Product { weights: Weights::FourBit(matrix), bias: None, low_rank: &[], y: &mut y }],
+                    &Rayon,
+                );
+            }
+            best = best.min(start.elapsed().as_secs_f64());
+        }
+        let size = (count * out * width) as f64;
+        println!(
+            "{rows:4} rows: {:7.1} GB/s packed, {:7.1} GFLOP/s",
+            size * 0.5156 / best / 1e9,
+            2.0 * rows as f64 * size / best / 1e9
+        );
+    }
+    println!("bf16, 32000 × {width}");
+    for rows in [1, 4, 8, 32] {
+        let mut x = Inputs::default();
+        x.resize(rows, width).copy_from_slice(&noise(rows * width));
+        let mut y = vec![0f32; rows * 32000];
+        let mut best = f64::MAX;
+        for _ in 0..5 {
+            let start = Instant::now();
+            products(
+                &x,
+                &mut [Product { weights: Weights::Bf16(&dense), bias: None, low_rank: &[], y: &mut y }],
+                &Rayon,
+            );
+            best = best.min(start.elapsed().as_secs_f64());
+        }
+        let size = dense.len() as f64;
+        println!(
+            "{rows:4} rows: {:7.1} GB/s, {:7.1} GFLOP/s",
+            size * 2.0 / best / 1e9,
+            2.0 * rows as f64 * size / best / 1e9
+        );
+    }
+    let bytes: Vec<u64> = vec![1; 1 << 27];
+    let next = std::sync::atomic::AtomicUsize::new(0);
+    let start = Instant::now();
+    Rayon.run(&|| loop {
+        let at = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let Some(part) = bytes.chunks(1 << 17).nth(at) else { return };
+        std::hint::black_box(part.iter().fold(0u64, |all, x| all ^ x));
+    });
+    println!("read {:.1} GB/s", (bytes.len() * 8) as f64 / start.elapsed().as_secs_f64() / 1e9);
+    Ok(())
+}

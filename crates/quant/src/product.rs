@@ -1,0 +1,138 @@
+//! y = x·Wᵀ for the few rows of x that a step of serving has, W read once as it lies in memory: in 4 bits (arXiv 2305.14314
+//! eq. 5) or bf16, with low-rank terms of some rows' own (LoRA, arXiv 2106.09685 eq. 3; many at once as in Punica,
+//! arXiv 2310.18547).
+//!
+//! A dequantised weight is never in memory. Both factors become 16-bit integers whose products are added in 32 bits a block
+//! of [`BLOCK`] at a time and scaled in f32:
+//!
+//! * a level of the code, |v| ≤ 1, is rounded to a multiple of 2⁻¹⁴: within 2⁻¹⁵ of the block's scale;
+//! * an activation is rounded to a multiple of 1/16383 of its block's largest: within 2⁻¹⁵ of it.
+//!
+//! bf16, which has 8 significant bits, rounds a dequantised weight more coarsely; the tests hold the error against f64
+//! below that of the way over a bf16 weight. What a row gets depends on nothing but the row: neither on the other rows, nor
+//! on the number of threads, nor on the instructions. Every variant gives the same bits.
+
+mod activations;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+mod lines;
+mod low_rank;
+mod matrix;
+mod portable;
+mod tiles;
+mod workers;
+
+pub use activations::Inputs;
+pub use low_rank::{LowRank, RANK_STEP, padded_rank};
+pub use matrix::{Matrix, Weights};
+pub use tiles::{Product, products, products_with};
+pub use workers::{Alone, Workers, spread};
+
+use crate::Instructions;
+
+/// Values that share one scale of an activation: as many as the smallest block of a weight that is taken.
+pub const BLOCK: usize = 64;
+/// Blocks that a kernel takes at a time.
+const STRIDE: usize = 8;
+/// Rows of x that a kernel takes at a time.
+const GROUP: usize = 8;
+/// Rows of weights and of x that the kernel for bf16 takes at a time: as many sums as registers hold.
+const DENSE_OUT: usize = 4;
+const DENSE_ROWS: usize = 4;
+/// Largest magnitude of an activation as an integer. A lane of 32 bits adds 8 products of a block:
+/// 8 · 2¹⁴ · 16383 = 2³¹ − 2¹⁷ < 2³¹ − 1.
+const LARGEST_ACTIVATION: f32 = 16383.0;
+/// A level of magnitude 1 as an integer.
+const LARGEST_LEVEL: f32 = 16384.0;
+
+/// Eight sums side by side, as a register holds them.
+type Lanes = [f32; 8];
+
+/// The functions of one instruction set.
+#[derive(Clone, Copy)]
+struct Kernels {
+    /// Adds w·x of one row of a 4-bit weight and each of a group of rows of x, to a sum each.
+    packed: unsafe fn(&Part<'_, u8>, rows: usize, sums: *mut Lanes),
+    /// The same from unpacked levels.
+    unpacked: unsafe fn(&Part<'_, i16>, rows: usize, sums: *mut Lanes),
+    /// Levels of whole blocks in the kernels' order.
+    unpack: unsafe fn(packed: &[u8], levels: &Levels, out: &mut [i16]),
+    /// Adds w·x of a few rows of weights in bf16 and a few of x: sums of the first weight's row, then the second's.
+    dense: unsafe fn(&Dense<'_>, sums: *mut Lanes),
+    /// Adds b·values of each row of `b`, as long as `values` and whole steps of eight, to sums that are `stride` apart.
+    expand: unsafe fn(b: &[half::bf16], values: &[f32], sums: *mut Lanes, stride: usize),
+}
+
+/// The code book as integers, and their low and high bytes.
+#[derive(Clone, Copy)]
+struct Levels {
+    values: [i16; 16],
+    low: [u8; 16],
+    high: [u8; 16],
+}
+
+/// Some blocks of one row of a weight, packed or as levels, and the same of a group of rows of x.
+struct Part<'a, T> {
+    levels: &'a Levels,
+    weights: &'a [T],
+    blocks: usize,
+    /// One a block, padded with zeros to whole strides.
+    scales: &'a [f32],
+    x: Activations<'a>,
+}
+
+/// Blocks of a group of rows of x: block by block, in each row by row.
+#[derive(Clone, Copy)]
+struct Activations<'a> {
+    values: &'a [i16],
+    /// Padded to whole strides, and [`GROUP`] more behind them, so that eight can be read from anywhere.
+    scales: &'a [f32],
+}
+
+/// At most [`DENSE_OUT`] rows of weights and [`DENSE_ROWS`] of x, row after row of `width` values.
+struct Dense<'a> {
+    weights: &'a [half::bf16],
+    x: &'a [f32],
+    width: usize,
+}
+
+impl Dense<'_> {
+    /// Rows of weights, and of x.
+    fn shape(&self) -> (usize, usize) {
+        (self.weights.len() / self.width, self.x.len() / self.width)
+    }
+}
+
+/// Element of a block that stands in a place of the kernels' order: AVX2 unpacks the numbers of 32 bytes so.
+const fn element(place: usize) -> usize {
+    let (vector, at) = (place / 16, place % 16);
+    let byte = (vector & 1) * 8 + if at < 8 { at } else { at + 8 };
+    2 * byte + vector / 2
+}
+
+fn kernels(instructions: Instructions) -> Kernels {
+    #[cfg(target_arch = "x86_64")]
+    if instructions != Instructions::Portable && avx2::available() {
+        return avx2::KERNELS;
+    }
+    let _ = instructions;
+    portable::KERNELS
+}
+
+/// Whether this processor has a fast variant: without, a library's own product of floats is the better choice.
+pub fn is_fast() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return avx2::available();
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
+/// The eight sums as one, in the same order everywhere.
+#[inline(always)]
+fn total(sums: &Lanes) -> f32 {
+    let half = [sums[0] + sums[4], sums[1] + sums[5], sums[2] + sums[6], sums[3] + sums[7]];
+    (half[0] + half[2]) + (half[1] + half[3])
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,114 @@
+//! A weight as the kernels take it.
+
+use half::bf16;
+
+use super::{BLOCK, LARGEST_LEVEL, Levels, STRIDE};
+use crate::{Quantized, Scales};
+
+/// W [out, in].
+#[derive(Clone, Copy)]
+pub enum Weights<'a> {
+    FourBit(Matrix<'a>),
+    /// Row by row.
+    Bf16(&'a [bf16]),
+}
+
+/// A 4-bit weight whose rows are whole blocks and whose blocks have one scale each.
+#[derive(Clone, Copy)]
+pub struct Matrix<'a> {
+    weight: &'a Quantized,
+    out: usize,
+    width: usize,
+    /// Levels as integers, and what one of them is worth before the block's scale.
+    levels: Levels,
+    unit: f32,
+}
+
+impl<'a> Matrix<'a> {
+    /// None where the kernels do not take it: no matrix, rows that are no whole blocks of [`BLOCK`], smaller blocks, or
+    /// a code with minima (uniform).
+    pub fn new(weight: &'a Quantized) -> Option<Self> {
+        let &[out, width] = weight.shape() else { return None };
+        let whole = width.is_multiple_of(BLOCK) && weight.blocksize() >= BLOCK;
+        if !whole || matches!(weight.scales(), Scales::Affine { .. }) {
+            return None;
+        }
+        let largest = weight.values().iter().fold(0f32, |largest, value| largest.max(value.abs()));
+        let unit = if largest > 0.0 { largest / LARGEST_LEVEL } else { 1.0 };
+        let values = weight.values().map(|value| (value / unit).round_ties_even() as i16);
+        let bytes = |shift: u32| values.map(|level| (level as u16 >> shift) as u8);
+        let levels = Levels { values, low: bytes(0), high: bytes(8) };
+        Some(Self { weight, out, width, levels, unit })
+    }
+
+    pub fn out(&self) -> usize {
+        self.out
+    }
+
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    pub(super) fn levels(&self) -> &Levels {
+        &self.levels
+    }
+
+    pub(super) fn unit(&self) -> f32 {
+        self.unit
+    }
+
+    /// The packed bytes of `count` blocks from `block` on of a row.
+    #[inline(always)]
+    pub(super) fn bytes(&self, row: usize, block: usize, count: usize) -> &'a [u8] {
+        let first = (row * self.width + block * BLOCK) / 2;
+        &self.weight.packed()[first..first + count * BLOCK / 2]
+    }
+
+    /// The scales of a row's blocks, and zeros to whole strides.
+    #[inline(always)]
+    pub(super) fn scales(&self, row: usize, out: &mut [f32]) {
+        let blocks = self.width / BLOCK;
+        let first = row * blocks;
+        let ratio = self.weight.blocksize() / BLOCK; // a power of two
+        let (out, padding) = out.split_at_mut(blocks);
+        padding.fill(0.0);
+        match self.weight.scales() {
+            Scales::Single(absmax) if ratio == 1 => out.copy_from_slice(&absmax[first..first + blocks]),
+            Scales::Single(absmax) => {
+                out.iter_mut().enumerate().for_each(|(at, out)| *out = absmax[(first + at) / ratio]);
+            }
+            Scales::Nested { codes, map, absmax, blocksize, offset } if ratio == 1 => {
+                let mut at = 0;
+                while at < blocks {
+                    // A run that has one second-level scale.
+                    let outer = (first + at) / blocksize;
+                    let count = ((outer + 1) * blocksize - first - at).min(blocks - at);
+                    let codes = &codes[first + at..first + at + count];
+                    let scale = absmax[outer];
+                    let out = &mut out[at..at + count];
+                    for (out, code) in out.iter_mut().zip(codes) {
+                        // Read as if it might change: the compiler would else gather eight entries in a register by
+                        // shuffles, of which the kernels have too many already.
+                        // SAFETY: a reference is valid for reading.
+                        *out = unsafe { std::ptr::read_volatile(&map[*code as usize]) };
+                    }
+                    out.iter_mut().for_each(|out| *out = *out * scale + offset);
+                    at += count;
+                }
+            }
+            Scales::Nested { codes, map, absmax, blocksize, offset } => {
+                for (at, out) in out.iter_mut().enumerate() {
+                    let block = (first + at) / ratio;
+                    *out = map[codes[block] as usize] * absmax[block / blocksize] + offset;
+                }
+            }
+            // The constructor takes none.
+            Scales::Affine { .. } => {}
+        }
+    }
+
+    /// Room for the scales of a row.
+    pub(super) fn padded_blocks(&self) -> usize {
+        (self.width / BLOCK).next_multiple_of(STRIDE)
+    }
+}

@@ -1,0 +1,83 @@
+//! The kernels without vector instructions: the same sums in the same order, so the same bits.
+
+use half::bf16;
+
+use super::{BLOCK, Dense, Kernels, Lanes, Levels, Part, element};
+
+pub(super) const KERNELS: Kernels = Kernels { packed, unpacked, unpack, dense, expand };
+
+/// # Safety
+/// `sums` has an entry for each row.
+unsafe fn packed(part: &Part<'_, u8>, rows: usize, sums: *mut Lanes) {
+    let mut levels = vec![0i16; part.blocks * BLOCK];
+    // SAFETY: as the caller says.
+    unsafe {
+        unpack(part.weights, part.levels, &mut levels);
+        let Part { levels: book, blocks, scales, x, .. } = *part;
+        unpacked(&Part { levels: book, weights: &levels, blocks, scales, x }, rows, sums);
+    }
+}
+
+/// # Safety
+/// `sums` has an entry for each row.
+unsafe fn unpacked(part: &Part<'_, i16>, rows: usize, sums: *mut Lanes) {
+    // SAFETY: as the caller says.
+    let sums = unsafe { std::slice::from_raw_parts_mut(sums, rows) };
+    for (block, levels) in part.weights.as_chunks::<BLOCK>().0.iter().enumerate() {
+        for (row, sums) in sums.iter_mut().enumerate() {
+            let at = block * rows + row;
+            let values = &part.x.values[at * BLOCK..(at + 1) * BLOCK];
+            let scale = part.scales[block] * part.x.scales[at];
+            for (lane, sum) in sums.iter_mut().enumerate() {
+                let product = |place: usize| i32::from(levels[place]) * i32::from(values[place]);
+                let pair = |vector: usize| product(vector * 16 + 2 * lane) + product(vector * 16 + 2 * lane + 1);
+                let whole = (pair(0) + pair(1)) + (pair(2) + pair(3));
+                *sum = (whole as f32).mul_add(scale, *sum);
+            }
+        }
+    }
+}
+
+/// # Safety
+/// None is needed: the signature is that of the others.
+unsafe fn unpack(packed: &[u8], levels: &Levels, out: &mut [i16]) {
+    for (bytes, out) in packed.as_chunks::<{ BLOCK / 2 }>().0.iter().zip(out.as_chunks_mut::<BLOCK>().0) {
+        for (place, level) in out.iter_mut().enumerate() {
+            let element = element(place);
+            let byte = bytes[element / 2];
+            *level = levels.values[usize::from(if element.is_multiple_of(2) { byte >> 4 } else { byte & 15 })];
+        }
+    }
+}
+
+/// # Safety
+/// `sums` has an entry for each pair of rows.
+unsafe fn dense(part: &Dense<'_>, sums: *mut Lanes) {
+    let (out, rows) = part.shape();
+    // SAFETY: as the caller says.
+    let sums = unsafe { std::slice::from_raw_parts_mut(sums, out * rows) };
+    let weights = part.weights.chunks_exact(part.width);
+    for (weights, sums) in weights.zip(sums.chunks_exact_mut(rows)) {
+        for (x, sums) in part.x.chunks_exact(part.width).zip(sums) {
+            dot(weights, x, sums);
+        }
+    }
+}
+
+/// Value i goes to lane i mod 8.
+pub(super) fn dot(weights: &[bf16], x: &[f32], sums: &mut Lanes) {
+    for (weights, x) in weights.chunks(8).zip(x.chunks(8)) {
+        for ((sum, weight), x) in sums.iter_mut().zip(weights).zip(x) {
+            *sum = weight.to_f32().mul_add(*x, *sum);
+        }
+    }
+}
+
+/// # Safety
+/// `sums` has an entry for each row of `b`, `stride` apart.
+unsafe fn expand(b: &[bf16], values: &[f32], sums: *mut Lanes, stride: usize) {
+    for (out, b) in b.chunks_exact(values.len()).enumerate() {
+        // SAFETY: as the caller says.
+        dot(b, values, unsafe { &mut *sums.add(out * stride) });
+    }
+}

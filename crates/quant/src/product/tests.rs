@@ -1,0 +1,191 @@
+use half::bf16;
+
+use super::*;
+use crate::{Backend, BlockSize, Code, Float, Quantized, quantize};
+
+fn noise(count: usize, seed: u32) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(2_654_435_761) | 1;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / (1 << 24) as f32 - 0.5
+    };
+    (0..count).map(|_| next() + next() + next()).collect()
+}
+
+fn weight(out: usize, width: usize, code: Code, nested: bool) -> Quantized {
+    let values: Vec<f32> = noise(out * width, 7).into_iter().map(|x| Float::Bf16.round(x)).collect();
+    quantize(&values, &[out, width], Float::Bf16, code, BlockSize::DEFAULT, nested, Backend::Cpu).unwrap()
+}
+
+fn inputs(rows: usize, width: usize) -> Inputs {
+    let mut inputs = Inputs::default();
+    inputs.resize(rows, width).copy_from_slice(&noise(rows * width, 3));
+    inputs.quantize(&Alone);
+    inputs
+}
+
+fn product(x: &Inputs, weights: Weights<'_>, out: usize, low_rank: &[LowRank<'_>]) -> Vec<f32> {
+    let run = |instructions| {
+        let mut y = vec![f32::NAN; x.rows() * out];
+        products_with(x, &mut [Product { weights, bias: None, low_rank, y: &mut y }], &Alone, instructions);
+        y
+    };
+    let y = run(Instructions::detect());
+    assert_eq!(y, run(Instructions::Portable), "every instruction set gives the same bits");
+    y
+}
+
+/// Σ in f64 of what the weight stands for before it is rounded to its own type.
+fn exact(weight: &Quantized, x: &Inputs) -> Vec<f64> {
+    let matrix = Matrix::new(weight).unwrap();
+    let (out, width) = (matrix.out(), matrix.width());
+    let mut scales = Vec::new();
+    for row in 0..out {
+        let mut of_row = vec![0f32; matrix.padded_blocks()];
+        matrix.scales(row, &mut of_row);
+        scales.extend_from_slice(&of_row[..width / BLOCK]);
+    }
+    let value = |at: usize| {
+        let byte = weight.packed()[at / 2];
+        let number = if at.is_multiple_of(2) { byte >> 4 } else { byte & 15 };
+        f64::from(weight.values()[number as usize]) * f64::from(scales[at / BLOCK])
+    };
+    let row = |row: usize| (0..out).map(move |o| (o, x.row(row)));
+    (0..x.rows())
+        .flat_map(row)
+        .map(|(o, x)| x.iter().enumerate().map(|(i, x)| value(o * width + i) * f64::from(*x)).sum())
+        .collect()
+}
+
+fn rms(values: impl Iterator<Item = f64>) -> f64 {
+    let (sum, count) = values.fold((0.0, 0), |(sum, count), value| (sum + value * value, count + 1));
+    (sum / f64::from(count)).sqrt()
+}
+
+#[test]
+fn error_is_below_that_of_a_product_with_the_weight_in_bf16() {
+    for (code, nested, width) in [(Code::Nf4, true, 1024), (Code::Nf4, false, 64), (Code::Fp4, true, 704)] {
+        let (out, rows) = (37, 11);
+        let weight = weight(out, width, code, nested);
+        let x = inputs(rows, width);
+        let y = product(&x, Weights::FourBit(Matrix::new(&weight).unwrap()), out, &[]);
+        let exact = exact(&weight, &x);
+        let own = rms(y.iter().zip(&exact).map(|(y, exact)| f64::from(*y) - exact));
+        // The other way: the weight and x rounded to bf16, added without any further error.
+        let mut dense = vec![bf16::ZERO; out * width];
+        weight.dequantize_bf16(&mut dense);
+        let other = (0..rows * out).map(|at| {
+            let (x, w) = (x.row(at / out), &dense[at % out * width..][..width]);
+            let sum: f64 = x.iter().zip(w).map(|(x, w)| bf16::from_f32(*x).to_f64() * w.to_f64()).sum();
+            sum - exact[at]
+        });
+        let other = rms(other);
+        println!("{code:?} {width}: {own:.2e} against {other:.2e}");
+        assert!(own * 8.0 < other, "{code:?} {width}: {own} against {other}");
+    }
+}
+
+#[test]
+fn a_row_gets_the_same_bits_in_whatever_company() {
+    let (out, width) = (50, 640);
+    let four_bit = weight(out, width, Code::Nf4, true);
+    let dense: Vec<bf16> = noise(out * width, 5).into_iter().map(bf16::from_f32).collect();
+    for weights in [Weights::FourBit(Matrix::new(&four_bit).unwrap()), Weights::Bf16(&dense)] {
+        let all = product(&inputs(21, width), weights, out, &[]);
+        for rows in [1, 2, 3, 5, 8, 9, 16] {
+            assert_eq!(product(&inputs(rows, width), weights, out, &[]), all[..rows * out], "{rows} rows");
+        }
+    }
+}
+
+#[test]
+fn blocks_of_128_and_a_row_of_odd_blocks_have_their_own_scales() {
+    for (size, width) in [(128, 384), (64, 192), (256, 64)] {
+        let out = 9;
+        let values = noise(out * width, 7);
+        let size = BlockSize::try_new(size).unwrap();
+        for nested in [false, true] {
+            let weight = quantize(&values, &[out, width], Float::F32, Code::Nf4, size, nested, Backend::Cpu).unwrap();
+            let x = inputs(2, width);
+            let y = product(&x, Weights::FourBit(Matrix::new(&weight).unwrap()), out, &[]);
+            let mut dense = vec![0f32; out * width];
+            weight.dequantize_f32(&mut dense);
+            for (at, y) in y.iter().enumerate() {
+                let (x, w) = (x.row(at / out), &dense[at % out * width..][..width]);
+                let sum: f32 = x.iter().zip(w).map(|(x, w)| x * w).sum();
+                assert!((sum - y).abs() < 2e-3, "{sum} and {y}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_the_kernels_cannot_take_is_told_apart() {
+    let of = |code, shape: &[usize]| {
+        let count = shape.iter().product();
+        quantize(&noise(count, 1), shape, Float::F32, code, BlockSize::DEFAULT, false, Backend::Cpu).unwrap()
+    };
+    assert!(Matrix::new(&of(Code::Nf4, &[2, 64])).is_some());
+    assert!(Matrix::new(&of(Code::Uniform4, &[2, 64])).is_none(), "a block has a minimum too");
+    assert!(Matrix::new(&of(Code::Nf4, &[2, 96])).is_none(), "a block reaches over two rows");
+    assert!(Matrix::new(&of(Code::Nf4, &[128])).is_none(), "no matrix");
+}
+
+#[test]
+fn low_rank_terms_come_to_their_rows_alone() {
+    let (out, width, rows) = (21, 128, 10);
+    let weight = weight(out, width, Code::Nf4, true);
+    let weights = Weights::FourBit(Matrix::new(&weight).unwrap());
+    let x = inputs(rows, width);
+    let plain = product(&x, weights, out, &[]);
+    let narrow = |values: Vec<f32>| values.into_iter().map(bf16::from_f32).collect::<Vec<_>>();
+    let factors: Vec<(usize, Vec<bf16>, Vec<bf16>)> = [3, 16]
+        .into_iter()
+        .map(|rank| {
+            let padded = padded_rank(rank);
+            let mut b = narrow(noise(out * padded, rank as u32));
+            b.chunks_mut(padded).for_each(|row| row[rank..].fill(bf16::ZERO));
+            (rank, narrow(noise(rank * width, 9)), b)
+        })
+        .collect();
+    let rows_of: [&[usize]; 2] = [&[0, 7, 9], &[2]];
+    let terms: Vec<LowRank<'_>> = factors
+        .iter()
+        .zip(rows_of)
+        .map(|((rank, a, b), rows)| LowRank { a, b, rank: *rank, scale: 0.5, rows })
+        .collect();
+    let y = product(&x, weights, out, &terms);
+    for row in 0..rows {
+        let (y, plain) = (&y[row * out..][..out], &plain[row * out..][..out]);
+        let Some(term) = terms.iter().find(|term| term.rows.contains(&row)) else {
+            assert_eq!(y, plain, "row {row} has none");
+            continue;
+        };
+        let h: Vec<f64> = term
+            .a
+            .chunks(width)
+            .map(|a| a.iter().zip(x.row(row)).map(|(a, x)| a.to_f64() * f64::from(*x)).sum())
+            .collect();
+        for (o, (y, plain)) in y.iter().zip(plain).enumerate() {
+            let b = &term.b[o * padded_rank(term.rank)..];
+            let update: f64 = h.iter().zip(b).map(|(h, b)| h * b.to_f64()).sum::<f64>() * 0.5;
+            assert!((f64::from(y - plain) - update).abs() < 1e-4, "row {row}, output {o}: {y} − {plain} and {update}");
+        }
+    }
+}
+
+#[test]
+fn an_input_that_is_no_number_spoils_its_own_row() {
+    let (out, width) = (8, 128);
+    let weight = weight(out, width, Code::Nf4, true);
+    let mut x = Inputs::default();
+    let values = x.resize(3, width);
+    values.copy_from_slice(&noise(3 * width, 3));
+    values[width + 5] = f32::INFINITY;
+    x.quantize(&Alone);
+    let mut y = vec![0.0; 3 * out];
+    let weights = Weights::FourBit(Matrix::new(&weight).unwrap());
+    products(&x, &mut [Product { weights, bias: None, low_rank: &[], y: &mut y }], &Alone);
+    assert!(y[out..2 * out].iter().all(|y| y.is_nan()));
+    assert!(y[..out].iter().chain(&y[2 * out..]).all(|y| y.is_finite()));
+}

@@ -1,0 +1,265 @@
+//! A product cut into tiles of outputs, which the workers take one after another.
+
+use std::cell::RefCell;
+use std::sync::atomic::AtomicUsize;
+
+use half::bf16;
+
+use super::activations::Shared;
+use super::lines::Lines;
+use super::low_rank::{LowRank, Projected};
+use super::workers::{Workers, take};
+use super::{
+    BLOCK, DENSE_OUT, DENSE_ROWS, Dense, GROUP, Inputs, Kernels, Lanes, Matrix, Part, STRIDE, Weights, kernels, total,
+};
+use crate::Instructions;
+
+/// Outputs of one tile.
+const TILE: usize = 16;
+/// Bytes of x that stay in the first-level cache while the rows of a tile go by.
+const NEAR: usize = 28 << 10;
+
+/// y [M, out] = x·Wᵀ + bias, with low-rank terms for some rows.
+pub struct Product<'a> {
+    pub weights: Weights<'a>,
+    pub bias: Option<&'a [bf16]>,
+    pub low_rank: &'a [LowRank<'a>],
+    /// [M, out], row by row.
+    pub y: &'a mut [f32],
+}
+
+impl Product<'_> {
+    fn out(&self, x: &Inputs) -> usize {
+        match self.weights {
+            Weights::FourBit(matrix) => matrix.out(),
+            Weights::Bf16(values) => values.len() / x.width().max(1),
+        }
+    }
+
+    fn check(&self, x: &Inputs) {
+        let out = self.out(x);
+        let whole = match self.weights {
+            Weights::FourBit(matrix) => matrix.width() == x.width() && x.is_quantized(),
+            Weights::Bf16(values) => values.len() == out * x.width(),
+        };
+        assert!(whole, "weights and input differ in width, or the input has no integers");
+        assert_eq!(self.y.len(), x.rows() * out, "output and rows differ in length");
+        assert!(self.bias.is_none_or(|bias| bias.len() == out), "bias and output differ in length");
+        for term in self.low_rank {
+            let fits = term.a.len() == term.rank * x.width() && term.b.len() == out * super::padded_rank(term.rank);
+            assert!(fits && term.rows.iter().all(|row| *row < x.rows()), "low-rank factors do not fit");
+        }
+    }
+}
+
+/// Makes all products of the same x at once.
+///
+/// # Panics
+/// Lengths that do not fit; 4-bit weights with an input without integers.
+pub fn products(x: &Inputs, products: &mut [Product<'_>], workers: &dyn Workers) {
+    products_with(x, products, workers, Instructions::detect());
+}
+
+/// With given instructions: what [`products`] does, for comparing.
+///
+/// # Panics
+/// As [`products`].
+pub fn products_with(x: &Inputs, products: &mut [Product<'_>], workers: &dyn Workers, instructions: Instructions) {
+    let kernels = kernels(instructions);
+    let units = products.iter().map(|product| match product.weights {
+        Weights::FourBit(matrix) => matrix.unit(),
+        Weights::Bf16(_) => 1.0,
+    });
+    let units: Vec<f32> = units.collect();
+    let terms: Vec<&[LowRank<'_>]> = products.iter().map(|product| product.low_rank).collect();
+    let mut projected = Projected::new(terms.into_iter().zip(units), x.rows());
+    let values = projected.output();
+    let mut tiles = 0;
+    let parts = products.iter_mut().map(|product| {
+        product.check(x);
+        let out = product.out(x);
+        let first = tiles;
+        tiles += out.div_ceil(TILE);
+        Output { first, out, weights: product.weights, bias: product.bias, y: Shared(product.y.as_mut_ptr()) }
+    });
+    let parts: Vec<Output<'_>> = parts.collect();
+    let next = AtomicUsize::new(0);
+    let tile = |tile: usize| {
+        let product = parts.partition_point(|part| part.first <= tile) - 1;
+        let part = &parts[product];
+        let first = (tile - part.first) * TILE;
+        let work =
+            Tile { x, part, product, first, count: TILE.min(part.out - first), projected: &projected, values: &values };
+        match &part.weights {
+            Weights::FourBit(matrix) => work.four_bit(matrix, kernels),
+            Weights::Bf16(weights) => work.dense(weights, kernels),
+        }
+    };
+    let work = || {
+        projected.compute(x, kernels, &values);
+        take(&next, tiles, &tile);
+    };
+    if tiles <= 1 { work() } else { workers.run(&work) }
+}
+
+/// One product among those that are made together.
+struct Output<'a> {
+    /// Number of its first tile.
+    first: usize,
+    out: usize,
+    weights: Weights<'a>,
+    bias: Option<&'a [bf16]>,
+    y: Shared<f32>,
+}
+
+/// Outputs `first..first + count` of a product.
+struct Tile<'a> {
+    x: &'a Inputs,
+    part: &'a Output<'a>,
+    product: usize,
+    first: usize,
+    count: usize,
+    projected: &'a Projected<'a>,
+    values: &'a Shared<f32>,
+}
+
+/// Levels and scales of a tile's rows.
+#[derive(Default)]
+struct Room {
+    levels: Lines,
+    scales: Vec<f32>,
+    sums: Vec<Lanes>, // [tile, rows of a group]
+}
+
+impl Room {
+    /// Sums of a tile and so many rows of x, all zero.
+    fn zero(&mut self, rows: usize) {
+        self.sums.clear();
+        self.sums.resize(TILE * rows, [0.0; 8]);
+    }
+}
+
+thread_local! {
+    static ROOM: RefCell<Room> = RefCell::default();
+}
+
+impl Tile<'_> {
+    fn four_bit(&self, matrix: &Matrix<'_>, kernels: Kernels) {
+        ROOM.with_borrow_mut(|room| {
+            let padded = matrix.padded_blocks();
+            room.scales.resize((TILE * padded).max(room.scales.len()), 0.0);
+            for (out, scales) in (self.first..).zip(room.scales.chunks_exact_mut(padded)).take(self.count) {
+                matrix.scales(out, scales);
+            }
+            if self.x.groups() <= 1 { self.packed(matrix, kernels, room) } else { self.unpacked(matrix, kernels, room) }
+        });
+    }
+
+    /// One group of rows: levels are unpacked in registers.
+    fn packed(&self, matrix: &Matrix<'_>, kernels: Kernels, room: &mut Room) {
+        let (rows, blocks, padded) = (self.x.rows(), matrix.width() / BLOCK, matrix.padded_blocks());
+        room.zero(rows);
+        for span in spans(blocks, rows) {
+            let x = self.x.part(0, span.start, span.len());
+            for (at, sums) in room.sums.chunks_exact_mut(rows).take(self.count).enumerate() {
+                let part = Part {
+                    levels: matrix.levels(),
+                    weights: matrix.bytes(self.first + at, span.start, span.len()),
+                    blocks: span.len(),
+                    scales: &room.scales[at * padded + span.start..(at + 1) * padded],
+                    x,
+                };
+                // SAFETY: chosen for this processor; as many sums as rows.
+                unsafe { (kernels.packed)(&part, rows, sums.as_mut_ptr()) };
+            }
+        }
+        self.finish(0, matrix.unit(), kernels, &mut room.sums);
+    }
+
+    /// Several groups: levels are unpacked once into the cache.
+    fn unpacked(&self, matrix: &Matrix<'_>, kernels: Kernels, room: &mut Room) {
+        let (width, blocks, padded) = (matrix.width(), matrix.width() / BLOCK, matrix.padded_blocks());
+        room.levels.grow(TILE * width);
+        for (out, levels) in (self.first..).zip(room.levels.values_mut().chunks_exact_mut(width)).take(self.count) {
+            // SAFETY: chosen for this processor.
+            unsafe { (kernels.unpack)(matrix.bytes(out, 0, blocks), matrix.levels(), levels) };
+        }
+        for group in 0..self.x.groups() {
+            let rows = self.x.group_rows(group);
+            room.zero(rows);
+            for span in spans(blocks, rows) {
+                let x = self.x.part(group, span.start, span.len());
+                for (at, sums) in room.sums.chunks_exact_mut(rows).take(self.count).enumerate() {
+                    let levels = at * width + span.start * BLOCK;
+                    let part = Part {
+                        levels: matrix.levels(),
+                        weights: &room.levels.values()[levels..levels + span.len() * BLOCK],
+                        blocks: span.len(),
+                        scales: &room.scales[at * padded + span.start..(at + 1) * padded],
+                        x,
+                    };
+                    // SAFETY: chosen for this processor; as many sums as rows.
+                    unsafe { (kernels.unpacked)(&part, rows, sums.as_mut_ptr()) };
+                }
+            }
+            self.finish(group, matrix.unit(), kernels, &mut room.sums);
+        }
+    }
+
+    fn dense(&self, weights: &[bf16], kernels: Kernels) {
+        let (rows, width) = (self.x.rows(), self.x.width());
+        // One row of x: four chains of sums at a time hide the additions' latency. More: two rows of weights by four.
+        let (wide, tall) = if rows == 1 { (DENSE_OUT, 1) } else { (2, DENSE_ROWS) };
+        for at in (0..self.count).step_by(wide) {
+            let outs = wide.min(self.count - at);
+            let first = self.first + at;
+            let weights = &weights[first * width..(first + outs) * width];
+            for row in (0..rows).step_by(tall) {
+                let members = tall.min(rows - row);
+                let x = &self.x.floats()[row * width..(row + members) * width];
+                let mut sums = [[0f32; 8]; DENSE_OUT * DENSE_ROWS];
+                // SAFETY: chosen for this processor; a row of sums for each pair of rows.
+                unsafe { (kernels.dense)(&Dense { weights, x, width }, sums.as_mut_ptr()) };
+                let sums = &mut sums[..outs * members];
+                for at in 0..members {
+                    self.low_rank(row + at, first, kernels, &mut sums[at..], members);
+                }
+                for (pair, sums) in sums.iter().enumerate() {
+                    self.write(row + pair % members, first + pair / members, 1.0, sums);
+                }
+            }
+        }
+    }
+
+    /// `sums` [tile, rows of the group]
+    fn finish(&self, group: usize, unit: f32, kernels: Kernels, sums: &mut [Lanes]) {
+        let rows = self.x.group_rows(group);
+        let sums = &mut sums[..self.count * rows];
+        for at in 0..rows {
+            self.low_rank(group * GROUP + at, self.first, kernels, &mut sums[at..], rows);
+        }
+        for (out, sums) in (self.first..).zip(sums.chunks_exact(rows)) {
+            for (at, sums) in sums.iter().enumerate() {
+                self.write(group * GROUP + at, out, unit, sums);
+            }
+        }
+    }
+
+    fn low_rank(&self, row: usize, out: usize, kernels: Kernels, sums: &mut [Lanes], stride: usize) {
+        self.projected.add_to((self.product, row), out, kernels, self.values, sums, stride);
+    }
+
+    #[inline(always)]
+    fn write(&self, row: usize, out: usize, unit: f32, sums: &Lanes) {
+        let value = total(sums) * unit + self.part.bias.map_or(0.0, |bias| bias[out].to_f32());
+        // SAFETY: within y, whose length was checked; no other tile has this output.
+        unsafe { *self.part.y.0.add(row * self.part.out + out) = value };
+    }
+}
+
+/// Ranges of blocks whose activations stay near while the rows of a tile go by.
+fn spans(blocks: usize, rows: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
+    let bytes = BLOCK * rows * 2;
+    let step = (NEAR / bytes / STRIDE).max(1) * STRIDE;
+    (0..blocks).step_by(step).map(move |first| first..(first + step).min(blocks))
+}

@@ -1,0 +1,14 @@
+-- ARGV: worker, ttl in ms. Returns {job, epoch, rank, seats, address}, or {} where no seat is free.
+local worker, ttl = ARGV[1], tonumber(ARGV[2])
+for _, call in ipairs(open_calls()) do
+  local rank = free_rank(call)
+  if rank then
+    sit(call, rank, worker, ttl)
+    if not free_rank(call) then
+      call.closed = true
+      save_call(call)
+    end
+    return {call.job, call.epoch, integer(rank), integer(call.count), call.address}
+  end
+end
+return {}

@@ -1,0 +1,84 @@
+// softmax(q·kᵀ·scale + mask)·v where this processor has no bf16 product: libtorch's fused kernel in f32, on what is kept
+// in bf16 between forward and backward.
+
+#include "support.h"
+
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <limits>
+
+namespace tailor {
+namespace {
+
+using at::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+// Keys or values in f32, once for each query head: [B, K, S, Dh] → [B, H, S, Dh].
+Tensor spread(const Tensor& x, int64_t groups) {
+  const Tensor wide = x.to(at::kFloat);
+  return groups == 1 ? wide : wide.repeat_interleave(groups, 1);
+}
+
+// The gradient of that.
+Tensor gathered(const Tensor& gradient, const Tensor& of) {
+  if (gradient.sizes() == of.sizes()) return gradient.to(of.scalar_type());
+  const auto size = of.sizes();
+  return gradient.reshape({size[0], size[1], -1, size[2], size[3]}).sum(2).to(of.scalar_type());
+}
+
+struct Attend : torch::autograd::Function<Attend> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& q, const Tensor& k, const Tensor& v,
+                        const std::optional<Tensor>& mask, bool causal, double scale) {
+    const int64_t groups = q.size(1) / k.size(1);
+    const auto [y, log_sums] = at::_scaled_dot_product_flash_attention_for_cpu(
+        q.to(at::kFloat), spread(k, groups), spread(v, groups), 0.0, causal, mask, scale);
+    const Tensor out = y.to(q.scalar_type());
+    ctx->save_for_backward({q, k, v, out, log_sums, mask.value_or(Tensor())});
+    ctx->saved_data["causal"] = causal;
+    ctx->saved_data["scale"] = scale;
+    return out;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list gradients) {
+    auto saved = ctx->get_saved_variables();
+    const auto wide = [](const Tensor& x) { return x.to(at::kFloat); };
+    std::optional<Tensor> mask;
+    if (saved[5].defined()) mask = saved[5];
+    const Tensor &q = saved[0], &k = saved[1], &v = saved[2];
+    const int64_t groups = q.size(1) / k.size(1);
+    const auto [gq, gk, gv] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
+        wide(gradients[0]), wide(q), spread(k, groups), spread(v, groups), wide(saved[3]), saved[4], 0.0,
+        ctx->saved_data["causal"].toBool(), mask, ctx->saved_data["scale"].toDouble());
+    return {gq.to(q.scalar_type()), gathered(gk, k), gathered(gv, v), Tensor(), Tensor(), Tensor()};
+  }
+};
+
+}  // namespace
+}  // namespace tailor
+
+using namespace tailor;
+
+extern "C" {
+
+int32_t tailor_attend(const void* q, const void* k, const void* v, const void* mask, bool causal, double scale,
+                      bool grouped, void** result) {
+  return guarded([&] {
+    const at::Tensor &query = tensor(q), &key = tensor(k), &value = tensor(v);
+    std::optional<at::Tensor> seen;
+    if (mask != nullptr) seen = tensor(mask);
+    const bool plain = query.size(2) > 1 && (!seen || !seen->requires_grad());
+    if (plain && query.scalar_type() != product_type(query)) {
+      if (seen && seen->scalar_type() == at::kBool) {
+        seen = at::zeros(seen->sizes(), query.options().dtype(at::kFloat))
+                   .masked_fill_(seen->logical_not(), -std::numeric_limits<float>::infinity());
+      } else if (seen) {
+        seen = seen->to(at::kFloat);
+      }
+      *result = handle(Attend::apply(query, key, value, seen, causal, scale));
+      return;
+    }
+    *result = handle(at::scaled_dot_product_attention(query, key, value, seen, 0.0, causal, scale, grouped));
+  });
+}
+}

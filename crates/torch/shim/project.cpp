@@ -1,0 +1,296 @@
+// Projections of one input: y_i = x·W_iᵀ + b_i + s_i·(x·A_iᵀ)·B_iᵀ, with W_i dense or in 4 bits (QLoRA, arXiv 2305.14314
+// eq. 5; LoRA, arXiv 2106.09685 eq. 3).
+//
+// Taken together they bring x into the type of the product once, make all x·A_iᵀ in one product, and add up the gradient
+// of x in one place. A 4-bit weight is rebuilt in scratch for each pass and never kept; saved are x, x·Aᵀ, A and B. x·Wᵀ is
+// rounded to x's type, then LoRA is added in f32; the gradient of x is summed up in f32.
+
+#include "support.h"
+
+#include <ATen/Parallel.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/custom_class.h>
+
+#include <algorithm>
+#include <atomic>
+#include <vector>
+
+namespace tailor {
+namespace {
+
+using at::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+// Rows that are brought into f32 at once for the gradient of A.
+constexpr int64_t kRows = 512;
+
+// One of the projections. Tensors that may be trained are arguments of the function below; here stands which ones.
+struct Part {
+  const void* packed = nullptr;  // a 4-bit weight, or
+  Tensor dense;                  // [out, in], a constant
+  int64_t out = 0;
+  int bias = -1, a = -1, b = -1;  // places among the arguments
+  double scale = 0;
+  int64_t rank = 0;
+};
+
+struct Group : torch::CustomClassHolder {
+  const TailorWeightOps* ops;
+  int64_t in;
+  std::vector<Part> parts;
+
+  Group(const TailorWeightOps* ops, int64_t in) : ops(ops), in(in) {}
+  ~Group() override {
+    for (const Part& part : parts) {
+      if (part.packed != nullptr) ops->release(part.packed);
+    }
+  }
+
+  int64_t ranks() const {
+    int64_t sum = 0;
+    for (const Part& part : parts) sum += part.rank;
+    return sum;
+  }
+
+  // [out, in] in `dtype`; what is not there already lies in scratch until the next call on this thread.
+  Tensor weight(const Part& part, at::ScalarType dtype) const {
+    if (part.packed == nullptr) {
+      return part.dense.scalar_type() == dtype ? part.dense : scratch_of({part.out, in}, dtype).copy_(part.dense);
+    }
+    TORCH_CHECK(dtype == at::kFloat || dtype == at::kBFloat16, "4-bit weights compute in float32 or bfloat16, not ", dtype);
+    Tensor w = scratch_of({part.out, in}, dtype);
+    const int32_t kind = dtype == at::kFloat ? TAILOR_F32 : TAILOR_BF16;
+    char* data = static_cast<char*>(w.data_ptr());
+    const int64_t elements = part.out * in, task = ops->task(part.packed);
+    const int64_t size = static_cast<int64_t>(c10::elementSize(dtype));
+    std::atomic<bool> failed{false};
+    // libtorch's own threads: another pool's would find the processors taken by these, which spin after each product.
+    at::parallel_for(0, (elements + task - 1) / task, 1, [&](int64_t begin, int64_t end) {
+      const int64_t first = begin * task, last = std::min(end * task, elements);
+      if (ops->dequantize(part.packed, data + first * size, kind, first, last) != 0) failed = true;
+    });
+    TORCH_CHECK(!failed, "weight could not be dequantised");
+    return w;
+  }
+};
+
+// All A, one below the other [ΣR, in].
+Tensor stacked(const Group& group, const variable_list& arguments) {
+  std::vector<Tensor> all;
+  for (const Part& part : group.parts) {
+    if (part.rank > 0) all.push_back(arguments[part.a]);
+  }
+  return all.size() == 1 ? all[0] : at::cat(all);
+}
+
+struct Project : torch::autograd::Function<Project> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& x, at::TensorList arguments,
+                               c10::intrusive_ptr<Group> group) {
+    ctx->set_materialize_grads(false);
+    const auto type = product_type(x);
+    const Tensor flat = x.reshape({-1, group->in});  // [N, in]
+    const int64_t ranks = group->ranks();
+    const Tensor wide = type == at::kFloat || ranks > 0 ? flat.to(at::kFloat) : Tensor();
+    const Tensor in_type = type == at::kFloat ? wide : flat;
+    variable_list saved(arguments.begin(), arguments.end());
+    Tensor h;  // [N, ΣR]
+    if (ranks > 0) h = at::mm(wide, stacked(*group, saved).t());
+    auto shape = x.sizes().vec();
+    variable_list results;
+    int64_t column = 0;
+    for (const Part& part : group->parts) {
+      const Tensor w = group->weight(part, type);
+      Tensor y;  // [N, out]
+      if (part.bias >= 0) {
+        y = at::addmm(saved[part.bias].to(type), in_type, w.t());
+      } else {
+        y = at::mm(in_type, w.t());
+      }
+      if (part.rank > 0) {
+        const Tensor own = h.narrow(1, column, part.rank), b = saved[part.b].t();
+        if (x.scalar_type() == at::kFloat) {
+          y.addmm_(own, b, 1, part.scale);
+        } else {
+          // Rounded before LoRA is added, as where the sum is made apart: a batch of many adapters gives the same.
+          y = y.to(x.scalar_type());
+          add_scaled_(y, at::mm(own, b), part.scale);
+        }
+        column += part.rank;
+      }
+      shape.back() = part.out;
+      results.push_back(y.to(x.scalar_type()).view(shape));
+    }
+    saved.push_back(flat);
+    saved.push_back(h);
+    ctx->save_for_backward(std::move(saved));
+    ctx->saved_data["group"] = c10::IValue::make_capsule(group);
+    ctx->saved_data["shape"] = x.sizes();
+    return results;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list gradients) {
+    auto group = c10::static_intrusive_pointer_cast<Group>(ctx->saved_data["group"].toCapsule());
+    variable_list saved = ctx->get_saved_variables();
+    const Tensor h = saved.back();
+    saved.pop_back();
+    const Tensor flat = saved.back();
+    saved.pop_back();
+    const auto type = product_type(flat);
+    const int64_t ranks = group->ranks(), rows = flat.size(0);
+    const bool wants_x = ctx->needs_input_grad(0);
+    // One gradient for x, one for each argument, none for the group.
+    variable_list results(saved.size() + 2);
+    const auto wanted = [&](int place) { return place >= 0 && ctx->needs_input_grad(place + 1); };
+    bool wants_a = false;
+    for (const Part& part : group->parts) wants_a = wants_a || wanted(part.a);
+    Tensor gx;                    // [N, in]
+    Tensor gh;                    // [N, ΣR], with the scale
+    if (ranks > 0) gh = at::zeros({rows, ranks}, flat.options().dtype(at::kFloat));
+    int64_t column = 0;
+    for (size_t i = 0; i < group->parts.size(); ++i) {
+      const Part& part = group->parts[i];
+      const int64_t own = column;
+      column += part.rank;
+      if (!gradients[i].defined()) continue;
+      const Tensor gy = gradients[i].reshape({-1, part.out});
+      const Tensor wide = type == at::kFloat || part.rank > 0 ? gy.to(at::kFloat) : Tensor();
+      gradients[i].reset();
+      if (wants_x) {
+        const Tensor w = group->weight(part, type);
+        if (type != at::kFloat) {
+          const Tensor product = at::mm(gy, w);
+          gx = gx.defined() ? gx.to(at::kFloat).add_(product) : product;
+        } else if (gx.defined()) {
+          gx.addmm_(wide, w);
+        } else {
+          gx = at::mm(wide, w);
+        }
+      }
+      if (wanted(part.bias)) results[part.bias + 1] = gy.sum(0, false, at::kFloat).to(saved[part.bias].scalar_type());
+      if (part.rank > 0) {
+        if (wanted(part.b)) {
+          results[part.b + 1] = at::mm(wide.t(), h.narrow(1, own, part.rank)).mul_(part.scale);  // [out, R]
+        }
+        Tensor of_h = gh.narrow(1, own, part.rank);
+        of_h.copy_(at::mm(wide, saved[part.b])).mul_(part.scale);
+      }
+    }
+    if (wants_a) {
+      // Transposed, because products with few rows of output are what libtorch is worst at; in pieces, so that x in f32
+      // is small.
+      Tensor sum = at::zeros({group->in, ranks}, gh.options());
+      for (int64_t first = 0; first < rows; first += kRows) {
+        const int64_t count = std::min(kRows, rows - first);
+        sum.addmm_(flat.narrow(0, first, count).to(at::kFloat).t(), gh.narrow(0, first, count));
+      }
+      const Tensor ga = sum.t();  // [ΣR, in]
+      column = 0;
+      for (const Part& part : group->parts) {
+        if (wanted(part.a)) results[part.a + 1] = ga.narrow(0, column, part.rank).contiguous();
+        column += part.rank;
+      }
+    }
+    if (wants_x && gx.defined()) {
+      if (ranks > 0) {
+        const Tensor a = stacked(*group, saved);
+        if (gx.scalar_type() == at::kFloat) {
+          gx.addmm_(gh, a);
+        } else {
+          add_scaled_(gx, at::mm(gh, a), 1.0);
+        }
+      }
+      results[0] = gx.to(flat.scalar_type()).view(ctx->saved_data["shape"].toIntVector());
+    }
+    return results;
+  }
+};
+
+// ---- LoRA by itself ------------------------------------------------------------------------------------------------
+
+// Where x is not the projection's own (dropout), or something comes between. Saves x in its own type and x·Aᵀ [.., R].
+struct Lora : torch::autograd::Function<Lora> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& y, const Tensor& x, const Tensor& a, const Tensor& b,
+                        double scale) {
+    Tensor h = at::linear(x.to(a.scalar_type()), a);  // [.., R]
+    ctx->save_for_backward({x, a, b, h});
+    ctx->saved_data["scale"] = scale;
+    return at::add(y, at::linear(h, b), scale).to(y.scalar_type());
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list gradients) {
+    auto saved = ctx->get_saved_variables();
+    const Tensor &x = saved[0], &a = saved[1], &b = saved[2], &h = saved[3];
+    const double scale = ctx->saved_data["scale"].toDouble();
+    const Tensor& gy = gradients[0];
+    const int64_t in = a.size(1), out = b.size(0), rank = a.size(0);
+    Tensor g = gy.to(b.scalar_type()).reshape({-1, out}).mul(scale);  // [N, out]
+    Tensor gx, ga, gb;
+    if (ctx->needs_input_grad(3)) {
+      gb = at::mm(g.t(), h.reshape({-1, rank}));  // [out, R]
+    }
+    if (ctx->needs_input_grad(1) || ctx->needs_input_grad(2)) {
+      Tensor gh = at::mm(g, b);  // [N, R]
+      if (ctx->needs_input_grad(2)) {
+        ga = at::mm(gh.t(), x.reshape({-1, in}).to(a.scalar_type()));  // [R, in]
+      }
+      if (ctx->needs_input_grad(1)) {
+        gx = at::mm(gh, a).view(x.sizes()).to(x.scalar_type());
+      }
+    }
+    return {ctx->needs_input_grad(0) ? gy : Tensor(), gx, ga, gb, Tensor()};
+  }
+};
+
+}  // namespace
+}  // namespace tailor
+
+using namespace tailor;
+
+extern "C" {
+
+int32_t tailor_project(const void* x, const TailorProjection* projections, size_t count, const TailorWeightOps* ops,
+                       int64_t in, void** results) {
+  return guarded([&] {
+    const Tensor& input = tensor(x);
+    TORCH_CHECK(input.dim() > 0 && input.size(-1) == in, "input has ", input.dim() > 0 ? input.size(-1) : 0,
+                " features, the weight takes ", in);
+    auto group = c10::make_intrusive<Group>(ops, in);
+    std::vector<Tensor> arguments;
+    const auto place = [&](const void* argument) {
+      if (argument == nullptr) return -1;
+      arguments.push_back(tensor(argument));
+      return static_cast<int>(arguments.size()) - 1;
+    };
+    for (size_t i = 0; i < count; ++i) {
+      const TailorProjection& given = projections[i];
+      Part part;
+      part.out = given.out;
+      part.bias = place(given.bias);
+      part.a = place(given.a);
+      part.b = place(given.b);
+      part.scale = given.scale;
+      if (part.a >= 0) {
+        const Tensor &a = arguments[part.a], &b = arguments[part.b];
+        TORCH_CHECK(a.dim() == 2 && b.dim() == 2 && a.size(1) == in && b.size(0) == given.out && a.size(0) == b.size(1),
+                    "A ", a.sizes(), " and B ", b.sizes(), " do not fit a layer from ", in, " to ", given.out);
+        TORCH_CHECK(a.scalar_type() == at::kFloat && b.scalar_type() == at::kFloat, "A and B must be float32");
+        part.rank = a.size(0);
+      }
+      if (given.packed != nullptr) {
+        ops->retain(given.packed);
+        part.packed = given.packed;
+      } else {
+        part.dense = tensor(given.dense);
+      }
+      group->parts.push_back(std::move(part));
+    }
+    variable_list made = Project::apply(input, at::TensorList(arguments), group);
+    for (size_t i = 0; i < count; ++i) results[i] = handle(std::move(made[i]));
+  });
+}
+
+int32_t tailor_lora(const void* y, const void* x, const void* a, const void* b, double scale, void** result) {
+  return guarded([&] { *result = handle(Lora::apply(tensor(y), tensor(x), tensor(a), tensor(b), scale)); });
+}
+}

@@ -1,0 +1,224 @@
+//! The operators between a layer's products, and products that share an input, against plain operators: values and every
+//! gradient, in f32 and, within its rounding, in bf16.
+
+use tailor_quant::Float;
+use tailor_torch::{
+    Factors, Gate, LabelWeights, Projection, ProjectionWeight, attend, backward, cross_entropy, gated, project,
+    rms_norm, rotate, set_bf16_products,
+};
+use tch::{Kind, Reduction, Tensor};
+
+use super::{close, leaf, random, weight};
+
+/// Largest difference as a share of the largest expected value.
+fn error(ours: &Tensor, plain: &Tensor) -> f64 {
+    assert_eq!(ours.size(), plain.size());
+    let (ours, plain) = (ours.to_kind(Kind::Float), plain.to_kind(Kind::Float));
+    (ours - &plain).abs().max().double_value(&[]) / plain.abs().max().double_value(&[]).max(1e-12)
+}
+
+/// Value and gradients of `f` over leaves made from `inputs` brought into `kind`.
+fn run(inputs: &[Tensor], kind: Kind, seed: &Tensor, f: &dyn Fn(&[Tensor]) -> Tensor) -> Vec<Tensor> {
+    let leaves: Vec<Tensor> = inputs.iter().map(|input| leaf(&input.to_kind(kind))).collect();
+    let y = f(&leaves);
+    assert_eq!(y.kind(), kind);
+    backward(&[(&y, Some(&seed.to_kind(kind)))], false).unwrap();
+    std::iter::once(y.detach()).chain(leaves.iter().map(Tensor::grad)).collect()
+}
+
+/// f32 equals plain operators; bf16 is as near to them in f32 as its eight bits allow.
+fn agrees(inputs: &[Tensor], seed: &Tensor, ours: &dyn Fn(&[Tensor]) -> Tensor, plain: &dyn Fn(&[Tensor]) -> Tensor) {
+    let expected = run(inputs, Kind::Float, seed, plain);
+    for (kind, limit) in [(Kind::Float, 2e-6), (Kind::BFloat16, 2e-2)] {
+        for (at, (ours, plain)) in run(inputs, kind, seed, ours).iter().zip(&expected).enumerate() {
+            let error = error(ours, plain);
+            assert!(error <= limit, "{kind:?}: value 0, gradients from 1 on: number {at} is off by {error}");
+        }
+    }
+}
+
+#[test]
+fn a_norm_equals_plain_operators() {
+    // A norm over one value has hardly a gradient, and a share of nothing says nothing.
+    for width in [3, 7, 16, 65, 300] {
+        for one_plus in [false, true] {
+            let (x, w, seed) = (random(&[3, 5, width]) * 3.0, random(&[width]), random(&[3, 5, width]));
+            let weight = |x: &Tensor| w.to_kind(x.kind());
+            agrees(&[x], &seed, &|x| rms_norm(&x[0], &weight(&x[0]), 1e-5, one_plus).unwrap(), &|x| {
+                let root = (x[0].square().mean_dim([-1i64].as_slice(), true, Kind::Float) + 1e-5).rsqrt();
+                &x[0] * root * (&w + if one_plus { 1.0 } else { 0.0 })
+            });
+        }
+    }
+}
+
+#[test]
+fn a_rotation_equals_plain_operators_and_is_undone_by_its_gradient() {
+    for (batch, width) in [(1, 2), (3, 64), (3, 10)] {
+        for texts in [1, batch] {
+            let (x, seed) = (random(&[batch, 2, 5, width]), random(&[batch, 2, 5, width]));
+            let half = random(&[texts, 1, 5, width / 2]);
+            let angles = Tensor::cat(&[&half, &half], -1);
+            let [cos, sin] = [angles.cos(), angles.sin()];
+            let of = |x: &Tensor| [cos.to_kind(x.kind()), sin.to_kind(x.kind())];
+            agrees(
+                &[x],
+                &seed,
+                &|x| {
+                    let [cos, sin] = of(&x[0]);
+                    // As attention hands it over: heads and tokens are exchanged in memory.
+                    rotate(&x[0].transpose(1, 2).contiguous().transpose(1, 2), &cos, &sin).unwrap()
+                },
+                &|x| {
+                    let halves = x[0].chunk(2, -1);
+                    &x[0] * &cos + Tensor::cat(&[-&halves[1], halves[0].shallow_clone()], -1) * &sin
+                },
+            );
+        }
+    }
+}
+
+#[test]
+fn gates_equal_plain_operators_over_their_whole_range() {
+    let far = Tensor::from_slice(&[-1e4f32, -200.0, -90.0, -87.5, -20.0, -1e-3, 0.0, 1e-3, 5.0, 60.0, 90.0, 1e4]);
+    for (gate, act) in [(Gate::Silu, false), (Gate::GeluTanh, true)] {
+        let plain = |x: &[Tensor]| if act { x[0].gelu("tanh") * &x[1] } else { x[0].silu() * &x[1] };
+        let ours = |x: &[Tensor]| gated(&x[0], &x[1], gate).unwrap();
+        let [g, u, seed] = [random(&[40, 33]) * 4.0, random(&[40, 33]), random(&[40, 33])];
+        agrees(&[g, u], &seed, &ours, &plain);
+        let y = gated(&far, &far.ones_like(), gate).unwrap();
+        let expected = if act { far.gelu("tanh") } else { far.silu() };
+        assert!(y.allclose(&expected, 1e-5, 1e-7, false), "{gate:?}: {y} for {expected}");
+    }
+}
+
+#[test]
+fn attention_in_f32_over_bf16_equals_attention() {
+    let all = [random(&[2, 4, 9, 16]), random(&[2, 2, 9, 16]), random(&[2, 2, 9, 16])];
+    let seed = random(&[2, 4, 9, 16]);
+    let term = random(&[1, 4, 9, 9]);
+    let seen = random(&[2, 1, 9, 9]).gt(-1.0).logical_or(&Tensor::eye(9, (Kind::Bool, tch::Device::Cpu)));
+    for mask in [None, Some(&term), Some(&seen)] {
+        let plain = |x: &[Tensor]| {
+            let spread = |x: &Tensor| x.repeat_interleave_self_int(2, 1, None);
+            Tensor::scaled_dot_product_attention(
+                &x[0],
+                &spread(&x[1]),
+                &spread(&x[2]),
+                mask,
+                0.0,
+                mask.is_none(),
+                0.3,
+                false,
+            )
+        };
+        let ours = |x: &[Tensor]| {
+            let mask = mask.map(|mask| if mask.kind() == Kind::Bool { mask.copy() } else { mask.to_kind(x[0].kind()) });
+            attend(&x[0], &x[1], &x[2], mask.as_ref(), mask.is_none(), 0.3).unwrap()
+        };
+        for products in [false, true] {
+            set_bf16_products(products);
+            agrees(&all, &seed, &ours, &plain);
+        }
+    }
+}
+
+#[test]
+fn projections_of_one_input_equal_plain_operators() {
+    for dtype in [Float::F32, Float::Bf16] {
+        let packed = weight(48, 64, dtype);
+        let dense = random(&[10, 64]) * 0.2;
+        let bias = random(&[48]);
+        let inputs = [random(&[2, 3, 64]), random(&[4, 64]), random(&[48, 4]), random(&[2, 64]), random(&[10, 2])];
+        let seed = random(&[2, 3, 58]);
+        let plain = |x: &[Tensor]| {
+            let lora = |a: &Tensor, b: &Tensor, scale: f64| x[0].matmul(&a.tr()).matmul(&b.tr()) * scale;
+            let first = x[0].linear(&packed.dequantize(), Some(&bias)) + lora(&x[1], &x[2], 0.5);
+            let second = x[0].linear(&dense, None::<&Tensor>) + lora(&x[3], &x[4], 2.0);
+            Tensor::cat(&[first, second], -1)
+        };
+        let expected = run(&inputs, Kind::Float, &seed, &plain);
+        for (kind, products, limit) in
+            [(Kind::Float, true, 1e-5), (Kind::BFloat16, false, 2e-2), (Kind::BFloat16, true, 2e-2)]
+        {
+            set_bf16_products(products);
+            let x = leaf(&inputs[0].to_kind(kind));
+            let factors: Vec<Tensor> = inputs[1..].iter().map(leaf).collect();
+            let (bias, dense) = (bias.to_kind(kind), dense.to_kind(kind));
+            let lora = |at: usize, scale| Some(Factors { a: &factors[at], b: &factors[at + 1], scale });
+            let both = [
+                Projection { weight: ProjectionWeight::FourBit(&packed), bias: Some(&bias), lora: lora(0, 0.5) },
+                Projection { weight: ProjectionWeight::Dense(&dense), bias: None, lora: lora(2, 2.0) },
+            ];
+            let y = Tensor::cat(&project(&x, &both).unwrap(), -1);
+            assert_eq!(y.kind(), kind);
+            backward(&[(&y, Some(&seed.to_kind(kind)))], false).unwrap();
+            let found = std::iter::once(y.detach()).chain(std::iter::once(x.grad()));
+            let found: Vec<Tensor> = found.chain(factors.iter().map(Tensor::grad)).collect();
+            assert!(found[2..].iter().all(|gradient| gradient.kind() == Kind::Float), "A's and B's gradients are f32");
+            for (at, (ours, plain)) in found.iter().zip(&expected).enumerate() {
+                let error = error(ours, plain);
+                assert!(error <= limit, "{dtype:?} {kind:?} {products}: number {at} is off by {error}");
+            }
+        }
+    }
+}
+
+#[test]
+fn one_projection_unused_leaves_the_others_gradients_right() {
+    let (first, second) = (weight(16, 64, Float::F32), weight(24, 64, Float::F32));
+    let x = leaf(&random(&[5, 64]));
+    let of = |weight| Projection { weight: ProjectionWeight::FourBit(weight), bias: None, lora: None };
+    let made = project(&x, &[of(&first), of(&second)]).unwrap();
+    backward(&[(&made[1].sum(Kind::Float), None)], false).unwrap();
+    let expected = Tensor::ones([5, 24], (Kind::Float, tch::Device::Cpu)).matmul(&second.dequantize());
+    assert!(close(&x.grad(), &expected));
+}
+
+#[test]
+fn cross_entropy_equals_the_plain_one_whatever_the_type_and_the_vocabulary() {
+    for vocab in [5i64, 33, 9000] {
+        let (states, head) = (random(&[7, 24]), random(&[vocab, 24]) * 0.5);
+        let labels: Vec<i64> = (0..7).map(|at| at * 31 % vocab).collect();
+        let labels = Tensor::from_slice(&labels);
+        let each = Tensor::from_slice(&[0.5f32, -1.0, 0.0, 2.0, 0.1, 0.1, -0.3]);
+        for weighted in [false, true] {
+            let x = leaf(&states);
+            let logits = x.matmul(&head.tr());
+            let losses = logits.cross_entropy_loss(&labels, None::<&Tensor>, Reduction::None, -100, 0.0);
+            let weights = if weighted { each.shallow_clone() } else { each.ones_like() * 0.3 };
+            backward(&[(&losses.dot(&weights), None)], false).unwrap();
+            let total = losses.sum(Kind::Double).double_value(&[]);
+            for (kind, products, limit) in
+                [(Kind::Float, true, 1e-5), (Kind::BFloat16, true, 3e-2), (Kind::BFloat16, false, 2e-2)]
+            {
+                set_bf16_products(products);
+                let weights = if weighted { LabelWeights::Each(&each) } else { LabelWeights::Same(0.3) };
+                let (states, head) = (states.to_kind(kind), head.to_kind(kind));
+                let (loss, gradient) = cross_entropy(&states, &head, &labels, weights).unwrap();
+                assert!((loss - total).abs() <= limit * total, "{vocab} {kind:?}: {loss} for {total}");
+                assert_eq!(gradient.kind(), kind);
+                let error = error(&gradient, &x.grad());
+                assert!(error <= limit, "{vocab} {kind:?} {products} {weighted}: gradient off by {error}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused_in_words() {
+    let x = random(&[2, 3]);
+    let words = |result: tailor_torch::Result<Tensor>| result.unwrap_err().to_string();
+    assert!(words(rms_norm(&x, &random(&[4]), 1e-5, false)).contains("does not fit"));
+    assert!(
+        words(rotate(&random(&[1, 1, 2, 4]), &random(&[1, 1, 3, 4]), &random(&[1, 1, 3, 4]))).contains("do not fit")
+    );
+    assert!(words(gated(&x, &random(&[3, 2]), Gate::Silu)).contains("gate"));
+    let label = cross_entropy(&x, &random(&[4, 3]), &Tensor::from_slice(&[0i64, 4]), LabelWeights::Same(1.0));
+    assert!(label.unwrap_err().to_string().contains("label 4 is not below 4"));
+    let (a, b) = (random(&[2, 3]), random(&[5, 3]));
+    let dense = random(&[5, 3]);
+    let lora = Some(Factors { a: &a, b: &b, scale: 1.0 });
+    let misfit = project(&x, &[Projection { weight: ProjectionWeight::Dense(&dense), bias: None, lora }]);
+    assert!(misfit.unwrap_err().to_string().contains("do not fit a layer from 3 to 5"));
+}
