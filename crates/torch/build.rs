@@ -23,7 +23,16 @@ fn main() {
     let mut build = cc::Build::new();
     // The kernels' loops become vector instructions at this level, whatever the profile; without OpenMP's flag libtorch's
     // headers make one thread of `parallel_for`.
-    build.cpp(true).std("c++17").opt_level(3).flag_if_supported("-fno-math-errno").flag_if_supported("-fopenmp").warnings(false).files(SOURCES);
+    build
+        .cpp(true)
+        .std("c++17")
+        .opt_level(3)
+        .flag_if_supported("-fno-math-errno")
+        .flag_if_supported("-fopenmp")
+        .warnings(false)
+        .files(SOURCES);
+    // For the names of Gloo's types, which libtorch's headers mention and do not bring.
+    build.include("shim");
     for folder in tailor_torch_link::include_folders() {
         build.flag("-isystem").flag(folder.display().to_string());
     }

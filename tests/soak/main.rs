@@ -190,7 +190,8 @@ async fn open(load: &Arc<Load>, rate: f64, time: Duration) -> Figures {
 }
 
 async fn gather(tasks: Vec<tokio::task::JoinHandle<Figures>>, time: Duration) -> Figures {
-    let mut all = Figures { time, ..Figures::default() };
+    let mut all = Figures::default();
+    all.time = time;
     for task in tasks {
         match task.await {
             Ok(figures) => all.add(figures),

@@ -3,7 +3,8 @@
 
 use serde_json::{Map, Value};
 use tailor_domain::Family;
-use tailor_torch::device::{Gate, gated, has_kernels};
+use tailor_torch::Gate;
+use tailor_torch::device::{gated, has_kernels};
 
 use crate::{Error, Result};
 

@@ -43,6 +43,7 @@ fn takes_linear(linear: &Linear) -> bool {
     match &linear.weight {
         Weight::FourBit(weight) => Matrix::new(weight.quantized()).is_some(),
         Weight::Dense(weight) => weight.kind() == Kind::BFloat16 && weight.is_contiguous(),
+        Weight::OnDevice(_) => false,
     }
 }
 
@@ -287,6 +288,7 @@ fn weights(linear: &Linear) -> (Weights<'_>, usize) {
             (Weights::FourBit(matrix), matrix.out())
         }
         Weight::Dense(weight) => (Weights::Bf16(values(weight)), weight.size()[0] as usize),
+        Weight::OnDevice(_) => panic!("looked at when it was loaded"),
     }
 }
 

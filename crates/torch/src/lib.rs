@@ -23,8 +23,8 @@ mod memory;
 mod pool;
 mod quant_linear;
 mod random;
-mod workers;
 mod surroundings;
+mod workers;
 
 pub use autograd::backward;
 pub use c10d::{Meeting, ProcessGroup};
@@ -37,5 +37,5 @@ pub use memory::{Memory, PeakMemory, available_bytes, resident_bytes, total_byte
 pub use pool::{TensorBytes, drop_pool, tensor_bytes, use_pool};
 pub use quant_linear::{Factors, Projection, ProjectionWeight, QuantWeight, drop_scratch, lora, project, quant_linear};
 pub use random::{rng_state, set_rng_state};
-pub use workers::TorchWorkers;
 pub use surroundings::Surroundings;
+pub use workers::TorchWorkers;

@@ -196,8 +196,8 @@ fn child(words: &[String]) -> Result<()> {
         let rows: &'static [Example] = rows(number, work.tokens, base.config().vocab_size() as u32).leak();
         let (mut surroundings, mut seen) = (Surroundings::default(), Seen::default());
         let recipe = recipe(number, &work);
-        let session =
-            surroundings.within(|| Session::begin(Rc::clone(&base), &recipe, rows, "random", None, &Ranks::alone(), &mut seen))??;
+        let session = surroundings
+            .within(|| Session::begin(Rc::clone(&base), &recipe, rows, "random", None, &Ranks::alone(), &mut seen))??;
         all.push(Job { number, seen, surroundings, session: Some(session), trained: None });
     }
     let started = Instant::now();

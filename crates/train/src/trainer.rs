@@ -286,7 +286,8 @@ impl<'a, B: Deref<Target = Base>> Run<'a, B> {
                     *saved = self.state.step;
                 }
                 if wishes.leaving {
-                    let (at, problem) = (format!("after step {}", self.state.step), "another rank's worker is stopping");
+                    let (at, problem) =
+                        (format!("after step {}", self.state.step), "another rank's worker is stopping");
                     return Err(Error::Ranks { at, problem: problem.into() });
                 }
                 match self.next_step(&batches.next_batch(self.rows.lengths()), observer) {

@@ -110,12 +110,7 @@ async fn train(worker: &Worker, device: &Device, seat: &Seat, halt: &HaltFlag) -
 }
 
 /// Waits for rank 0's word; makes its checkpoint this rank's. Returns the attempt's fence.
-async fn follow_plan(
-    attempt: &Attempt<'_>,
-    party: &Arc<Party>,
-    halt: &HaltFlag,
-    start: &mut Start,
-) -> Result<u64> {
+async fn follow_plan(attempt: &Attempt<'_>, party: &Arc<Party>, halt: &HaltFlag, start: &mut Start) -> Result<u64> {
     let (waiting, halted) = (party.clone(), halt.clone());
     let wait = move || waiting.plan(&|| halted.raised().is_some());
     let (fence, digest) = attempt.device.once("meeting", tracing::Span::current(), wait).await?;

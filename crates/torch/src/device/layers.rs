@@ -4,6 +4,7 @@ use std::ptr;
 
 use tch::Tensor;
 
+use crate::layers::Gate;
 use crate::{Result, ffi};
 
 /// As [`crate::lora`] where kernels are.
@@ -26,13 +27,6 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, epsilon: f64, one_plus: bool) -> Re
     ffi::produce(|result| unsafe { ffi::tailor_device_rms_norm(x, weight, epsilon, one_plus.into(), result) })
 }
 
-/// What the gate goes through.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Gate {
-    Silu,
-    GeluTanh,
-}
-
 /// act(gate)·up, of which only both inputs are kept for the backward pass.
 ///
 /// # Errors
@@ -40,7 +34,9 @@ pub enum Gate {
 pub fn gated(gate: &Tensor, up: &Tensor, activation: Gate) -> Result<Tensor> {
     let [gate, up] = [gate, up].map(ffi::handle);
     // SAFETY: all handles are alive during the call.
-    ffi::produce(|result| unsafe { ffi::tailor_device_gated(gate, up, activation as i32, result) })
+    ffi::produce(|result| unsafe {
+        ffi::tailor_device_gated(gate, up, i32::from(activation == Gate::GeluTanh), result)
+    })
 }
 
 /// Rotary positions, half-split.
@@ -94,5 +90,7 @@ pub fn cross_entropy_in_place(
     let weights = weights.map_or(ptr::null(), ffi::handle);
     let logits = ffi::handle(logits).cast_mut();
     // SAFETY: all handles are alive during the call.
-    ffi::produce(|result| unsafe { ffi::tailor_device_cross_entropy(logits, ffi::handle(labels), weights, weight, result) })
+    ffi::produce(|result| unsafe {
+        ffi::tailor_device_cross_entropy(logits, ffi::handle(labels), weights, weight, result)
+    })
 }

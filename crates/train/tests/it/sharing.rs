@@ -46,7 +46,8 @@ struct Sharing<'a> {
 impl<'a> Sharing<'a> {
     fn new(base: &'a Base, recipe: &Recipe, rows: impl Into<Examples<'a>>, from: Option<&Checkpoint>) -> Self {
         let (mut surroundings, mut watch) = (Surroundings::default(), Watch::default());
-        let begun = surroundings.within(|| Session::begin(base, recipe, rows, "tiny", from, &Ranks::alone(), &mut watch));
+        let begun =
+            surroundings.within(|| Session::begin(base, recipe, rows, "tiny", from, &Ranks::alone(), &mut watch));
         let session = begun.expect("a generator").expect("begins");
         Self { surroundings, watch, session: Some(session), ended: None }
     }

@@ -12,8 +12,8 @@ use tailor_testkit::TempDir;
 use tailor_text::shard::{Content, Record, ShardFile, ShardKind, ShardLimits, ShardWriter};
 use tailor_torch::Memory;
 use tailor_train::{
-    Checkpoint, Example, Examples, Observer, Predictor, Preference, Prompts, Ranks, Session, Shard, Trained, predict, resume,
-    train,
+    Checkpoint, Example, Examples, Observer, Predictor, Preference, Prompts, Ranks, Session, Shard, Trained, predict,
+    resume, train,
 };
 
 use crate::{TinyBase, lora, recipe, spec};
@@ -177,7 +177,8 @@ fn child(megabytes: u64) {
     let train_spec = TrainSpec { max_tokens: 128, max_steps: 3, ..spec() };
     let evaluate = EvaluateSpec { every_steps: 3, ..EvaluateSpec::default() };
     let recipe = Recipe { evaluate, ..recipe(&lora(), &train_spec) };
-    let mut session = Session::begin(&tiny.base, &recipe, on_disk(&path), "tiny", None, &Ranks::alone(), &mut ()).expect("begins");
+    let mut session =
+        Session::begin(&tiny.base, &recipe, on_disk(&path), "tiny", None, &Ranks::alone(), &mut ()).expect("begins");
     while session.turn(&mut ()).expect("a step").is_none() {}
     println!("ROWS {rows} PEAK {}", Memory::now().expect("counted").peak_bytes);
 }

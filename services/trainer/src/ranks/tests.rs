@@ -1,4 +1,5 @@
 use std::net::Ipv4Addr;
+use std::sync::Barrier;
 
 use tailor_blobs::Store;
 use tailor_queue::InProcessQueue;
@@ -49,8 +50,15 @@ fn all(gathered: Gathered) -> Arc<Party> {
     }
 }
 
-async fn connect(party: Arc<Party>) -> Result<Ranks> {
-    blocking(move || party.connect(&|| false)).await
+/// Its place, how many there are, and whether it is the first. The ranks stay on the thread that connected them, until all
+/// who meet at `end` have been there.
+async fn connect(party: Arc<Party>, end: Arc<Barrier>) -> Result<(u32, u32, bool)> {
+    blocking(move || {
+        let ranks = party.connect(&|| false)?;
+        end.wait();
+        Ok((ranks.rank(), ranks.world(), ranks.is_first()))
+    })
+    .await
 }
 
 #[tokio::test]
@@ -75,11 +83,9 @@ async fn of_two_callers_the_younger_gives_way_and_both_workers_meet() {
         move || other.plan(&|| false)
     });
     assert_eq!(plan.await.expect("told"), (7, Some(digest)));
-    let (first, second) = tokio::join!(connect(party), connect(other));
-    let places = [first, second].map(|ranks| {
-        let ranks = ranks.expect("connected");
-        (ranks.rank(), ranks.world(), ranks.is_first())
-    });
+    let end = Arc::new(Barrier::new(2));
+    let (first, second) = tokio::join!(connect(party, end.clone()), connect(other, end));
+    let places = [first, second].map(|place| place.expect("connected"));
     assert_eq!(places, [(0, 2, true), (1, 2, false)]);
     // From here on the queue may forget them.
     assert!(world.queue.take_seat("c", TTL).await.expect("asked").is_none());
@@ -91,7 +97,7 @@ async fn a_worker_that_leaves_before_all_are_connected_ends_the_wait() {
     let lease = world.lease(1, "a").await;
     let (party, seat) = tokio::join!(world.gather(&lease), world.seat("b"));
     world.queue.leave_seat(&seat).await.expect("left");
-    let error = connect(all(party)).await.expect_err("nobody comes");
+    let error = connect(all(party), Arc::new(Barrier::new(1))).await.expect_err("nobody comes");
     assert!(error.retryable(), "the job can be tried again");
     assert_eq!(error.to_string(), "ranks: a worker is gone before the ranks are connected");
 }

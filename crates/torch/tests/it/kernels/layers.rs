@@ -1,7 +1,8 @@
 //! Norm, gate, positions and cross-entropy against plain operators, forward and backward.
 
+use tailor_torch::Gate;
 use tailor_torch::backward;
-use tailor_torch::device::{Gate, cross_entropy_in_place, gated, rms_norm, rope};
+use tailor_torch::device::{cross_entropy_in_place, gated, rms_norm, rope};
 use tailor_torch::kernels::emulate_on_host;
 use tch::{Device, Kind, Reduction, Tensor};
 
