@@ -1,6 +1,6 @@
 //! Attention over heads, and the masks it takes. "Attention is all you need", arXiv 1706.03762 §3.2.
 
-use std::sync::Arc;
+use std::rc::Rc;
 
 use tch::{Kind, Tensor};
 
@@ -37,7 +37,7 @@ pub(crate) enum Mask {
     /// True where a query sees a key, or a term added to the scores: broadcasts to [B, H, T, S].
     Given(Tensor),
     /// Query t sees the keys of its own text up to itself.
-    Texts(Arc<Texts>),
+    Texts(Rc<Texts>),
 }
 
 /// softmax(cap(q·kᵀ·scale) + mask)·v

@@ -3,7 +3,7 @@
 //! with rotary positions and a gated feed-forward.
 
 use std::f64::consts::TAU;
-use std::sync::Arc;
+use std::rc::Rc;
 
 use tailor_torch::device::{has_kernels, rope};
 use tch::{Kind, Tensor};
@@ -209,13 +209,13 @@ impl Decoder {
         prompts.map_or_else(|| x.shallow_clone(), |prompts| prompts.put_into(&x))
     }
 
-    fn views(&self, ids: &Tensor, keys: Option<&Tensor>, texts: Option<&Arc<Texts>>) -> Vec<View> {
+    fn views(&self, ids: &Tensor, keys: Option<&Tensor>, texts: Option<&Rc<Texts>>) -> Vec<View> {
         self.kinds.iter().map(|kind| self.view(kind, ids, keys, texts)).collect()
     }
 
     /// The pass's texts, where attention can go by them: virtual tokens or a cache make other sequences of the batch, and
     /// capped scores have no kernel.
-    fn texts<'a>(&self, ids: &Tensor, whole: bool, pass: &'a Pass<'_>) -> Option<&'a Arc<Texts>> {
+    fn texts<'a>(&self, ids: &Tensor, whole: bool, pass: &'a Pass<'_>) -> Option<&'a Rc<Texts>> {
         let capped = self.layers.iter().any(|layer| layer.self_attn.softcap.is_some());
         let usable = whole && !capped && has_kernels(ids);
         pass.texts.as_ref().filter(|texts| usable && texts.tokens() == ids.numel())
@@ -237,11 +237,11 @@ impl Decoder {
         self.logit_softcap.is_some()
     }
 
-    fn view(&self, kind: &LayerKind, ids: &Tensor, keys: Option<&Tensor>, texts: Option<&Arc<Texts>>) -> View {
+    fn view(&self, kind: &LayerKind, ids: &Tensor, keys: Option<&Tensor>, texts: Option<&Rc<Texts>>) -> View {
         let new = ids.size()[1];
         if let Some(texts) = texts.filter(|_| kind.sliding_window.is_none_or(|window| new <= window)) {
             let rotation = self.rotation_at(&kind.inverse_frequencies, texts.positions());
-            return View { rotation, mask: Mask::Texts(Arc::clone(texts)) };
+            return View { rotation, mask: Mask::Texts(Rc::clone(texts)) };
         }
         let mask = match (keys, kind.sliding_window) {
             (Some(keys), window) => Mask::Given(causal_mask(keys, new, window)),

@@ -1,6 +1,6 @@
 //! What one pass through a model runs with: no adapter, one for the whole batch, or one for each row.
 
-use std::sync::Arc;
+use std::rc::Rc;
 
 use tch::{Device, Tensor};
 
@@ -18,7 +18,7 @@ pub struct Pass<'a> {
     /// NEFTune (arXiv 2310.05914 algorithm 1): α of the uniform noise on the embeddings, α/√(T·D); 0 is none.
     pub noise: f64,
     /// Where the texts of a packed batch begin, as its mask says too: where kernels are, attention goes by this.
-    pub texts: Option<Arc<Texts>>,
+    pub texts: Option<Rc<Texts>>,
     /// The inputs of layers that run again wait in the host's memory, not the GPU's.
     pub parks: bool,
 }
@@ -56,7 +56,7 @@ impl<'a> Pass<'a> {
     }
 
     /// The same pass for a batch of these texts.
-    pub fn with_texts(self, texts: Option<Arc<Texts>>) -> Self {
+    pub fn with_texts(self, texts: Option<Rc<Texts>>) -> Self {
         Self { texts, ..self }
     }
 

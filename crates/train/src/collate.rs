@@ -1,6 +1,6 @@
 //! From rows of ids to the tensors of one pass, padded on the right.
 
-use std::sync::Arc;
+use std::rc::Rc;
 
 use tailor_models::{Input, Result, Texts};
 use tailor_text::Example;
@@ -15,7 +15,7 @@ pub struct MicroBatch {
     /// (B, T): where rows are packed, the number of each token's row in its sequence, 0 for padding.
     texts: Option<Tensor>,
     /// The same, known on the host.
-    starts: Option<Arc<Texts>>,
+    starts: Option<Rc<Texts>>,
     encoder: Option<Encoder>,
     pub targets: Targets,
 }
@@ -78,7 +78,7 @@ impl MicroBatch {
         let (texts, starts) = if packed {
             let (numbers, shape) = pad(texts, 0);
             let starts = Texts::new(&numbers, shape[1] as usize, device)?;
-            (Some(matrix((numbers, shape), device)?), Some(Arc::new(starts)))
+            (Some(matrix((numbers, shape), device)?), Some(Rc::new(starts)))
         } else {
             (None, None)
         };
@@ -101,7 +101,7 @@ impl MicroBatch {
     }
 
     /// Where the texts of packed rows begin.
-    pub fn texts(&self) -> Option<Arc<Texts>> {
+    pub fn texts(&self) -> Option<Rc<Texts>> {
         self.starts.clone()
     }
 

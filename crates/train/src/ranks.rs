@@ -7,7 +7,7 @@
 //! from figures that are the same bits on all ranks, or that rank 0 tells.
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::rc::Rc;
 use std::time::Duration;
 
 use tailor_torch::{Meeting, ProcessGroup};
@@ -15,9 +15,9 @@ use tch::Tensor;
 
 use crate::error::Error;
 
-/// This process's place among the ranks of a run. Cloning shares it.
+/// This process's place among the ranks of a run. Cloning shares it, on the thread that connected it.
 #[derive(Debug, Clone)]
-pub struct Ranks(Option<Arc<ProcessGroup>>);
+pub struct Ranks(Option<Rc<ProcessGroup>>);
 
 /// What a rank would like at the beginning of a step.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -43,7 +43,7 @@ impl Ranks {
     /// Another rank does not come within `timeout` or cannot be reached.
     pub fn connect(meeting: &Meeting, own: IpAddr, rank: u32, world: u32, timeout: Duration) -> Result<Self, Error> {
         let group = ProcessGroup::open(meeting, own, rank, world, timeout).map_err(Error::ranks("connecting"))?;
-        Ok(Self(Some(Arc::new(group))))
+        Ok(Self(Some(Rc::new(group))))
     }
 
     pub fn rank(&self) -> u32 {

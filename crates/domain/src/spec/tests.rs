@@ -87,7 +87,7 @@ fn names_are_read_as_they_are_written() {
     let optimizer: Optimizer = "adamw8bit".parse().expect("a name");
     assert_eq!(serde_json::to_string(&optimizer).expect("json"), "\"adamw8bit\"");
     let error = "sgd".parse::<Optimizer>().expect_err("not ours").to_string();
-    assert_eq!(error, "train.optimizer: \"sgd\" is none of adamw, adamw8bit");
+    assert_eq!(error, "train.optimizer: \"sgd\" is none of adamw, adamw8bit, paged_adamw, paged_adamw8bit");
 }
 
 #[test]

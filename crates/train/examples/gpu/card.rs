@@ -40,7 +40,10 @@ pub fn rates(index: usize) -> Result<Rates> {
     let (from, mut to) =
         (Tensor::zeros([1 << 29], (Kind::Uint8, device)), Tensor::zeros([1 << 29], (Kind::Uint8, device)));
     let to_cell = std::cell::RefCell::new(&mut to);
-    let copy = timed(&|| Ok(to_cell.borrow_mut().copy_(&from)))?;
+    let copy = timed(&|| {
+        to_cell.borrow_mut().copy_(&from);
+        Ok(())
+    })?;
     let weight = weight(device).context("a weight to dequantise")?;
     let dequantise = timed(&|| dequantize_group(&[&weight], Kind::BFloat16).map(drop).map_err(Into::into))?;
     let left = Tensor::randn([8192, 8192], (Kind::BFloat16, device));
