@@ -66,7 +66,8 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// Runs until it is aborted or has raised the flag.
+    /// Runs until it is aborted: a run that must halt holds its lease until it has wound down. Where a newer attempt has begun
+    /// there is none to hold.
     pub async fn run(self) {
         let halt = tokio::select! {
             () = self.stop.cancelled() => Halt::ShuttingDown,
@@ -75,6 +76,9 @@ impl Keeper {
             never = self.beat() => match never {},
         };
         self.halt.raise(halt);
+        if halt != Halt::Superseded {
+            match self.beat().await {}
+        }
     }
 
     /// Until the run must halt.

@@ -359,7 +359,10 @@ impl Worker {
     /// resumed already goes to the back of the line.
     async fn set_aside(&self, lease: &Lease) -> Result<()> {
         let job = &lease.job;
-        self.queue.ack(lease).await?;
+        if let Err(error) = self.queue.ack(lease).await {
+            // Whoever gets the job next finds it paused; one that is resumed is offered again below.
+            tracing::warn!(%job, %error, "the queue was not told that the job is set aside");
+        }
         let _ = self.queue.notify(job).await;
         let state = self.view(job).await?.state;
         if state.is_final() {
