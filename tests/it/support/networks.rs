@@ -30,6 +30,8 @@ impl Networks {
         ip(&["link", "add", &bridge, "type", "bridge"])?;
         ip(&["addr", "add", &host, "dev", &bridge])?;
         ip(&["link", "set", &bridge, "up"])?;
+        // A container engine lets nothing pass that it did not ask for, bridges included. Without iptables nobody forbids it.
+        let _ = self.let_through("-I");
         for at in 0..self.count {
             let (name, outside, inside) = (self.name(at), self.outside(at), format!("{}/24", self.address(at)));
             ip(&["netns", "add", &name])?;
@@ -40,6 +42,12 @@ impl Networks {
             ip(&["-n", &name, "link", "set", "lo", "up"])?;
         }
         Ok(())
+    }
+
+    /// `-I` adds the rule that packets from namespace to namespace pass, `-D` takes it away.
+    fn let_through(&self, how: &str) -> std::io::Result<std::process::Output> {
+        let bridge = self.bridge();
+        Command::new("iptables").args([how, "FORWARD", "-i", &bridge, "-o", &bridge, "-j", "ACCEPT"]).output()
     }
 
     /// Under this address the namespaces reach what [`Networks::forward`] lets through.
@@ -105,6 +113,7 @@ impl Drop for Networks {
             let _ = ip(&["netns", "del", &self.name(at)]);
         }
         let _ = ip(&["link", "del", &self.bridge()]);
+        let _ = self.let_through("-D");
     }
 }
 
