@@ -10,7 +10,7 @@ use crate::support::networks::Networks;
 use crate::support::{Cluster, Family, Process, Training, Up, eventually};
 
 /// Long enough for two workers to be killed one after the other.
-const LONG: u64 = 500;
+const LONG: u64 = 200;
 
 /// Workers of a cluster whose trainer only answers calls.
 struct Workers<'a> {

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::error::Result;
 use crate::models::Models;
 
+const UNTOLD: &str = "the registry has not said what aliases mean, or too long ago";
 /// How often we look.
 const EVERY: Duration = Duration::from_millis(100);
 /// Pause before a base that could not be loaded is tried again.
@@ -42,13 +43,14 @@ impl Readiness {
         let gateway = &settings.gateway;
         let preload = gateway.preloaded()?;
         let missing = preload.iter().map(|base| (base.clone(), "it is being loaded".to_owned())).collect();
+        let found = std::iter::once(UNTOLD.to_owned()).chain(not_there(&missing)).collect();
         Ok(Self {
             models,
             preload,
             hang: Duration::from_millis(gateway.hang_ms),
             patience: Duration::from_millis(gateway.outage_grace_ms.max(gateway.alias_ttl_ms)).max(LEAST_PATIENCE),
             missing: Mutex::new(missing),
-            found: watch::Sender::new(vec!["it has just begun".to_owned()]),
+            found: watch::Sender::new(found),
         })
     }
 
@@ -93,9 +95,9 @@ impl Readiness {
     async fn look(&self) -> Vec<String> {
         let mut found = Vec::new();
         if !self.models.routes().table().confirmed_within(self.patience) {
-            found.push("the registry has not said what aliases mean, or too long ago".to_owned());
+            found.push(UNTOLD.to_owned());
         }
-        found.extend(self.missing().iter().map(|(base, why)| format!("base {base} is not there: {why}")));
+        found.extend(not_there(&self.missing()));
         for base in self.models.bases.running().await {
             let name = &base.manifest.name;
             if base.engine.has_ended() {
@@ -113,4 +115,8 @@ impl Readiness {
     fn missing(&self) -> std::sync::MutexGuard<'_, BTreeMap<BaseName, String>> {
         self.missing.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn not_there(missing: &BTreeMap<BaseName, String>) -> impl Iterator<Item = String> {
+    missing.iter().map(|(base, why)| format!("base {base} is not there: {why}"))
 }
