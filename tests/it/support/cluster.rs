@@ -43,6 +43,10 @@ pub struct Cluster {
     pub folder: TempDir,
 }
 
+/// Several processes that compute on the same few cores: threads of one that wait for each other, at full speed, would keep
+/// those of another from what they wait for.
+const ONE_THREAD: [(&str, &str); 1] = [("OMP_NUM_THREADS", "1")];
+
 impl Cluster {
     /// Redis and the store run, no service does. `None` where one of the two is not installed.
     pub fn prepare() -> Option<Self> {
@@ -108,6 +112,7 @@ impl Cluster {
         let mut command = command(service.program());
         command.args(["--listen", &self.address(service)]);
         command.envs(self.settings.iter().cloned());
+        command.envs(ONE_THREAD);
         command.env("TAILOR__CACHE_DIR", self.folder.join(service.program()));
         command
     }
@@ -118,6 +123,7 @@ impl Cluster {
         command.args(["--listen", &format!("127.0.0.1:{port}")]);
         command.envs(self.settings.iter().cloned());
         command.envs([("TAILOR__TRAINER__API", "false"), ("TAILOR__TRAINER__WORKER", "true")]);
+        command.envs(ONE_THREAD);
         command.env("TAILOR__CACHE_DIR", self.folder.join(name));
         command
     }
