@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use prost::Message as _;
 
-const PROTOS: [&str; 7] = [
+const PROTOS: [&str; 8] = [
     "tailor/dataset/v1/dataset.proto",
     "tailor/training/v1/training.proto",
     "tailor/registry/v1/registry.proto",
@@ -12,6 +12,7 @@ const PROTOS: [&str; 7] = [
     "tailor/inference/v1/inference.proto",
     "tailor/inference/v1/adapter_admin.proto",
     "tailor/inference/v1/rollout_admin.proto",
+    "tailor/inference/v1/engine.proto",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -1,7 +1,7 @@
 //! Serving gRPC, and HTTP on the same port where a service has such routes: health, reflection, tokens, traces, and an orderly end.
 //!
-//! The end: health says NOT_SERVING, new connections are refused, calls in flight finish within the grace period, what is
-//! left then is cut.
+//! The end: health says NOT_SERVING, and for a while (`shutdown_wait_ms`) all is served as before, so that balancers see it;
+//! then new connections are refused, calls in flight finish within the grace period, what is left then is cut.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -128,7 +128,7 @@ pub async fn serve_with(
     stop: CancellationToken,
 ) -> std::io::Result<Serving> {
     let address = listener.local_addr()?;
-    let grace = settings.shutdown_grace();
+    let (wait, grace) = (settings.shutdown_wait(), settings.shutdown_grace());
     let (health, health_service) = tonic_health::server::health_reporter();
     let begins = doors.hindrances.as_ref().map_or(ServingStatus::Serving, status_of);
     health.set_service_status("", begins).await;
@@ -163,11 +163,12 @@ pub async fn serve_with(
             }
             health.set_service_status("", ServingStatus::NotServing).await;
             tracing::info!(service, %address, "draining");
+            tokio::time::sleep(wait).await;
         };
         let serving = router.serve_with_incoming_shutdown(incoming, end);
         tokio::select! {
             outcome = serving => outcome.map_err(|problem| Error::Serve { address, problem }),
-            () = after(stop, grace) => {
+            () = after(stop, wait + grace) => {
                 tracing::warn!(service, ?grace, "calls were still running at the end of the grace period and were cut");
                 Ok(())
             }

@@ -26,7 +26,10 @@ pub enum Error {
 pub struct Settings {
     /// Where this service listens.
     pub listen: SocketAddr,
-    /// How long requests in flight may take to finish after a stop signal.
+    /// How long a service goes on taking requests after a stop signal, when its health says already that it does not: balancers
+    /// take a moment to see that.
+    pub shutdown_wait_ms: u64,
+    /// How long requests in flight may take to finish after that.
     pub shutdown_grace_ms: u64,
     /// Where bases and scratch files live on this machine. May be lost at any time.
     pub cache_dir: PathBuf,
@@ -210,9 +213,22 @@ pub struct Trainer {
     pub jobs_at_once: u64,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GatewayRole {
+    Both,
+    Edge,
+    Engine,
+}
+
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Gateway {
+    /// `both`: it answers, and makes the tokens itself. `edge`: it answers, and engines elsewhere make the tokens. `engine`: it
+    /// makes tokens for edges.
+    pub role: GatewayRole,
+    /// An edge's engines: addresses (`http://host:port`) parted by commas.
+    pub engines: String,
     /// Sequences waiting for the device before callers are turned away.
     pub max_queue: usize,
     /// Tokens, prompts and answers together, that those may come to.
@@ -224,8 +240,13 @@ pub struct Gateway {
     pub tenant_tokens_per_minute: u64,
     /// Memory for the keys and values of each base's sequences; one sequence of the greatest length fits always.
     pub kv_bytes: u64,
-    /// Memory for adapters; the longest unused leave when it is full. What is in use or pinned stays.
+    /// Memory of the device for adapters; what is worth least (uses, time to load, bytes) leaves when it is full. What is in
+    /// use or pinned stays.
     pub adapter_bytes: u64,
+    /// The host's memory for the files of adapters, so that those that left the device come back without the store.
+    pub adapter_memory_bytes: u64,
+    /// Disk (`cache_dir`) for the files of adapters.
+    pub adapter_disk_bytes: u64,
     /// How long after the registry last said so an alias' target may be taken for true. Later the registry is asked.
     pub alias_ttl_ms: u64,
     /// How long aliases go on meaning what they last meant while no registry answers; 0: not at all.
@@ -246,6 +267,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            shutdown_wait_ms: 0,
             shutdown_grace_ms: 10_000,
             cache_dir: PathBuf::from(".tailor/cache"),
             log: Log::default(),
@@ -343,6 +365,8 @@ impl Default for Trainer {
 impl Default for Gateway {
     fn default() -> Self {
         Self {
+            role: GatewayRole::Both,
+            engines: String::new(),
             max_queue: 256,
             max_queue_tokens: 1 << 20,
             max_batch: 32,
@@ -350,6 +374,8 @@ impl Default for Gateway {
             tenant_tokens_per_minute: 0,
             kv_bytes: 4 << 30,
             adapter_bytes: 8 << 30,
+            adapter_memory_bytes: 1 << 30,
+            adapter_disk_bytes: 32 << 30,
             alias_ttl_ms: 100,
             outage_grace_ms: 600_000,
             cors_origins: String::new(),
@@ -361,6 +387,28 @@ impl Default for Gateway {
 }
 
 impl Gateway {
+    /// The addresses in `engines`.
+    pub fn engine_urls(&self) -> impl Iterator<Item = &str> {
+        self.engines.split(',').map(str::trim).filter(|url| !url.is_empty())
+    }
+
+    /// An edge has engines, nobody else.
+    fn check_role(&self) -> Result<(), String> {
+        if let Some(url) = self.engine_urls().find(|url| !is_url(url)) {
+            return Err(format!("{url:?} is no address; write http://host:port"));
+        }
+        let has_engines = self.engine_urls().next().is_some();
+        match self.role {
+            GatewayRole::Edge if !has_engines => {
+                Err("an edge (gateway.role) needs engines; name at least one, http://host:port".into())
+            }
+            GatewayRole::Both | GatewayRole::Engine if has_engines => {
+                Err("only an edge sends requests to engines; set gateway.role to edge, or leave this out".into())
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The names in `preload`.
     ///
     /// # Errors
@@ -433,6 +481,9 @@ impl Settings {
         if let Err(problem) = crate::cors::origins(&self.gateway.cors_origins) {
             return Err(Error::Invalid { key: "gateway.cors_origins", problem });
         }
+        if let Err(problem) = self.gateway.check_role() {
+            return Err(Error::Invalid { key: "gateway.engines", problem });
+        }
         if let Err(problem) = self.gateway.preloaded() {
             return Err(Error::Invalid { key: "gateway.preload", problem: problem.to_string() });
         }
@@ -449,7 +500,7 @@ impl Settings {
             ("services.registry", &self.services.registry),
             ("services.gateway", &self.services.gateway),
         ] {
-            if !(url.starts_with("http://") || url.starts_with("https://")) {
+            if !is_url(url) {
                 let problem = format!("{url:?} is no address; write http://host:port");
                 return Err(Error::Invalid { key, problem });
             }
@@ -457,9 +508,17 @@ impl Settings {
         Ok(())
     }
 
+    pub fn shutdown_wait(&self) -> Duration {
+        Duration::from_millis(self.shutdown_wait_ms)
+    }
+
     pub fn shutdown_grace(&self) -> Duration {
         Duration::from_millis(self.shutdown_grace_ms)
     }
+}
+
+fn is_url(url: &str) -> bool {
+    url.starts_with("http://") || url.starts_with("https://")
 }
 
 #[cfg(test)]

@@ -53,6 +53,11 @@ impl Peers {
 
 /// `cargo xtask test [FILTER ...]`
 pub fn test(filters: &[String]) -> Result<()> {
+    test_with(filters, &[])
+}
+
+/// As [`test`], the tests being told more.
+pub fn test_with(filters: &[String], told: &[(&str, &Path)]) -> Result<()> {
     libtorch::setup()?;
     let peers = Peers::of_tests()?;
     let runner = nextest::runner()?;
@@ -65,7 +70,7 @@ pub fn test(filters: &[String]) -> Result<()> {
     process::heading("programs");
     process::run(workspace::cargo().args(BUILD_ALL))?;
     process::heading("tests");
-    process::run(&mut peers.give_to(runner.command(filters)))?;
+    process::run(peers.give_to(runner.command(filters)).envs(told.iter().copied()))?;
     if !filters.is_empty() {
         return Ok(());
     }

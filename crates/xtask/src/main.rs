@@ -5,6 +5,7 @@
 
 mod bench;
 mod checks;
+mod faults;
 mod fuzz;
 mod libtorch;
 mod lock;
@@ -80,6 +81,14 @@ const TASKS: &[Task] = &[
                   minute and fails where memory grew, an answer was lost or differs from what the prompt got alone, or anything\n\
                   is left behind. --overload: once and ten times the load in turn, with the times to the first token.",
         run: programs::soak,
+    },
+    Task {
+        name: "faults",
+        arguments: "",
+        about: "adapters that go wrong under load, and docs/adapter-faults.md from what was seen",
+        details: "Cut and damaged files, another base's adapters, numbers that are none, a store that dies, evictions and moves in\n\
+                  the middle of streams, a thousand loads at once: every other stream must say what it says alone.",
+        run: faults::faults,
     },
     Task {
         name: "fuzz",

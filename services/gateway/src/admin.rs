@@ -54,6 +54,13 @@ impl AdapterAdmin for Api {
     async fn load(&self, request: Request<pb::LoadRequest>) -> Result<Response<pb::ResidentAdapter>, Status> {
         let reference = request.into_inner().adapter;
         let reference: tailor_domain::adapter::AdapterRef = reference.parse().map_err(|error| status(&error))?;
+        if let Some(fleet) = self.models.fleet() {
+            // What the name means is said once, here.
+            let found = self.models.resolve(&reference.to_string()).await.map_err(|error| status(&error))?;
+            let version = format!("{}@{}", found.adapter, found.version);
+            let loaded = fleet.load(&version, &found.digest).await;
+            return loaded.map(Response::new).map_err(|error| status(&error));
+        }
         let model = self.models.find("", &reference.to_string()).await.map_err(|error| status(&error))?;
         let digest = model.adapter.as_ref().map(|version| version.digest.clone());
         let resident = self.models.resident();
@@ -64,16 +71,25 @@ impl AdapterAdmin for Api {
     }
 
     async fn pin(&self, request: Request<pb::PinRequest>) -> Result<Response<pb::ResidentAdapter>, Status> {
-        let pb::PinRequest { digest, pinned } = request.into_inner();
-        let digest = Digest::try_new(digest).map_err(|error| status(&error))?;
-        let entry = self.models.pin(&digest, pinned).map_err(|error| status(&error))?;
+        let request = request.into_inner();
+        let digest = Digest::try_new(request.digest.clone()).map_err(|error| status(&error))?;
+        if let Some(fleet) = self.models.fleet() {
+            let said = fleet.each(async |mut engine| engine.pin(request.clone()).await).await;
+            return any(said.map_err(|error| status(&error))?);
+        }
+        let entry = self.models.pin(&digest, request.pinned).map_err(|error| status(&error))?;
         Ok(Response::new(wire(&entry)))
     }
 
     async fn unload(&self, request: Request<pb::UnloadRequest>) -> Result<Response<pb::UnloadResponse>, Status> {
-        let digest = Digest::try_new(request.into_inner().digest).map_err(|error| status(&error))?;
+        let request = request.into_inner();
+        let digest = Digest::try_new(request.digest.clone()).map_err(|error| status(&error))?;
         if let Some(why) = self.rollouts.holds(&digest) {
             return Err(status(&Error::Held { digest: digest.to_string(), why }));
+        }
+        if let Some(fleet) = self.models.fleet() {
+            let said = fleet.each(async |mut engine| engine.unload(request.clone()).await).await;
+            return any(said.map_err(|error| status(&error))?);
         }
         self.models.unload(&digest).await.map_err(|error| status(&error))?;
         Ok(Response::new(pb::UnloadResponse {}))
@@ -83,14 +99,42 @@ impl AdapterAdmin for Api {
         &self,
         _: Request<pb::ListResidentRequest>,
     ) -> Result<Response<pb::ListResidentResponse>, Status> {
+        if let Some(fleet) = self.models.fleet() {
+            let said = fleet.each(async |mut engine| engine.list_resident(pb::ListResidentRequest {}).await).await;
+            let mut all = pb::ListResidentResponse::default();
+            for said in said.map_err(|error| status(&error))? {
+                let said = said?;
+                all.bases.extend(said.bases);
+                all.adapters.extend(said.adapters);
+                all.tiers.extend(said.tiers);
+            }
+            return Ok(Response::new(all));
+        }
         let bases = self.models.bases.running().await;
-        let bases = bases.iter().map(|base| pb::ResidentBase {
-            base: base.manifest.name.to_string(),
-            fingerprint: base.manifest.fingerprint.to_string(),
-            size_bytes: base.engine.info().resident_bytes,
-            usage: Some(wire_usage(base.engine.usage())),
+        let bases = bases.iter().map(|(manifest, engine)| pb::ResidentBase {
+            base: manifest.name.to_string(),
+            fingerprint: manifest.fingerprint.to_string(),
+            size_bytes: engine.info().resident_bytes,
+            usage: Some(wire_usage(engine.usage())),
         });
         let adapters = self.models.resident().iter().map(wire).collect();
-        Ok(Response::new(pb::ListResidentResponse { bases: bases.collect(), adapters }))
+        let tiers = self.models.shelves().map(|(tier, count, size_bytes)| pb::Tier { tier: tier.into(), count, size_bytes });
+        Ok(Response::new(pb::ListResidentResponse { bases: bases.collect(), adapters, tiers: tiers.into() }))
+    }
+}
+
+/// What one of several engines has done; where none has, why.
+fn any<T>(said: Vec<Result<T, Status>>) -> Result<Response<T>, Status> {
+    let mut refused = None;
+    let mut done = None;
+    for said in said {
+        match said {
+            Ok(answer) => done = Some(answer),
+            Err(status) => refused = Some(status),
+        }
+    }
+    match (done, refused) {
+        (Some(answer), _) => Ok(Response::new(answer)),
+        (None, refused) => Err(refused.unwrap_or_else(|| Status::unavailable("no engine answers"))),
     }
 }

@@ -1,21 +1,19 @@
 //! One answer: the input becomes ids, the engine's ids become text.
 
-use std::sync::Arc;
 use std::time::Instant;
 
-use tailor_constrain::Follower;
 use tailor_domain::ErrorCode;
-use tailor_engine::{Constraint, Event, GenerateJob, Logprobs, ScoreJob};
+use tailor_engine::{Event, Logprobs};
 use tailor_pb::inference as pb;
 use tailor_serverkit::meter::AnswerMeter;
 use tailor_serverkit::status;
 use tailor_text::Tokenizer;
 use tailor_text::tokenizer::TextStream;
-use tokio::sync::mpsc;
 
 use crate::ask::{Ask, MaxNew, Prompt};
 use crate::bases::Base;
 use crate::caller::Caller;
+use crate::device::{TokenJob, Tokens};
 use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::resident::Lease;
@@ -31,7 +29,7 @@ const DEFAULT_NEW_TOKENS: u32 = 128;
 /// A running answer: text piece by piece, then the figures. Dropping it stops the work.
 pub struct Answer {
     /// None when nothing more is wanted of the engine.
-    events: Option<mpsc::Receiver<std::result::Result<Event, tailor_engine::Error>>>,
+    events: Option<Tokens>,
     tokenizer: Tokenizer,
     text: Option<TextStream>,
     stop: StopScanner,
@@ -88,24 +86,6 @@ async fn begin(model: &Model, ask: Ask, operation: &'static str, meter: AnswerMe
     let max_new_tokens = new_tokens(&model.base, ask.max_new_tokens, prompt_tokens);
     let tokens = u64::from(prompt_tokens) + u64::from(max_new_tokens);
     let reservation = model.tenants.reserve(&ask.tenant, tokens, Instant::now())?;
-    let constraint = match ask.format {
-        None => None,
-        Some(format) => {
-            let constraints = model.base.constraints().await?;
-            // A schema may take a while to compile.
-            let compiled = tokio::task::spawn_blocking(move || constraints.begin(&format)).await;
-            let follower = compiled.map_err(|_| Error::Cut)??;
-            Some(Box::new(Following(follower)) as Box<dyn Constraint>)
-        }
-    };
-    let job = GenerateJob {
-        sampling: ask.sampling,
-        constraint,
-        top_logprobs: ask.top_logprobs,
-        tenant: ask.tenant,
-        deadline: ask.deadline,
-        ..GenerateJob::new(prompt_ids, model.adapter.as_ref().map(|version| version.digest.clone()), max_new_tokens)
-    };
     let tokenizer = model.base.tokenizer.clone();
     let span = tracing::info_span!(
         "gateway.answer",
@@ -120,9 +100,18 @@ async fn begin(model: &Model, ask: Ask, operation: &'static str, meter: AnswerMe
         tailor.cached_tokens = tracing::field::Empty,
         tailor.time_to_first_token_ms = tracing::field::Empty,
     );
-    let job = GenerateJob { span: span.clone(), ..job };
+    let job = TokenJob {
+        prompt_ids,
+        max_new_tokens,
+        sampling: ask.sampling,
+        top_logprobs: ask.top_logprobs,
+        format: ask.format,
+        tenant: ask.tenant,
+        deadline: ask.deadline,
+        span: span.clone(),
+    };
     Ok(Answer {
-        events: Some(model.base.engine.generate(job).await?),
+        events: Some(model.generate(job).await?),
         text: Some(tokenizer.stream(true)),
         tokenizer,
         stop: StopScanner::new(ask.stop),
@@ -154,7 +143,7 @@ fn new_tokens(base: &Base, asked: MaxNew, prompt_tokens: u32) -> u32 {
         MaxNew::Exactly(0) => DEFAULT_NEW_TOKENS,
         MaxNew::Exactly(count) => count,
         MaxNew::UpTo(count) => {
-            let context = base.engine.info().max_context as u32;
+            let context = base.device.max_context() as u32;
             let taken = if base.is_encoder_decoder() { 0 } else { prompt_tokens };
             // A prompt without room after it is refused with its figures.
             count.min(context.saturating_sub(taken)).max(1)
@@ -178,7 +167,7 @@ impl Answer {
     async fn advance(&mut self) -> Result<Option<Piece>> {
         while let Some(events) = &mut self.events {
             let mut piece = Piece::default();
-            match events.recv().await.transpose()? {
+            match events.next().await? {
                 Some(Event::Token { id, logprobs }) => {
                     if self.completion_tokens == 0 {
                         let waited = self.begun.elapsed().as_secs_f64() * 1e3;
@@ -246,20 +235,6 @@ fn said(tokenizer: &Tokenizer, id: u32, logprobs: &Logprobs) -> SaidToken {
     SaidToken { id, text: text(id), logprob: logprobs.chosen, top: top.collect() }
 }
 
-/// A follower as the engine knows it.
-#[derive(Debug)]
-struct Following(Follower);
-
-impl Constraint for Following {
-    fn mask(&mut self, logits: &mut [f32]) -> std::result::Result<(), String> {
-        self.0.mask(logits)
-    }
-
-    fn accept(&mut self, token: u32) -> std::result::Result<bool, String> {
-        self.0.accept(token)
-    }
-}
-
 /// The log-probability of each given token.
 pub async fn score(model: &Model, request: &pb::ScoreRequest, caller: &Caller) -> Result<Vec<pb::ScoredToken>> {
     let tokenizer = &model.base.tokenizer;
@@ -281,12 +256,7 @@ pub async fn score(model: &Model, request: &pb::ScoreRequest, caller: &Caller) -
         error
     };
     let mut reservation = model.tenants.reserve(&caller.tenant, tokens, Instant::now()).map_err(refused)?;
-    let job = ScoreJob {
-        prompt_ids,
-        token_ids: token_ids.clone(),
-        adapter: model.adapter.as_ref().map(|version| version.digest.clone()),
-    };
-    let scores = model.base.engine.score(job).await.map_err(Error::from).map_err(refused)?;
+    let scores = model.score(prompt_ids, token_ids.clone()).await.map_err(refused)?;
     reservation.used(tokens);
     meter.end(tokens, 0, 0, None);
     let mut tokens = Vec::with_capacity(scores.len());
@@ -299,6 +269,3 @@ pub async fn score(model: &Model, request: &pb::ScoreRequest, caller: &Caller) -
     }
     Ok(tokens)
 }
-
-/// What one base can be held to, made at its first use.
-pub type SharedConstraints = Arc<tailor_constrain::Constraints>;

@@ -5,39 +5,31 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use tailor_blobs::Store;
-use tailor_constrain::Constraints;
 use tailor_domain::{BaseManifest, Digest, Family};
 use tailor_engine::{Engine, EngineOptions, GenerateJob};
 use tailor_serverkit::Settings;
 use tailor_text::Tokenizer;
 use tokio::sync::{Mutex, OnceCell};
 
-use crate::answer::SharedConstraints;
-use crate::error::{Error, Result};
+use crate::device::Device;
+use crate::error::Result;
+use crate::fleet::Fleet;
 
 /// A base that answers.
 pub struct Base {
     pub manifest: BaseManifest,
-    pub engine: Engine,
     pub tokenizer: Tokenizer,
-    constraints: OnceCell<SharedConstraints>,
+    pub device: Device,
 }
 
 impl Base {
     pub fn is_encoder_decoder(&self) -> bool {
         self.manifest.family == Family::EncoderDecoder
     }
-
-    /// What its answers can be held to; made at the first use, since few need it and a large vocabulary takes a while.
-    pub async fn constraints(&self) -> Result<SharedConstraints> {
-        let make = || async {
-            let (tokenizer, info) = (self.tokenizer.clone(), self.engine.info());
-            let made = move || Constraints::new(&tokenizer, info.vocab_size, &info.eos_ids);
-            Ok(Arc::new(tokio::task::spawn_blocking(made).await.map_err(|_| Error::Cut)??))
-        };
-        self.constraints.get_or_try_init(make).await.cloned()
-    }
 }
+
+/// What an edge leaves in the store: it needs a base's words, not its weights.
+const WEIGHTS: &str = ".safetensors";
 
 type Slot = Arc<OnceCell<Arc<Base>>>;
 
@@ -45,12 +37,14 @@ pub struct Bases {
     store: Store,
     cache_dir: PathBuf,
     options: EngineOptions,
+    /// Where an edge has its engines.
+    fleet: Option<Arc<Fleet>>,
     /// By fingerprint: a name may come to mean another base, a fingerprint never.
     slots: Mutex<HashMap<Digest, Slot>>,
 }
 
 impl Bases {
-    pub fn new(settings: &Settings, store: Store) -> Self {
+    pub fn new(settings: &Settings, store: Store, fleet: Option<Arc<Fleet>>) -> Self {
         let options = EngineOptions {
             max_queue: settings.gateway.max_queue,
             max_queue_tokens: settings.gateway.max_queue_tokens,
@@ -58,7 +52,8 @@ impl Bases {
             kv_bytes: settings.gateway.kv_bytes,
             ..EngineOptions::default()
         };
-        Self { store, cache_dir: settings.cache_dir.join("bases"), options, slots: Mutex::default() }
+        let cache_dir = settings.cache_dir.join(if fleet.is_some() { "edge" } else { "bases" });
+        Self { store, cache_dir, options, fleet, slots: Mutex::default() }
     }
 
     /// The running base of a manifest; the first caller starts it and the others wait for the same start.
@@ -70,6 +65,14 @@ impl Bases {
     #[tracing::instrument(name = "gateway.start_base", skip_all, fields(base = %manifest.name))]
     async fn start(&self, manifest: &BaseManifest) -> Result<Arc<Base>> {
         let folder = self.cache_dir.join(manifest.fingerprint.hex());
+        if let Some(fleet) = &self.fleet {
+            let files: Vec<_> = manifest.files.iter().filter(|file| !file.name.ends_with(WEIGHTS)).cloned().collect();
+            self.store.fetch_folder(&files, &folder).await?;
+            let opened = fleet.open(&manifest.name, &manifest.fingerprint).await?;
+            let max_context = usize::try_from(opened.max_context).unwrap_or(usize::MAX);
+            let device = Device::There { fleet: fleet.clone(), max_context };
+            return Ok(Arc::new(Base { manifest: manifest.clone(), tokenizer: Tokenizer::open(&folder)?, device }));
+        }
         self.store.fetch_folder(&manifest.files, &folder).await?;
         let tokenizer = Tokenizer::open(&folder)?;
         let options = EngineOptions { compute: manifest.dtype.parse()?, ..self.options.clone() };
@@ -77,14 +80,16 @@ impl Bases {
         warm(&engine).await?;
         let resident_bytes = engine.info().resident_bytes;
         tracing::info!(base = %manifest.name, fingerprint = %manifest.fingerprint, resident_bytes, "base is resident");
-        Ok(Arc::new(Base { manifest: manifest.clone(), engine, tokenizer, constraints: OnceCell::new() }))
+        Ok(Arc::new(Base { manifest: manifest.clone(), tokenizer, device: Device::here(engine) }))
     }
 
-    /// What is resident now, and has made a token.
-    pub async fn running(&self) -> Vec<Arc<Base>> {
+    /// What is resident here now, and has made a token, with its engine.
+    pub async fn running(&self) -> Vec<(BaseManifest, Engine)> {
         let slots = self.slots.lock().await;
-        let mut running: Vec<_> = slots.values().filter_map(|slot| slot.get().cloned()).collect();
-        running.sort_by(|a, b| a.manifest.name.cmp(&b.manifest.name));
+        let bases = slots.values().filter_map(|slot| slot.get());
+        let mut running: Vec<_> =
+            bases.filter_map(|base| Some((base.manifest.clone(), base.device.engine()?.clone()))).collect();
+        running.sort_by(|(a, _), (b, _)| a.name.cmp(&b.name));
         running
     }
 }

@@ -3,6 +3,7 @@
 use tailor_domain::{BaseName, Digest, ErrorCode, Invalid};
 use tailor_serverkit::Coded;
 use tailor_serverkit::status::code_of;
+use tonic_types::StatusExt as _;
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -17,6 +18,8 @@ pub enum Error {
     /// The base was registered anew under its name since the adapter was published.
     #[error("adapter {adapter} was made for another {base} (fingerprint {wanted}); the one here has {found}")]
     OtherFingerprint { adapter: String, base: BaseName, wanted: String, found: String },
+    #[error("base {base} is now another one: {wanted} was asked for, {found} is here; send the request again")]
+    OtherBaseNow { base: BaseName, wanted: Digest, found: Digest },
     #[error("adapter {adapter} cannot be used: {problem}")]
     BadAdapter { adapter: String, problem: String },
     #[error(
@@ -53,6 +56,13 @@ pub enum Error {
     TenantLimit { tenant: String, what: &'static str, asked: u64, limit: u64, retry_after: std::time::Duration },
     #[error("the work was cut off; send the request again")]
     Cut,
+    #[error("this engine is about to stop; send the request to another")]
+    Stopping,
+    #[error("none of the {engines} engines can take the request ({problem}); come again, or see gateway.engines")]
+    NoEngine { engines: usize, problem: String },
+    /// Too late for another engine: the caller has heard part of it.
+    #[error("engine {engine} was lost after {tokens} tokens of this answer ({problem}); send the request again")]
+    EngineLost { engine: String, tokens: u32, problem: String },
     #[error("the listener has no address: {0}")]
     Listen(std::io::Error),
 }
@@ -68,6 +78,7 @@ impl Error {
             Self::NoModel | Self::Address(_) | Self::Settings(_) => ErrorCode::InvalidArgument,
             Self::OtherBase { .. }
             | Self::OtherFingerprint { .. }
+            | Self::OtherBaseNow { .. }
             | Self::BadAdapter { .. }
             | Self::Quarantined { .. }
             | Self::Held { .. }
@@ -79,7 +90,7 @@ impl Error {
             Self::Engine(error) => error.code(),
             Self::Constrain(error) => error.code(),
             Self::TenantLimit { .. } => ErrorCode::ResourceExhausted,
-            Self::Cut => ErrorCode::Unavailable,
+            Self::Cut | Self::Stopping | Self::NoEngine { .. } | Self::EngineLost { .. } => ErrorCode::Unavailable,
             Self::Listen(_) => ErrorCode::Internal,
         }
     }
@@ -94,6 +105,7 @@ impl Coded for Error {
         match self {
             Self::Engine(error) => error.retry_after(),
             Self::TenantLimit { retry_after, .. } => Some(*retry_after),
+            Self::Service { status, .. } => status.get_details_retry_info().and_then(|info| info.retry_delay),
             _ => None,
         }
     }

@@ -7,6 +7,8 @@ use std::time::Instant;
 
 use tailor_blobs::Store;
 use tailor_domain::{BaseManifest, BaseName, Digest, Version};
+use tailor_engine::Engine;
+use tailor_pb::inference as pb;
 use tailor_pb::registry;
 use tailor_pb::registry::adapter_registry_client::AdapterRegistryClient;
 use tailor_peft::{Adapter, Limits};
@@ -19,9 +21,11 @@ use tokio::sync::Mutex;
 
 use crate::bases::{Base, Bases};
 use crate::error::{Error, Result};
+use crate::fleet::Fleet;
 use crate::reading::DEVICE;
 use crate::resident::{Entry, Lease, Resident};
 use crate::routes::Routes;
+use crate::shelf::Shelf;
 use crate::tenants::{TenantLimits, Tenants};
 
 /// One resolved adapter version.
@@ -51,6 +55,18 @@ pub struct Meters {
 }
 
 impl Model {
+    /// As engines elsewhere know it.
+    pub fn target(&self) -> pb::Target {
+        let adapter = self.adapter.as_ref();
+        pb::Target {
+            base: self.base.manifest.name.to_string(),
+            base_fingerprint: self.base.manifest.fingerprint.to_string(),
+            adapter: adapter.map(|version| version.name.clone()).unwrap_or_default(),
+            version: adapter.map_or(0, |version| version.version.0),
+            digest: adapter.map(|version| version.digest.to_string()).unwrap_or_default(),
+        }
+    }
+
     /// As metrics name a request of this model.
     pub fn asked(&self, operation: &'static str) -> Asked {
         let adapter = self.adapter.as_ref();
@@ -68,19 +84,20 @@ const MAX_QUARANTINED: usize = 10_000;
 
 pub struct Models {
     routes: Arc<Routes>,
-    store: Store,
     pub bases: Bases,
+    fleet: Option<Arc<Fleet>>,
     tenants: Arc<Tenants>,
     pub meters: Arc<Meters>,
     /// Only what one of these keys has signed is loaded; none: anything.
     trusted: Trusted,
     resident: Resident,
+    shelf: Shelf,
     /// What failed its checks, with the reason. A digest says what it is, so it would fail them again.
     quarantine: Mutex<HashMap<Digest, String>>,
 }
 
 impl Models {
-    pub fn new(settings: &Settings, store: Store, routes: Arc<Routes>) -> Result<Self> {
+    pub fn new(settings: &Settings, store: Store, routes: Arc<Routes>, fleet: Option<Arc<Fleet>>) -> Result<Self> {
         let limits = TenantLimits {
             requests_per_minute: settings.gateway.tenant_requests_per_minute,
             tokens_per_minute: settings.gateway.tenant_tokens_per_minute,
@@ -91,13 +108,19 @@ impl Models {
                 answers: Answers::new(settings.gateway.metered_adapters),
                 engines: Engines::default(),
             }),
-            bases: Bases::new(settings, store.clone()),
+            bases: Bases::new(settings, store.clone(), fleet.clone()),
+            fleet,
             routes,
-            store,
             trusted: Keys::of(settings)?.trusted,
             resident: Resident::new(settings.gateway.adapter_bytes),
+            shelf: Shelf::new(settings, store),
             quarantine: Mutex::default(),
         })
+    }
+
+    /// The engines that this edge sends its requests to; None where it is its own.
+    pub fn fleet(&self) -> Option<&Arc<Fleet>> {
+        self.fleet.as_ref()
     }
 
     pub fn routes(&self) -> &Arc<Routes> {
@@ -147,7 +170,11 @@ impl Models {
             digest: Digest::try_new(found.digest.clone())?,
             prompt_template: found.prompt_template.clone(),
         };
-        let lease = Some(self.make_resident(&base, &version, found).await?);
+        // An edge leaves that to the engine that it will choose.
+        let lease = match base.device.engine() {
+            Some(engine) => Some(self.make_resident(&base, engine, &version, found).await?),
+            None => None,
+        };
         Ok(self.model(base, Some(version), lease))
     }
 
@@ -161,6 +188,19 @@ impl Models {
         found.route.target.clone().ok_or_else(gone)
     }
 
+    /// A base that is known by its fingerprint, alone.
+    ///
+    /// # Errors
+    /// The base of that name is another.
+    pub async fn base_of(&self, name: &BaseName, fingerprint: &Digest) -> Result<Model> {
+        let base = self.base(name).await?;
+        if base.manifest.fingerprint != *fingerprint {
+            let found = base.manifest.fingerprint.clone();
+            return Err(Error::OtherBaseNow { base: name.clone(), wanted: fingerprint.clone(), found });
+        }
+        Ok(self.model(base, None, None))
+    }
+
     async fn base(&self, name: &BaseName) -> Result<Arc<Base>> {
         let request = registry::GetBaseRequest { name: name.to_string() };
         let answer = self.registry().get_base(request).await.map_err(Error::service("registry"))?.into_inner();
@@ -172,6 +212,7 @@ impl Models {
     async fn make_resident(
         &self,
         base: &Base,
+        engine: &Engine,
         version: &AdapterVersion,
         found: &registry::AdapterVersion,
     ) -> Result<Lease> {
@@ -181,7 +222,7 @@ impl Models {
         }
         let load = async {
             let begun = Instant::now();
-            let loaded = self.load(base, version, found).await;
+            let loaded = self.load(engine, version, found).await;
             let error = loaded.as_ref().err().map(|error| status::reason(error.code()));
             self.meters.engines.loaded(DEVICE, begun.elapsed(), error);
             loaded
@@ -189,6 +230,7 @@ impl Models {
         let leased = self.resident.lease(version, &base.manifest.name, load).await;
         if let Err(Error::BadAdapter { problem, .. }) = &leased {
             tracing::warn!(adapter = version.name, digest = %version.digest, problem, "adapter is quarantined");
+            self.shelf.drop_files(&version.digest);
             let mut quarantine = self.quarantine.lock().await;
             // Whoever publishes without end cannot fill the memory: what is forgotten fails its checks again.
             if quarantine.len() >= MAX_QUARANTINED {
@@ -208,21 +250,28 @@ impl Models {
     }
 
     #[tracing::instrument(name = "gateway.load_adapter", skip_all, fields(adapter = %version.name, digest = %version.digest))]
-    async fn load(&self, base: &Base, version: &AdapterVersion, found: &registry::AdapterVersion) -> Result<u64> {
-        let config = self.store.get_blob(&Digest::try_new(found.config_digest.clone())?).await?;
-        let weights = self.store.get_blob(&Digest::try_new(found.weights_digest.clone())?).await?;
+    async fn load(&self, engine: &Engine, version: &AdapterVersion, found: &registry::AdapterVersion) -> Result<u64> {
+        let files = self.shelf.fetch(found, &self.meters.engines).await?;
         let name = format!("{}@{}", version.name, version.version);
         let bad = |problem: String| Error::BadAdapter { adapter: name.clone(), problem };
         check_version(found, &self.trusted).map_err(|error| bad(error.to_string()))?;
-        let adapter =
-            Adapter::from_bytes(&config, &weights, &Limits::default()).map_err(|error| bad(error.to_string()))?;
-        let resident = base.engine.load(version.digest.clone(), adapter).await.map_err(|error| match error {
+        let adapter = Adapter::from_bytes(&files.config, &files.weights, &Limits::default());
+        let adapter = adapter.map_err(|error| bad(error.to_string()))?;
+        let resident = engine.load(version.digest.clone(), adapter).await.map_err(|error| match error {
             tailor_engine::Error::AdapterRefused { problem, .. } => bad(problem),
             // Not the adapter's fault: the next caller tries again.
             other => Error::Engine(other),
         })?;
         tracing::info!(adapter = name, digest = %version.digest, "adapter is resident");
         Ok(resident.size_bytes)
+    }
+
+    /// Brings a version's files near, so that its first request waits for little.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn prefetch(&self, found: &registry::AdapterVersion) -> Result<()> {
+        self.shelf.fetch(found, &self.meters.engines).await.map(drop)
     }
 
     /// Requests that use it end first.
@@ -235,9 +284,9 @@ impl Models {
     }
 
     async fn take_off(&self, entry: &Entry) -> Result<()> {
-        for running in self.bases.running().await {
-            if running.manifest.name == entry.base {
-                match running.engine.unload(&entry.version.digest).await {
+        for (manifest, engine) in self.bases.running().await {
+            if manifest.name == entry.base {
+                match engine.unload(&entry.version.digest).await {
                     // Two bases may bear one name, one after the other.
                     Ok(()) | Err(tailor_engine::Error::UnknownAdapter { .. }) => {}
                     Err(error) => return Err(error.into()),
@@ -258,5 +307,29 @@ impl Models {
     /// Resident adapters with the base each is on.
     pub fn resident(&self) -> Vec<Entry> {
         self.resident.list()
+    }
+
+    /// Those on the device, the most worth first.
+    pub fn resident_by_worth(&self) -> Vec<Entry> {
+        self.resident.by_worth()
+    }
+
+    pub fn is_resident(&self, digest: &str) -> bool {
+        Digest::try_new(digest).is_ok_and(|digest| self.resident.holds(&digest))
+    }
+
+    /// Bytes of adapters that the device is to hold.
+    pub fn device_budget(&self) -> u64 {
+        self.resident.budget()
+    }
+
+    /// Digests of versions whose files are in memory.
+    pub fn in_memory(&self) -> Vec<Digest> {
+        self.shelf.in_memory()
+    }
+
+    /// What the tiers behind the device hold: their names, how many, their bytes.
+    pub fn shelves(&self) -> [(&'static str, u64, u64); 2] {
+        self.shelf.holds()
     }
 }

@@ -98,11 +98,12 @@ impl Readiness {
             found.push(UNTOLD.to_owned());
         }
         found.extend(not_there(&self.missing()));
-        for base in self.models.bases.running().await {
-            let name = &base.manifest.name;
-            if base.engine.has_ended() {
+        found.extend(self.models.fleet().and_then(|fleet| fleet.hindrance()));
+        for (manifest, engine) in self.models.bases.running().await {
+            let name = &manifest.name;
+            if engine.has_ended() {
                 found.push(format!("the device of base {name} has ended; restart this process"));
-            } else if base.engine.usage().without_progress > self.hang {
+            } else if engine.usage().without_progress > self.hang {
                 let limit = self.hang.as_secs_f64();
                 found.push(format!(
                     "the device of base {name} hangs: no step has ended for {limit} s (gateway.hang_ms)"

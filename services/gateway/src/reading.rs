@@ -26,8 +26,8 @@ pub async fn attend(models: Arc<Models>, stop: CancellationToken) {
 
 async fn read(models: &Models) {
     let mut resident = BTreeMap::new();
-    for base in models.bases.running().await {
-        let usage = base.engine.usage();
+    for (manifest, engine) in models.bases.running().await {
+        let usage = engine.usage();
         let reading = EngineReading {
             running: usage.running as u64,
             waiting: usage.waiting as u64,
@@ -39,8 +39,8 @@ async fn read(models: &Models) {
             cached_tokens: usage.cached_tokens,
             made_tokens: usage.made_tokens,
         };
-        let name = base.manifest.name.to_string();
-        models.meters.engines.read(&name, base.manifest.fingerprint.as_str(), reading);
+        let name = manifest.name.to_string();
+        models.meters.engines.read(&name, manifest.fingerprint.as_str(), reading);
         // Also of a base without any adapter: a gauge keeps what it was last told.
         resident.insert(name, (0, 0));
     }
@@ -51,5 +51,7 @@ async fn read(models: &Models) {
     }
     let readings =
         resident.into_iter().map(|(base, (adapters, bytes))| ResidentReading { base, tier: DEVICE, adapters, bytes });
-    models.meters.engines.resident(&readings.collect::<Vec<_>>());
+    // Files are of whatever base.
+    let shelves = models.shelves().map(|(tier, adapters, bytes)| ResidentReading { base: String::new(), tier, adapters, bytes });
+    models.meters.engines.resident(&readings.chain(shelves).collect::<Vec<_>>());
 }

@@ -1,31 +1,31 @@
-//! Which adapters are on the device: loaded once however many ask, kept within a budget of bytes, the longest unused first to
+//! Which adapters are on the device: loaded once however many ask, kept within a budget of bytes, what is worth least first to
 //! go. Whoever uses one holds a lease, and what is leased or pinned stays.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use tailor_domain::{BaseName, Digest};
 
 use crate::error::{Error, Result};
+use crate::gates::Gates;
 use crate::models::AdapterVersion;
+use crate::shelf::Worth;
 
 /// Keeps an adapter on the device.
 pub type Lease = Arc<()>;
 
-/// One digest's door: loading and unloading go through it one at a time, those of different digests side by side.
-type Gate = Arc<tokio::sync::Mutex<()>>;
-
 pub struct Resident {
     /// Bytes of adapters; what is in use may exceed it.
     budget: u64,
-    gates: Mutex<HashMap<Digest, Gate>>,
+    gates: Gates,
     entries: Mutex<Entries>,
 }
 
 #[derive(Default)]
 struct Entries {
     by_digest: HashMap<Digest, Entry>,
-    clock: u64,
+    worth: Worth,
 }
 
 #[derive(Clone)]
@@ -35,7 +35,6 @@ pub struct Entry {
     /// Bytes on the device.
     pub size_bytes: u64,
     pub pinned: bool,
-    last_used: u64,
     lease: Lease,
 }
 
@@ -47,7 +46,7 @@ pub struct Leaving {
 
 impl Resident {
     pub fn new(budget: u64) -> Self {
-        Self { budget, gates: Mutex::default(), entries: Mutex::default() }
+        Self { budget, gates: Gates::default(), entries: Mutex::default() }
     }
 
     /// A lease on an adapter that is resident when this returns. `load` runs only if it was not, and gives its bytes.
@@ -63,38 +62,39 @@ impl Resident {
         if let Some(lease) = self.touch(&version.digest) {
             return Ok(lease);
         }
-        let gate = self.gate(&version.digest);
+        let gate = self.gates.at(&version.digest);
         let _alone = gate.lock().await;
         if let Some(lease) = self.touch(&version.digest) {
             return Ok(lease);
         }
+        let begun = Instant::now();
         let size_bytes = load.await?;
         let lease = Lease::default();
-        let mut entries = self.entries();
-        entries.clock += 1;
         let entry = Entry {
             version: version.clone(),
             base: base.clone(),
             size_bytes,
             pinned: false,
-            last_used: entries.clock,
             lease: Arc::clone(&lease),
         };
+        let mut entries = self.entries();
+        entries.worth.insert(&version.digest, size_bytes, begun.elapsed());
         entries.by_digest.insert(version.digest.clone(), entry);
         Ok(lease)
     }
 
-    /// What must leave so that the rest fits the budget: the longest unused of what is neither leased nor pinned, nor to be
-    /// kept. None where all fits, or nothing may go.
+    /// What must leave so that the rest fits the budget: of what is neither leased nor pinned, nor to be kept, what is worth
+    /// least. None where all fits, or nothing may go.
     pub async fn next_to_go(&self, keep: impl Fn(&Digest) -> bool) -> Option<Leaving> {
         loop {
             let digest = self.victim(&keep)?;
-            let door = self.gate(&digest).lock_owned().await;
+            let door = self.gates.at(&digest).lock_owned().await;
             let mut entries = self.entries();
             // Somebody may have taken a lease since.
             if entries.by_digest.get(&digest).is_some_and(Entry::may_go)
                 && let Some(entry) = entries.by_digest.remove(&digest)
             {
+                entries.worth.evict(&digest);
                 return Some(Leaving { entry, _door: door });
             }
         }
@@ -105,8 +105,12 @@ impl Resident {
     /// # Errors
     /// It is not resident.
     pub async fn remove(&self, digest: &Digest) -> Result<Leaving> {
-        let door = self.gate(digest).lock_owned().await;
-        let entry = self.entries().by_digest.remove(digest);
+        let door = self.gates.at(digest).lock_owned().await;
+        let entry = {
+            let mut entries = self.entries();
+            entries.worth.remove(digest);
+            entries.by_digest.remove(digest)
+        };
         let entry = entry.ok_or_else(|| Error::NotResident(digest.to_string()))?;
         Ok(Leaving { entry, _door: door })
     }
@@ -126,31 +130,35 @@ impl Resident {
         list
     }
 
+    /// The most worth first.
+    pub fn by_worth(&self) -> Vec<Entry> {
+        let entries = self.entries();
+        let ranked = entries.worth.ranked();
+        ranked.iter().filter_map(|digest| entries.by_digest.get(digest).cloned()).collect()
+    }
+
+    pub fn holds(&self, digest: &Digest) -> bool {
+        self.entries().by_digest.contains_key(digest)
+    }
+
+    pub fn budget(&self) -> u64 {
+        self.budget
+    }
+
     fn touch(&self, digest: &Digest) -> Option<Lease> {
         let mut entries = self.entries();
-        entries.clock += 1;
-        let now = entries.clock;
-        let entry = entries.by_digest.get_mut(digest)?;
-        entry.last_used = now;
-        Some(Arc::clone(&entry.lease))
+        entries.worth.touch(digest);
+        entries.by_digest.get(digest).map(|entry| Arc::clone(&entry.lease))
     }
 
     /// What goes next; None where all fits, or nothing may go.
     fn victim(&self, keep: impl Fn(&Digest) -> bool) -> Option<Digest> {
         let entries = self.entries();
-        let total: u64 = entries.by_digest.values().map(|entry| entry.size_bytes).sum();
-        if total <= self.budget {
+        if entries.worth.total_bytes() <= self.budget {
             return None;
         }
-        let idle = entries.by_digest.iter().filter(|(digest, entry)| entry.may_go() && !keep(digest));
-        idle.min_by_key(|(_, entry)| entry.last_used).map(|(digest, _)| digest.clone())
-    }
-
-    fn gate(&self, digest: &Digest) -> Gate {
-        let mut gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
-        // Doors that nobody stands at are taken down, so that they do not add up.
-        gates.retain(|_, gate| Arc::strong_count(gate) > 1);
-        Arc::clone(gates.entry(digest.clone()).or_default())
+        let may_go = |digest: &Digest| entries.by_digest.get(digest).is_some_and(Entry::may_go) && !keep(digest);
+        entries.worth.least(may_go)
     }
 
     fn entries(&self) -> std::sync::MutexGuard<'_, Entries> {
@@ -213,7 +221,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_longest_unused_goes_and_what_is_leased_or_pinned_stays() {
+    async fn what_is_worth_least_goes_and_what_is_leased_or_pinned_stays() {
         let resident = Resident::new(100);
         let held = load(&resident, "a").await;
         drop(load(&resident, "b").await);

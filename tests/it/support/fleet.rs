@@ -1,6 +1,6 @@
 //! Registries and gateways as processes over one folder: what serving needs, without Redis, S3 or a trainer.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tailor_pb::inference::adapter_admin_client::AdapterAdminClient;
 use tailor_pb::inference::rollout_admin_client::RolloutAdminClient;
@@ -18,6 +18,7 @@ pub struct Fleet {
     // Dropped first: the processes before the folder.
     registries: Vec<(String, Process)>,
     gateways: Vec<(String, Process)>,
+    engines: Vec<(String, Process)>,
     settings: Vec<(String, String)>,
     pub folder: TempDir,
 }
@@ -29,18 +30,16 @@ impl Fleet {
         let mut all = vec![("TAILOR__STORE__URL".to_owned(), folder.join("store").display().to_string())];
         all.push(("TAILOR__LOG__FILTER".to_owned(), "info".to_owned()));
         all.extend(settings.iter().map(|(key, value)| (format!("TAILOR__{key}"), (*value).to_owned())));
-        let (mut fleet, url) = (Self { registries: Vec::new(), gateways: Vec::new(), settings: all, folder }, || {
-            format!("http://127.0.0.1:{}", free_port())
-        });
+        let none = Vec::new;
+        let mut fleet = Self { registries: none(), gateways: none(), engines: none(), settings: all, folder };
         for _ in 0..registries {
-            let url = url();
-            let process = fleet.spawn("tailor-registry", &url, None);
+            let url = new_url();
+            let process = fleet.spawn("tailor-registry", &url, &[]);
             fleet.registries.push((url, process));
         }
         for registry in gateways {
-            let url = url();
-            let at = fleet.registries[*registry].0.clone();
-            let process = fleet.spawn("tailor-gateway", &url, Some(&at));
+            let url = new_url();
+            let process = fleet.spawn("tailor-gateway", &url, &[("SERVICES__REGISTRY", &fleet.registries[*registry].0)]);
             fleet.gateways.push((url, process));
         }
         for (url, process) in fleet.registries.iter_mut().chain(&mut fleet.gateways) {
@@ -49,16 +48,43 @@ impl Fleet {
         fleet
     }
 
-    fn spawn(&self, program: &str, url: &str, registry: Option<&str>) -> Process {
+    /// One registry, so many engines, and one edge (gateway 0) before them.
+    pub async fn with_engines(engines: usize, settings: &[(&str, &str)]) -> Self {
+        let mut fleet = Self::start(1, &[], settings).await;
+        for _ in 0..engines {
+            let url = new_url();
+            let process = fleet.spawn_engine(&url);
+            fleet.engines.push((url, process));
+        }
+        let urls: Vec<_> = fleet.engines.iter().map(|(url, _)| url.as_str()).collect();
+        let (registry, urls, edge) = (fleet.registries[0].0.clone(), urls.join(","), new_url());
+        let role =
+            [("GATEWAY__ROLE", "edge"), ("GATEWAY__ENGINES", urls.as_str()), ("SERVICES__REGISTRY", registry.as_str())];
+        let process = fleet.spawn("tailor-gateway", &edge, &role);
+        fleet.gateways.push((edge, process));
+        for (url, process) in fleet.engines.iter_mut().chain(&mut fleet.gateways) {
+            serving(url, process).await;
+        }
+        fleet
+    }
+
+    fn spawn_engine(&self, url: &str) -> Process {
+        let registry = self.registries[0].0.clone();
+        self.spawn("tailor-gateway", url, &[("GATEWAY__ROLE", "engine"), ("SERVICES__REGISTRY", &registry)])
+    }
+
+    fn spawn(&self, program: &str, url: &str, settings: &[(&str, &str)]) -> Process {
         let address = url.trim_start_matches("http://");
-        let name = format!("{program}-{}", address.rsplit(':').next().unwrap_or_default());
+        let name = name(program, url);
         let mut command = command(program);
         command.args(["--listen", address]).envs(self.settings.iter().cloned());
-        command.env("TAILOR__CACHE_DIR", self.folder.join(&name));
-        if let Some(registry) = registry {
-            command.env("TAILOR__SERVICES__REGISTRY", registry);
-        }
+        command.env("TAILOR__CACHE_DIR", self.cache(program, url));
+        command.envs(settings.iter().map(|(key, value)| (format!("TAILOR__{key}"), *value)));
         Process::spawn(&name, command, self.folder.path())
+    }
+
+    fn cache(&self, program: &str, url: &str) -> PathBuf {
+        self.folder.join(name(program, url))
     }
 
     /// Clients of one registry and one gateway.
@@ -76,6 +102,46 @@ impl Fleet {
         AdapterAdminClient::new(channel(&self.gateways[gateway].0))
     }
 
+    pub fn engine(&mut self, engine: usize) -> &mut Process {
+        &mut self.engines[engine].1
+    }
+
+    pub fn gateway(&mut self, gateway: usize) -> &mut Process {
+        &mut self.gateways[gateway].1
+    }
+
+    pub fn gateway_url(&self, gateway: usize) -> &str {
+        &self.gateways[gateway].0
+    }
+
+    pub fn engine_admin(&self, engine: usize) -> AdapterAdminClient<Channel> {
+        AdapterAdminClient::new(channel(&self.engines[engine].0))
+    }
+
+    /// A new process at an ended one's address, serving.
+    pub async fn restart_engine(&mut self, engine: usize) {
+        let url = self.engines[engine].0.clone();
+        let mut process = self.spawn_engine(&url);
+        serving(&url, &mut process).await;
+        self.engines[engine].1 = process;
+    }
+
+    /// Where a gateway keeps what it may lose.
+    pub fn cache_of_gateway(&self, gateway: usize) -> PathBuf {
+        self.cache("tailor-gateway", &self.gateways[gateway].0)
+    }
+
+    /// One more process, edge and engine in one, on the same store.
+    pub async fn another_gateway(&self) -> Another {
+        let url = new_url();
+        let registry = self.registries[0].0.clone();
+        let mut process = self.spawn("tailor-gateway", &url, &[("SERVICES__REGISTRY", &registry)]);
+        serving(&url, &mut process).await;
+        let nowhere = || "http://127.0.0.1:9".to_owned();
+        let addresses = Addresses { dataset: nowhere(), trainer: nowhere(), registry, gateway: url };
+        Another { addresses, _process: process }
+    }
+
     pub fn cli(&self, registry: usize, gateway: usize) -> Cli {
         let cli = Cli::new(self.folder.path()).at(&self.at(registry, gateway)).env("USER", "ops");
         cli.env("TAILOR_STATE", self.folder.join("state").display().to_string())
@@ -89,7 +155,7 @@ impl Fleet {
     /// A new process at a killed one's address, serving.
     pub async fn restart_registry(&mut self, registry: usize) {
         let url = self.registries[registry].0.clone();
-        let mut process = self.spawn("tailor-registry", &url, None);
+        let mut process = self.spawn("tailor-registry", &url, &[]);
         serving(&url, &mut process).await;
         self.registries[registry].1 = process;
     }
@@ -98,7 +164,8 @@ impl Fleet {
     pub async fn replace_gateway(&mut self, gateway: usize, registry: usize) {
         self.gateways[gateway].1.kill();
         let url = self.gateways[gateway].0.clone();
-        let mut process = self.spawn("tailor-gateway", &url, Some(&self.registries[registry].0));
+        let registry = self.registries[registry].0.clone();
+        let mut process = self.spawn("tailor-gateway", &url, &[("SERVICES__REGISTRY", &registry)]);
         serving(&url, &mut process).await;
         self.gateways[gateway].1 = process;
     }
@@ -117,6 +184,20 @@ impl Fleet {
     }
 }
 
+/// A gateway beside the others, until it is dropped.
+pub struct Another {
+    pub addresses: Addresses,
+    _process: Process,
+}
+
+fn name(program: &str, url: &str) -> String {
+    format!("{program}-{}", url.rsplit(':').next().unwrap_or_default())
+}
+
+fn new_url() -> String {
+    format!("http://127.0.0.1:{}", free_port())
+}
+
 async fn serving(url: &str, process: &mut Process) {
     eventually(&format!("{url} serves"), async || {
         let ended = process.has_ended();
@@ -127,7 +208,12 @@ async fn serving(url: &str, process: &mut Process) {
 }
 
 /// Rank 2 on the last layer's output projection, strong enough that other weights give other answers.
-fn write_adapter(folder: &Path, seed: u32) {
+pub fn write_adapter(folder: &Path, seed: u32) {
+    write_padded_adapter(folder, seed, 0);
+}
+
+/// As [`write_adapter`], with so many bytes more in the file's header, which says nothing by them.
+pub fn write_padded_adapter(folder: &Path, seed: u32, padding: usize) {
     std::fs::create_dir(folder).expect("a folder");
     let config = r#"{"peft_type":"LORA","task_type":"CAUSAL_LM","r":2,"lora_alpha":4,"target_modules":["o_proj"],
 "layers_to_transform":[1]}"#;
@@ -137,6 +223,7 @@ fn write_adapter(folder: &Path, seed: u32) {
         r#"{{"{name}_A.weight":{{"dtype":"F32","shape":[2,64],"data_offsets":[0,512]}},"{name}_B.weight":{{"dtype":"F32",
 "shape":[64,2],"data_offsets":[512,1024]}}}}"#
     );
+    let header = header + &" ".repeat(padding);
     let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
     bytes.extend(header.as_bytes());
     // A linear congruence: values in ±4 that differ from seed to seed.

@@ -1,0 +1,154 @@
+//! The engines that an edge sends its requests to.
+//!
+//! ```text
+//! report ──▶ Member  (what each engine says it holds and does, several times a second)
+//! choice ──▶ an order of engines for a request: where its adapter is, unless that one has more to do than the others
+//! remote ──▶ one answer: goes to the first engine that takes it, and on to the next while nobody has heard a token of it
+//! ```
+
+mod choice;
+mod member;
+mod remote;
+mod report;
+
+use std::sync::Arc;
+
+use tailor_domain::{BaseName, Digest};
+use tailor_pb::inference as pb;
+use tailor_pb::inference::adapter_admin_client::AdapterAdminClient;
+use tailor_serverkit::Settings;
+use tailor_serverkit::client::Client;
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Status};
+
+use self::member::Member;
+pub use self::remote::Remote;
+use crate::device::TokenJob;
+use crate::error::{Error, Result};
+
+pub struct Fleet {
+    members: Vec<Arc<Member>>,
+}
+
+impl Fleet {
+    /// # Errors
+    /// An address that cannot be one.
+    pub fn new(settings: &Settings) -> Result<Self> {
+        let token = settings.auth.token.as_deref();
+        let members = settings.gateway.engine_urls().map(|url| Ok(Arc::new(Member::new(url, token)?)));
+        Ok(Self { members: members.collect::<Result<_>>()? })
+    }
+
+    /// Follows what all engines report, until `stop`.
+    pub async fn follow(self: Arc<Self>, stop: CancellationToken) {
+        let follow = self.members.iter().map(|member| report::follow(member, &stop));
+        futures::future::join_all(follow).await;
+    }
+
+    /// Why no request can be answered; None while some engine takes them.
+    pub fn hindrance(&self) -> Option<String> {
+        if self.members.iter().any(|member| member.view().serving) {
+            return None;
+        }
+        let names: Vec<_> = self.members.iter().map(|member| member.url.as_str()).collect();
+        Some(format!("no engine serves: {}", names.join(", ")))
+    }
+
+    /// Engines in the order in which they are to be tried.
+    fn order(&self, digest: &str) -> Vec<Arc<Member>> {
+        let views: Vec<_> = self.members.iter().map(|member| member.look(digest)).collect();
+        choice::order(digest, &views).into_iter().map(|at| self.members[at].clone()).collect()
+    }
+
+    /// Makes a base ready on an engine.
+    ///
+    /// # Errors
+    /// No engine can; what the last one said.
+    pub async fn open(&self, base: &BaseName, fingerprint: &Digest) -> Result<pb::OpenedBase> {
+        let request = pb::OpenBaseRequest { base: base.to_string(), fingerprint: fingerprint.to_string() };
+        self.first("", async |member| member.engine().open_base(request.clone()).await).await
+    }
+
+    /// Starts an answer.
+    ///
+    /// # Errors
+    /// What is wrong with the request, or [`Error::NoEngine`].
+    pub async fn decode(self: Arc<Self>, target: pb::Target, job: TokenJob) -> Result<Remote> {
+        Remote::begin(self, target, job).await
+    }
+
+    /// # Errors
+    /// As for [`Self::decode`].
+    pub async fn score(
+        &self,
+        target: pb::Target,
+        prompt_ids: Vec<u32>,
+        token_ids: Vec<u32>,
+    ) -> Result<Vec<Option<f32>>> {
+        let digest = target.digest.clone();
+        let request = pb::ScoreTokensRequest { target: Some(target), prompt_ids, token_ids };
+        let scored = self.first(&digest, async |member| member.engine().score_tokens(request.clone()).await).await?;
+        Ok(scored.scores.into_iter().map(|score| score.logprob).collect())
+    }
+
+    /// Makes an adapter resident on the engine that its requests go to.
+    ///
+    /// # Errors
+    /// It cannot be used; no engine answers.
+    pub async fn load(&self, reference: &str, digest: &str) -> Result<pb::ResidentAdapter> {
+        let request = pb::LoadRequest { adapter: reference.to_owned() };
+        self.first(digest, async |member| member.admin().load(request.clone()).await).await
+    }
+
+    /// The first answer in a request's order of engines: on to the next one where an engine is gone or full.
+    async fn first<T>(
+        &self,
+        digest: &str,
+        ask: impl AsyncFn(&Member) -> Result<tonic::Response<T>, Status>,
+    ) -> Result<T> {
+        let mut last = None;
+        for member in self.order(digest) {
+            let _at_work = member.begin();
+            match ask(&member).await {
+                Ok(answer) => return Ok(answer.into_inner()),
+                Err(status) if may_go_elsewhere(&status) => last = Some(status),
+                Err(status) => return Err(Error::service("engine")(status)),
+            }
+        }
+        Err(self.nowhere(last))
+    }
+
+    /// Asks every engine that answers; what each said.
+    ///
+    /// # Errors
+    /// None answers.
+    pub async fn each<T>(
+        &self,
+        ask: impl AsyncFn(AdapterAdminClient<Client>) -> Result<tonic::Response<T>, Status>,
+    ) -> Result<Vec<Result<T, Status>>> {
+        let asked = self.members.iter().map(|member| async { ask(member.admin()).await.map(tonic::Response::into_inner) });
+        let said = futures::future::join_all(asked).await;
+        if said.iter().all(|said| said.as_ref().is_err_and(may_go_elsewhere)) {
+            return Err(self.nowhere(said.into_iter().find_map(Result::err)));
+        }
+        Ok(said.into_iter().filter(|said| !said.as_ref().is_err_and(may_go_elsewhere)).collect())
+    }
+
+    /// Nobody took a request. Where engines are full, what the last of them said of it, when to come again included.
+    fn nowhere(&self, last: Option<Status>) -> Error {
+        match last {
+            Some(status) if status.code() == Code::ResourceExhausted => Error::service("engine")(status),
+            last => Error::NoEngine {
+                engines: self.members.len(),
+                problem: last.map_or_else(|| "none serves".to_owned(), |status| status.message().to_owned()),
+            },
+        }
+    }
+}
+
+/// Whether another engine might do what this one did not: it is away, about to stop, or full.
+fn may_go_elsewhere(status: &Status) -> bool {
+    // What the transport says has a source; what an engine says has none.
+    let by_transport = std::error::Error::source(status).is_some();
+    by_transport || matches!(status.code(), Code::Unavailable | Code::ResourceExhausted)
+}

@@ -1,0 +1,51 @@
+//! Following what an engine reports, for as long as the edge runs.
+
+use std::time::Duration;
+
+use tailor_pb::inference::ReportRequest;
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+use super::member::Member;
+
+/// An engine that is there reports several times a second.
+const SILENCE: Duration = Duration::from_secs(2);
+/// Pause before an engine that is not there is called again.
+const PAUSE: Duration = Duration::from_millis(250);
+
+pub async fn follow(member: &Member, stop: &CancellationToken) {
+    let mut was_there = false;
+    loop {
+        let outcome = tokio::select! {
+            () = stop.cancelled() => return,
+            outcome = listen(member, &mut was_there) => outcome,
+        };
+        member.is_silent();
+        if let Err(status) = outcome
+            && std::mem::take(&mut was_there)
+        {
+            tracing::warn!(engine = member.url, problem = status.message(), "an engine is away");
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(PAUSE) => {}
+        }
+    }
+}
+
+async fn listen(member: &Member, was_there: &mut bool) -> Result<(), Status> {
+    let silent = |_| Status::unavailable(format!("no word for {} s", SILENCE.as_secs()));
+    let mut client = member.engine();
+    let mut reports =
+        tokio::time::timeout(SILENCE, client.report(ReportRequest {})).await.map_err(silent)??.into_inner();
+    // What it held before is told anew.
+    member.is_silent();
+    while let Some(report) = tokio::time::timeout(SILENCE, reports.message()).await.map_err(silent)?? {
+        if !*was_there {
+            tracing::info!(engine = member.url, serving = report.serving, "an engine is there");
+            *was_there = true;
+        }
+        member.says(report);
+    }
+    Err(Status::unavailable("it has stopped"))
+}

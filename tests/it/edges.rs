@@ -1,0 +1,235 @@
+//! Edges and engines as processes: where requests go, what becomes of them when an engine is killed or told to stop.
+
+use std::time::Duration;
+
+use tailor_pb::inference::{
+    GenerateChunk, GenerateRequest, GenerateResponse, ListResidentRequest, LoadRequest, PinRequest, ScoreRequest,
+    generate_request,
+};
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
+
+use crate::support::clients::Addresses;
+use crate::support::cluster::health;
+use crate::support::fleet::Fleet;
+use crate::support::{Family, eventually};
+
+const LONG: u32 = 400;
+
+fn request(adapter: &str, number: usize, tokens: u32) -> GenerateRequest {
+    let base = if adapter.is_empty() { Family::Llama.base() } else { "" };
+    GenerateRequest {
+        base: base.into(),
+        adapter: adapter.into(),
+        input: format!("anna sees {number} boats"),
+        max_new_tokens: tokens,
+        logit_bias: [(1, -1000.0)].into(),
+        ..Default::default()
+    }
+}
+
+async fn ask(at: &Addresses, adapter: &str, number: usize, tokens: u32) -> Result<GenerateResponse, Status> {
+    Ok(at.gateway().generate(request(adapter, number, tokens)).await?.into_inner())
+}
+
+/// How a stream ended.
+struct Streamed {
+    text: String,
+    chunks: usize,
+    end: Result<GenerateResponse, Status>,
+}
+
+async fn stream(at: Addresses, adapter: String, number: usize, begun: std::sync::Arc<std::sync::atomic::AtomicUsize>) -> Streamed {
+    let mut streamed = Streamed { text: String::new(), chunks: 0, end: Err(Status::unknown("no end")) };
+    let mut chunks = match at.gateway().generate_stream(request(&adapter, number, LONG)).await {
+        Ok(chunks) => chunks.into_inner(),
+        Err(status) => return Streamed { end: Err(status), ..streamed },
+    };
+    loop {
+        match chunks.message().await {
+            Ok(Some(GenerateChunk { text, end, .. })) => {
+                streamed.text.push_str(&text);
+                streamed.chunks += 1;
+                if streamed.chunks == 1 {
+                    begun.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                }
+                if let Some(end) = end {
+                    streamed.end = Ok(end);
+                }
+            }
+            Ok(None) => return streamed,
+            Err(status) => return Streamed { end: Err(status), ..streamed },
+        }
+    }
+}
+
+async fn resident(fleet: &Fleet, engine: usize) -> Vec<u64> {
+    let list = fleet.engine_admin(engine).list_resident(ListResidentRequest {}).await.expect("a list").into_inner();
+    list.adapters.iter().map(|adapter| adapter.version).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_adapter_is_on_one_engine_and_answers_as_a_single_gateway_does() {
+    const ADAPTERS: u32 = 6;
+    let fleet = Fleet::with_engines(2, &[]).await;
+    fleet.publish(ADAPTERS);
+    let at = fleet.at(0, 0);
+    // The same store, served by a process that is edge and engine in one.
+    let alone = fleet.another_gateway().await;
+    for round in 0..3 {
+        for version in 1..=ADAPTERS {
+            let name = format!("grammar@{version}");
+            let said = ask(&at, &name, round, 30).await.expect("an answer");
+            assert_eq!(said, ask(&alone.addresses, &name, round, 30).await.map(|mut there| {
+                there.cached_tokens = said.cached_tokens;
+                there
+            }).expect("an answer"), "{name}");
+        }
+    }
+    let (left, right) = (resident(&fleet, 0).await, resident(&fleet, 1).await);
+    assert_eq!(left.len() + right.len(), ADAPTERS as usize, "each is on one engine: {left:?} {right:?}");
+    assert!(!left.is_empty() && !right.is_empty(), "and they are spread: {left:?} {right:?}");
+    // An edge shows and does what its engines hold.
+    let all = at.admin().list_resident(ListResidentRequest {}).await.expect("a list").into_inner();
+    assert_eq!((all.adapters.len(), all.bases.len()), (ADAPTERS as usize, 2));
+    let digest = all.adapters[0].digest.clone();
+    let pinned = at.admin().pin(PinRequest { digest, pinned: true }).await.expect("pinned").into_inner();
+    assert!(pinned.pinned);
+    at.admin().load(LoadRequest { adapter: "grammar@2".into() }).await.expect("loaded");
+    let missing = at.admin().load(LoadRequest { adapter: "grammar@99".into() }).await.expect_err("no such version");
+    assert_eq!(missing.code(), Code::NotFound);
+
+    // What an engine alone can do goes there as it was asked.
+    let held = GenerateRequest {
+        format: Some(generate_request::Format::Regex("(yes|no)".into())),
+        top_logprobs: Some(3),
+        temperature: 0.7,
+        seed: Some(7),
+        ..request("grammar@1", 1, 10)
+    };
+    let said = at.gateway().generate(held.clone()).await.expect("an answer").into_inner();
+    let there = alone.addresses.gateway().generate(held).await.expect("an answer").into_inner();
+    assert!(["yes", "no"].contains(&said.text.as_str()), "{said:?}");
+    assert_eq!((&said.tokens, &said.text), (&there.tokens, &there.text));
+    let score = ScoreRequest { adapter: "grammar@1".into(), text: "anna sees".into(), ..Default::default() };
+    let scored = at.gateway().score(score.clone()).await.expect("scores").into_inner();
+    assert_eq!(scored, alone.addresses.gateway().score(score).await.expect("scores").into_inner());
+    let wrong = at.gateway().generate(GenerateRequest { temperature: -1.0, ..request("grammar@1", 1, 1) }).await;
+    let wrong = wrong.expect_err("out of its limits");
+    assert_eq!((wrong.code(), wrong.message().contains("temperature")), (Code::InvalidArgument, true), "{wrong}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_engines_unstarted_requests_move_and_its_started_ones_end_with_a_clear_error() {
+    const STREAMS: usize = 24;
+    let mut fleet = Fleet::with_engines(2, &[("GATEWAY__MAX_BATCH", "3")]).await;
+    fleet.publish(2);
+    let at = fleet.at(0, 0);
+    let name = |number: usize| ["", "grammar@1", "grammar@2"][number % 3].to_owned();
+    let mut alone = Vec::new();
+    for number in 0..STREAMS {
+        alone.push(ask(&at, &name(number), number, LONG).await.expect("an answer").text);
+    }
+    let begun = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let streams: Vec<_> =
+        (0..STREAMS).map(|number| tokio::spawn(stream(at.clone(), name(number), number, begun.clone()))).collect();
+    eventually("both engines have begun", async || {
+        (begun.load(std::sync::atomic::Ordering::SeqCst) >= 5).then_some(())
+    })
+    .await;
+    fleet.engine(0).kill();
+    let (mut whole, mut lost) = (0, 0);
+    for (number, stream) in streams.into_iter().enumerate() {
+        let streamed = stream.await.expect("no stream is forgotten");
+        match streamed.end {
+            Ok(_) => {
+                assert_eq!(streamed.text, alone[number], "stream {number}");
+                whole += 1;
+            }
+            Err(status) => {
+                assert_eq!(status.code(), Code::Unavailable, "{status}");
+                assert!(status.message().contains("was lost after"), "{status}");
+                assert!(streamed.chunks > 0, "one that had said nothing moves: {status}");
+                assert!(alone[number].starts_with(&streamed.text), "what was said was right");
+                lost += 1;
+            }
+        }
+    }
+    assert!(lost > 0 && lost <= 3, "{lost} of {STREAMS} were in the middle, three at most");
+    assert_eq!(whole + lost, STREAMS);
+    // One engine is enough, and a new one is taken in.
+    assert_eq!(health(fleet.gateway_url(0)).await.as_deref(), Some("SERVING"));
+    assert_eq!(ask(&at, &name(1), 1, LONG).await.expect("an answer").text, alone[1]);
+    fleet.restart_engine(0).await;
+    fleet.engine(1).kill();
+    eventually("the engine that is back answers", async || {
+        ask(&at, &name(1), 1, LONG).await.ok().filter(|said| said.text == alone[1])
+    })
+    .await;
+    println!("{whole} whole, {lost} lost");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_that_is_told_to_stop_finishes_what_it_has_and_gets_nothing_new() {
+    let mut fleet = Fleet::with_engines(2, &[]).await;
+    fleet.publish(1);
+    let at = fleet.at(0, 0);
+    let mut alone = Vec::new();
+    for number in 0..8 {
+        alone.push(ask(&at, "", number, LONG).await.expect("an answer").text);
+    }
+    let begun = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let streams: Vec<_> =
+        (0..8).map(|number| tokio::spawn(stream(at.clone(), String::new(), number, begun.clone()))).collect();
+    eventually("all have begun", async || (begun.load(std::sync::atomic::Ordering::SeqCst) == 8).then_some(())).await;
+    fleet.engine(0).terminate();
+    let after: Vec<_> = (0..8).map(|number| tokio::spawn(stream(at.clone(), String::new(), number, begun.clone()))).collect();
+    for (number, stream) in streams.into_iter().chain(after).enumerate() {
+        let streamed = stream.await.expect("no stream is forgotten");
+        streamed.end.expect("nobody notices");
+        assert_eq!(streamed.text, alone[number % 8]);
+    }
+    assert!(fleet.engine(0).wait(Duration::from_secs(20)).success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edge_that_is_told_to_stop_says_so_waits_and_finishes() {
+    let mut fleet = Fleet::with_engines(1, &[("SHUTDOWN_WAIT_MS", "2000")]).await;
+    fleet.publish(1);
+    let at = fleet.at(0, 0);
+    let alone = ask(&at, "", 0, LONG).await.expect("an answer").text;
+    let begun = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let running = tokio::spawn(stream(at.clone(), String::new(), 0, begun.clone()));
+    eventually("it has begun", async || (begun.load(std::sync::atomic::Ordering::SeqCst) == 1).then_some(())).await;
+    let url = fleet.gateway_url(0).to_owned();
+    fleet.gateway(0).terminate();
+    eventually("it says so", async || (health(&url).await.as_deref() == Some("NOT_SERVING")).then_some(())).await;
+    // Who has not seen it yet is answered.
+    assert_eq!(ask(&at, "", 0, LONG).await.expect("an answer").text, alone);
+    assert_eq!(running.await.expect("a stream").text, alone);
+    assert!(fleet.gateway(0).wait(Duration::from_secs(20)).success());
+    let refused = ask(&at, "", 0, 1).await.expect_err("nobody is there");
+    assert_eq!(refused.code(), Code::Unavailable);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edge_without_engines_says_what_is_missing_and_full_engines_say_when_to_come() {
+    let mut fleet = Fleet::with_engines(1, &[("GATEWAY__MAX_BATCH", "1"), ("GATEWAY__MAX_QUEUE", "1")]).await;
+    fleet.publish(1);
+    let at = fleet.at(0, 0);
+    ask(&at, "", 0, 1).await.expect("an answer");
+    let many = futures::future::join_all((0..6).map(|number| ask(&at, "", number, LONG))).await;
+    let refused: Vec<_> = many.iter().filter_map(|said| said.as_ref().err()).collect();
+    assert!(!refused.is_empty() && refused.len() < 6, "{refused:?}");
+    for status in refused {
+        assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
+        let retry = status.get_details_retry_info().and_then(|info| info.retry_delay).expect("when to come again");
+        assert!(retry >= Duration::from_millis(100), "{retry:?}");
+    }
+    fleet.engine(0).kill();
+    let url = fleet.gateway_url(0).to_owned();
+    eventually("it is not ready", async || (health(&url).await.as_deref() == Some("NOT_SERVING")).then_some(())).await;
+    let status = ask(&at, "", 0, 1).await.expect_err("no engine");
+    assert_eq!(status.code(), Code::Unavailable);
+    assert!(status.message().contains("none of the 1 engines can take the request"), "{status}");
+}
