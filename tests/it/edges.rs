@@ -39,7 +39,12 @@ struct Streamed {
     end: Result<GenerateResponse, Status>,
 }
 
-async fn stream(at: Addresses, adapter: String, number: usize, begun: std::sync::Arc<std::sync::atomic::AtomicUsize>) -> Streamed {
+async fn stream(
+    at: Addresses,
+    adapter: String,
+    number: usize,
+    begun: std::sync::Arc<std::sync::atomic::AtomicUsize>,
+) -> Streamed {
     let mut streamed = Streamed { text: String::new(), chunks: 0, end: Err(Status::unknown("no end")) };
     let mut chunks = match at.gateway().generate_stream(request(&adapter, number, LONG)).await {
         Ok(chunks) => chunks.into_inner(),
@@ -80,10 +85,17 @@ async fn an_adapter_is_on_one_engine_and_answers_as_a_single_gateway_does() {
         for version in 1..=ADAPTERS {
             let name = format!("grammar@{version}");
             let said = ask(&at, &name, round, 30).await.expect("an answer");
-            assert_eq!(said, ask(&alone.addresses, &name, round, 30).await.map(|mut there| {
-                there.cached_tokens = said.cached_tokens;
-                there
-            }).expect("an answer"), "{name}");
+            assert_eq!(
+                said,
+                ask(&alone.addresses, &name, round, 30)
+                    .await
+                    .map(|mut there| {
+                        there.cached_tokens = said.cached_tokens;
+                        there
+                    })
+                    .expect("an answer"),
+                "{name}"
+            );
         }
     }
     let (left, right) = (resident(&fleet, 0).await, resident(&fleet, 1).await);
@@ -183,7 +195,8 @@ async fn an_engine_that_is_told_to_stop_finishes_what_it_has_and_gets_nothing_ne
         (0..8).map(|number| tokio::spawn(stream(at.clone(), String::new(), number, begun.clone()))).collect();
     eventually("all have begun", async || (begun.load(std::sync::atomic::Ordering::SeqCst) == 8).then_some(())).await;
     fleet.engine(0).terminate();
-    let after: Vec<_> = (0..8).map(|number| tokio::spawn(stream(at.clone(), String::new(), number, begun.clone()))).collect();
+    let after: Vec<_> =
+        (0..8).map(|number| tokio::spawn(stream(at.clone(), String::new(), number, begun.clone()))).collect();
     for (number, stream) in streams.into_iter().chain(after).enumerate() {
         let streamed = stream.await.expect("no stream is forgotten");
         streamed.end.expect("nobody notices");

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use tailor_domain::Digest;
 use tailor_pb::inference as pb;
+use tailor_pb::inference::adapter_admin_client::AdapterAdminClient;
 use tailor_pb::inference::adapter_admin_server::AdapterAdmin;
+use tailor_serverkit::client::Client;
 use tailor_serverkit::status;
 use tonic::{Request, Response, Status};
 
@@ -12,6 +14,9 @@ use crate::error::Error;
 use crate::models::Models;
 use crate::resident::Entry;
 use crate::rollout::Rollouts;
+
+/// As an edge asks one of its engines.
+type Engine = AdapterAdminClient<Client>;
 
 pub struct Api {
     models: Arc<Models>,
@@ -74,7 +79,11 @@ impl AdapterAdmin for Api {
         let request = request.into_inner();
         let digest = Digest::try_new(request.digest.clone()).map_err(|error| status(&error))?;
         if let Some(fleet) = self.models.fleet() {
-            let said = fleet.each(async |mut engine| engine.pin(request.clone()).await).await;
+            let ask = |mut engine: Engine| {
+                let request = request.clone();
+                async move { engine.pin(request).await }
+            };
+            let said = fleet.each(ask).await;
             return any(said.map_err(|error| status(&error))?);
         }
         let entry = self.models.pin(&digest, request.pinned).map_err(|error| status(&error))?;
@@ -88,7 +97,11 @@ impl AdapterAdmin for Api {
             return Err(status(&Error::Held { digest: digest.to_string(), why }));
         }
         if let Some(fleet) = self.models.fleet() {
-            let said = fleet.each(async |mut engine| engine.unload(request.clone()).await).await;
+            let ask = |mut engine: Engine| {
+                let request = request.clone();
+                async move { engine.unload(request).await }
+            };
+            let said = fleet.each(ask).await;
             return any(said.map_err(|error| status(&error))?);
         }
         self.models.unload(&digest).await.map_err(|error| status(&error))?;
@@ -100,7 +113,8 @@ impl AdapterAdmin for Api {
         _: Request<pb::ListResidentRequest>,
     ) -> Result<Response<pb::ListResidentResponse>, Status> {
         if let Some(fleet) = self.models.fleet() {
-            let said = fleet.each(async |mut engine| engine.list_resident(pb::ListResidentRequest {}).await).await;
+            let ask = |mut engine: Engine| async move { engine.list_resident(pb::ListResidentRequest {}).await };
+            let said = fleet.each(ask).await;
             let mut all = pb::ListResidentResponse::default();
             for said in said.map_err(|error| status(&error))? {
                 let said = said?;
@@ -118,7 +132,8 @@ impl AdapterAdmin for Api {
             usage: Some(wire_usage(engine.usage())),
         });
         let adapters = self.models.resident().iter().map(wire).collect();
-        let tiers = self.models.shelves().map(|(tier, count, size_bytes)| pb::Tier { tier: tier.into(), count, size_bytes });
+        let tiers =
+            self.models.shelves().map(|(tier, count, size_bytes)| pb::Tier { tier: tier.into(), count, size_bytes });
         Ok(Response::new(pb::ListResidentResponse { bases: bases.collect(), adapters, tiers: tiers.into() }))
     }
 }

@@ -41,7 +41,7 @@ impl Fleet {
 
     /// Follows what all engines report, until `stop`.
     pub async fn follow(self: Arc<Self>, stop: CancellationToken) {
-        let follow = self.members.iter().map(|member| report::follow(member, &stop));
+        let follow = self.members.iter().map(|member| report::follow(member.clone(), stop.clone()));
         futures::future::join_all(follow).await;
     }
 
@@ -66,7 +66,11 @@ impl Fleet {
     /// No engine can; what the last one said.
     pub async fn open(&self, base: &BaseName, fingerprint: &Digest) -> Result<pb::OpenedBase> {
         let request = pb::OpenBaseRequest { base: base.to_string(), fingerprint: fingerprint.to_string() };
-        self.first("", async |member| member.engine().open_base(request.clone()).await).await
+        let ask = |member: Arc<Member>| {
+            let request = request.clone();
+            async move { member.engine().open_base(request).await }
+        };
+        self.first("", ask).await
     }
 
     /// Starts an answer.
@@ -87,7 +91,11 @@ impl Fleet {
     ) -> Result<Vec<Option<f32>>> {
         let digest = target.digest.clone();
         let request = pb::ScoreTokensRequest { target: Some(target), prompt_ids, token_ids };
-        let scored = self.first(&digest, async |member| member.engine().score_tokens(request.clone()).await).await?;
+        let ask = |member: Arc<Member>| {
+            let request = request.clone();
+            async move { member.engine().score_tokens(request).await }
+        };
+        let scored = self.first(&digest, ask).await?;
         Ok(scored.scores.into_iter().map(|score| score.logprob).collect())
     }
 
@@ -97,19 +105,22 @@ impl Fleet {
     /// It cannot be used; no engine answers.
     pub async fn load(&self, reference: &str, digest: &str) -> Result<pb::ResidentAdapter> {
         let request = pb::LoadRequest { adapter: reference.to_owned() };
-        self.first(digest, async |member| member.admin().load(request.clone()).await).await
+        let ask = |member: Arc<Member>| {
+            let request = request.clone();
+            async move { member.admin().load(request).await }
+        };
+        self.first(digest, ask).await
     }
 
     /// The first answer in a request's order of engines: on to the next one where an engine is gone or full.
-    async fn first<T>(
-        &self,
-        digest: &str,
-        ask: impl AsyncFn(&Member) -> Result<tonic::Response<T>, Status>,
-    ) -> Result<T> {
+    async fn first<T, F>(&self, digest: &str, ask: impl Fn(Arc<Member>) -> F) -> Result<T>
+    where
+        F: Future<Output = Result<tonic::Response<T>, Status>>,
+    {
         let mut last = None;
         for member in self.order(digest) {
             let _at_work = member.begin();
-            match ask(&member).await {
+            match ask(member).await {
                 Ok(answer) => return Ok(answer.into_inner()),
                 Err(status) if may_go_elsewhere(&status) => last = Some(status),
                 Err(status) => return Err(Error::service("engine")(status)),
@@ -122,12 +133,12 @@ impl Fleet {
     ///
     /// # Errors
     /// None answers.
-    pub async fn each<T>(
-        &self,
-        ask: impl AsyncFn(AdapterAdminClient<Client>) -> Result<tonic::Response<T>, Status>,
-    ) -> Result<Vec<Result<T, Status>>> {
-        let asked = self.members.iter().map(|member| async { ask(member.admin()).await.map(tonic::Response::into_inner) });
-        let said = futures::future::join_all(asked).await;
+    pub async fn each<T, F>(&self, ask: impl Fn(AdapterAdminClient<Client>) -> F) -> Result<Vec<Result<T, Status>>>
+    where
+        F: Future<Output = Result<tonic::Response<T>, Status>>,
+    {
+        let said = futures::future::join_all(self.members.iter().map(|member| ask(member.admin()))).await;
+        let said: Vec<_> = said.into_iter().map(|said| said.map(tonic::Response::into_inner)).collect();
         if said.iter().all(|said| said.as_ref().is_err_and(may_go_elsewhere)) {
             return Err(self.nowhere(said.into_iter().find_map(Result::err)));
         }

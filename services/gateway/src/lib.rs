@@ -78,8 +78,7 @@ pub async fn start(
     let models = Arc::new(Models::new(settings, store, table.clone(), fleet.clone())?);
     let rollouts = Arc::new(Rollouts::new(models.clone()));
     let readiness = Arc::new(Readiness::new(models.clone(), settings)?);
-    let mut routes =
-        Routes::new(limited!(AdapterAdminServer::new(admin::Api::new(models.clone(), rollouts.clone()))));
+    let mut routes = Routes::new(limited!(AdapterAdminServer::new(admin::Api::new(models.clone(), rollouts.clone()))));
     if settings.gateway.role != GatewayRole::Engine {
         routes = routes
             .add_service(limited!(InferenceServiceServer::new(grpc::Api::new(rollouts.clone()))))

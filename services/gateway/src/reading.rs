@@ -52,6 +52,7 @@ async fn read(models: &Models) {
     let readings =
         resident.into_iter().map(|(base, (adapters, bytes))| ResidentReading { base, tier: DEVICE, adapters, bytes });
     // Files are of whatever base.
-    let shelves = models.shelves().map(|(tier, adapters, bytes)| ResidentReading { base: String::new(), tier, adapters, bytes });
+    let shelves =
+        models.shelves().map(|(tier, adapters, bytes)| ResidentReading { base: String::new(), tier, adapters, bytes });
     models.meters.engines.resident(&readings.chain(shelves).collect::<Vec<_>>());
 }

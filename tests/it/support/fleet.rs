@@ -39,7 +39,8 @@ impl Fleet {
         }
         for registry in gateways {
             let url = new_url();
-            let process = fleet.spawn("tailor-gateway", &url, &[("SERVICES__REGISTRY", &fleet.registries[*registry].0)]);
+            let process =
+                fleet.spawn("tailor-gateway", &url, &[("SERVICES__REGISTRY", &fleet.registries[*registry].0)]);
             fleet.gateways.push((url, process));
         }
         for (url, process) in fleet.registries.iter_mut().chain(&mut fleet.gateways) {

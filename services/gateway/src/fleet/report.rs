@@ -1,5 +1,6 @@
 //! Following what an engine reports, for as long as the edge runs.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tailor_pb::inference::ReportRequest;
@@ -13,12 +14,12 @@ const SILENCE: Duration = Duration::from_secs(2);
 /// Pause before an engine that is not there is called again.
 const PAUSE: Duration = Duration::from_millis(250);
 
-pub async fn follow(member: &Member, stop: &CancellationToken) {
+pub async fn follow(member: Arc<Member>, stop: CancellationToken) {
     let mut was_there = false;
     loop {
         let outcome = tokio::select! {
             () = stop.cancelled() => return,
-            outcome = listen(member, &mut was_there) => outcome,
+            outcome = listen(&member, &mut was_there) => outcome,
         };
         member.is_silent();
         if let Err(status) = outcome

@@ -95,7 +95,7 @@ fn left(folder: &Path) -> Vec<(Digest, u64)> {
             _ => drop(std::fs::remove_file(entry.path())),
         }
     }
-    found.sort_by(|(a, ..), (b, ..)| a.cmp(b));
+    found.sort_by_key(|(modified, ..)| *modified);
     found.into_iter().map(|(_, digest, size_bytes)| (digest, size_bytes)).collect()
 }
 
