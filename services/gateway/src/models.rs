@@ -280,6 +280,7 @@ impl Models {
     /// It is not resident.
     pub async fn unload(&self, digest: &Digest) -> Result<()> {
         let leaving = self.resident.remove(digest).await?;
+        leaving.unused().await;
         self.take_off(&leaving.entry).await
     }
 

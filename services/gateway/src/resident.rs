@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tailor_domain::{BaseName, Digest};
 
@@ -42,6 +42,16 @@ pub struct Entry {
 pub struct Leaving {
     pub entry: Entry,
     _door: tokio::sync::OwnedMutexGuard<()>,
+}
+
+impl Leaving {
+    /// Returns once nobody holds a lease: whoever was given one gets what it was promised.
+    pub async fn unused(&self) {
+        const LOOK_EVERY: Duration = Duration::from_millis(5);
+        while Arc::strong_count(&self.entry.lease) > 1 {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
 }
 
 impl Resident {

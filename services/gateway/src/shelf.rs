@@ -48,7 +48,7 @@ struct Memory {
 impl Shelf {
     pub fn new(settings: &Settings, store: Store) -> Self {
         let gateway = &settings.gateway;
-        let disk = Disk::open(settings.cache_dir.join("adapters"), gateway.adapter_disk_bytes);
+        let disk = Disk::open(settings.cache_dir.join("adapters/blobs"), gateway.adapter_disk_bytes);
         Self { store, disk, budget: gateway.adapter_memory_bytes, memory: Mutex::default(), gates: Gates::default() }
     }
 
