@@ -111,6 +111,10 @@ async fn an_adapter_is_on_one_engine_and_answers_as_a_single_gateway_does() {
     let missing = at.admin().load(LoadRequest { adapter: "grammar@99".into() }).await.expect_err("no such version");
     assert_eq!(missing.code(), Code::NotFound);
 
+    // Callers speak to edges: an engine has no limits of tenants, and knows no rollouts.
+    let engine = Addresses { gateway: fleet.engine_url(0).to_owned(), ..at.clone() };
+    assert_eq!(ask(&engine, "grammar@1", 0, 1).await.expect_err("no edge").code(), Code::Unimplemented);
+
     // What an engine alone can do goes there as it was asked.
     let held = GenerateRequest {
         format: Some(generate_request::Format::Regex("(yes|no)".into())),

@@ -65,6 +65,13 @@ const BENCHES: &[Bench] = &[
         peer: false,
     },
     Bench {
+        name: "adapters",
+        about: "time to the first token by where an adapter is, and 1 to 1,000 adapters under a Zipf load (--only cold)",
+        package: "tailor-tests",
+        target: ["--example", "bench_adapters"],
+        peer: false,
+    },
+    Bench {
         name: "gpu",
         about: "training on an NVIDIA GPU, 7B to 70B shapes; --package DIR makes a folder that does it elsewhere",
         package: "tailor-train",

@@ -24,7 +24,18 @@ pub fn cache() -> Result<PathBuf> {
 
 /// Cargo, as the user called it.
 pub fn cargo() -> Command {
-    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    building(Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into())))
+}
+
+/// A command that builds, from the root. What `cargo run` has told this program of itself is taken away: build scripts look at
+/// it (`ring`'s does), and half of all crates would be built again whenever `cargo build` and `cargo xtask` take turns.
+pub fn building(mut command: Command) -> Command {
+    for (name, _) in env::vars_os() {
+        let name = name.to_string_lossy();
+        if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(&*name);
+        }
+    }
     command.current_dir(root());
     command
 }

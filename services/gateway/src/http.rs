@@ -27,6 +27,7 @@ use tailor_pb::dataset::dataset_service_client::DatasetServiceClient;
 use tailor_pb::training::training_service_client::TrainingServiceClient;
 use tailor_serverkit::client::Client;
 use tailor_serverkit::server::Hindrances;
+use tailor_serverkit::settings::GatewayRole;
 use tailor_serverkit::{Settings, connect, server};
 
 use self::error::ApiError;
@@ -58,9 +59,14 @@ impl Http {
     }
 }
 
+/// An engine answers edges; of HTTP it only says whether it is ready.
+///
 /// # Errors
 /// The address of the dataset or training service cannot be one.
 pub fn routes(rollouts: Arc<Rollouts>, hindrances: Hindrances, settings: &Settings) -> Result<Router> {
+    if settings.gateway.role == GatewayRole::Engine {
+        return Ok(ready::routes(hindrances).fallback(unknown));
+    }
     let token = settings.auth.token.as_deref();
     let http = Http {
         rollouts,

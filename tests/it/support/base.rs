@@ -43,6 +43,16 @@ impl Family {
         folder
     }
 
+    /// The decoder in another shape.
+    pub fn write_llama(parent: &Path, shape: &LlamaShape) -> PathBuf {
+        let folder = parent.join(Self::Llama.base());
+        std::fs::create_dir_all(&folder).expect("make a folder");
+        shape.write(&folder, 7).expect("write a base");
+        std::fs::write(folder.join("tokenizer.json"), tokenizer()).expect("write a tokenizer");
+        std::fs::write(folder.join("tokenizer_config.json"), Self::Llama.settings()).expect("write its settings");
+        folder
+    }
+
     fn settings(self) -> String {
         let mut settings = serde_json::json!({
             "tokenizer_class": "PreTrainedTokenizerFast",

@@ -107,6 +107,10 @@ impl Fleet {
         &mut self.engines[engine].1
     }
 
+    pub fn engine_url(&self, engine: usize) -> &str {
+        &self.engines[engine].0
+    }
+
     pub fn gateway(&mut self, gateway: usize) -> &mut Process {
         &mut self.gateways[gateway].1
     }

@@ -37,8 +37,8 @@ pub fn runner() -> Result<Runner> {
             return Ok(Runner::CargoTest(command));
         }
     }
-    let mut command = Command::new(program);
-    command.arg("nextest").current_dir(workspace::root());
+    let mut command = workspace::building(Command::new(program));
+    command.arg("nextest");
     Ok(Runner::Nextest(command))
 }
 
