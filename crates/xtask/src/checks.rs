@@ -43,8 +43,6 @@ impl Peers {
 
     fn give_to(&self, mut command: Command) -> Command {
         command.envs(self.variables.iter().map(|(name, path)| (name, path)));
-        // Tests run beside each other: a thread that waits leaves its core to another's.
-        command.env("OMP_WAIT_POLICY", "passive");
         // With its peers at hand no test may skip itself.
         command.env("TAILOR_TEST_REQUIRE", "1");
         command
