@@ -40,6 +40,9 @@ BLOCK_SIZES = [32, 64, 128, 256, 512, 1024, 2048, 4096]
 SHARED_SCALES = 32_768
 SHARED_OFFSET_ULPS = 4
 # Largest difference over the largest value.
+# Of logits in f32 from the same logits in f64; or four times what bitsandbytes itself is away, where that is more: which digits are
+# lost depends on the processor's kernels, a random T5, whose scores are not scaled, loses some, and the largest of so many
+# roundings differs by a factor from one way of rounding to another.
 LOGITS_LIMIT = 1e-5
 
 
@@ -363,6 +366,28 @@ class Model:
             logits = model(input_ids=self.inputs["ids"], attention_mask=self.inputs["mask"], use_cache=False, **extra)
         return logits.logits
 
+    def exact(self, folder: Path):
+        """The same in f64 throughout, from the same 4 bits."""
+        model, _ = self.load(folder)
+        for name, layer in list(model.named_modules()):
+            if isinstance(layer, bitsandbytes.nn.Linear4bit):
+                weight = bitsandbytes.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+                dense = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+                dense.weight = torch.nn.Parameter(weight.double())
+                assert layer.bias is None, f"{name} has a bias"
+                parent, _, own = name.rpartition(".")
+                setattr(model.get_submodule(parent), own, dense)
+        extra = dict(decoder_input_ids=self.inputs["decoder_ids"]) if self.seq2seq else {}
+        with torch.no_grad():
+            logits = model.double()(input_ids=self.inputs["ids"], attention_mask=self.inputs["mask"], use_cache=False, **extra)
+        return logits.logits
+
+    def judge(self, folder: Path) -> tuple[str, bool]:
+        """How far we and bitsandbytes are from f64 on a folder, and whether that is near enough."""
+        exact = self.exact(folder)
+        worst, theirs = (self.difference(logits.double(), exact) for logits in (self.probe(folder), self.logits(folder)))
+        return f"{worst:.1e} | {theirs:.1e}", worst <= max(LOGITS_LIMIT, 4 * theirs)
+
     def probe(self, folder: Path):
         source, target = self.scratch / "inputs.safetensors", self.scratch / "logits.safetensors"
         save_file(self.inputs, source)
@@ -392,22 +417,22 @@ def compare_folders(draw: random.Random, scratch: Path) -> tuple[list[str], list
             theirs = model.quantize(code, nested)
             truth = model.logits(theirs)
             shortcut = max(shortcut, model.difference(model.logits(theirs, in_f32=False), truth))
-            worst = model.difference(model.probe(theirs), truth)
+            apart, is_near = model.judge(theirs)
             alike = "–"
             if name is not None:
                 same, differ = same_tensors(model.quantize_here(name, 64), theirs)
                 alike = f"{same} of {same + len(differ)}"
                 broken += [f"{make.__name__} {name}: tensor {tensor} differs" for tensor in differ]
             scales = "nested" if nested else "single"
-            rows.append(f"| {make.__name__} | transformers + bitsandbytes | {code}, {scales}, 64 | {worst:.1e} | {alike} |")
-            broken += [f"{rows[-1]}: logits"] if not worst <= LOGITS_LIMIT else []
+            rows.append(f"| {make.__name__} | transformers + bitsandbytes | {code}, {scales}, 64 | {apart} | {alike} |")
+            broken += [f"{rows[-1]}: logits"] if not is_near else []
             print(rows[-1], flush=True)
         for name in ("nf4", "nf4-single", "fp4"):
             size = draw.choice([32, 64, 128])
             ours = model.quantize_here(name, size)
-            worst = model.difference(model.probe(ours), model.logits(ours))
-            rows.append(f"| {make.__name__} | Tailor | {name}, {size} | {worst:.1e} | – |")
-            broken += [f"{rows[-1]}: logits"] if not worst <= LOGITS_LIMIT else []
+            apart, is_near = model.judge(ours)
+            rows.append(f"| {make.__name__} | Tailor | {name}, {size} | {apart} | – |")
+            broken += [f"{rows[-1]}: logits"] if not is_near else []
             print(rows[-1], flush=True)
     return rows, broken, shortcut
 
@@ -481,12 +506,13 @@ def write_report(seed: int, table: list[str], apart: list[int], rows: list[str],
         "",
         "## Folders",
         "",
-        f"Tiny random models. Logits in f32, largest difference over the largest value (limit {LOGITS_LIMIT:.0e}), over real tokens,",
-        "between transformers + bitsandbytes and Tailor on the same folder. *Tensors alike*: how many tensors of the folder",
-        "that Tailor makes of the same model have the same bytes.",
+        "Tiny random models. Logits in f32 against the same in f64, largest difference over the largest value, over real tokens, of",
+        "Tailor and of transformers + bitsandbytes on the same folder; the limit for ours is",
+        f"{LOGITS_LIMIT:.0e}, or four times theirs where that is more. *Tensors alike*: how many tensors of the folder that Tailor makes of",
+        "the same model have the same bytes.",
         "",
-        "| model | quantised and saved by | code, scales, block | logits | tensors alike |",
-        "| --- | --- | --- | --- | --- |",
+        "| model | quantised and saved by | code, scales, block | ours | theirs | tensors alike |",
+        "| --- | --- | --- | --- | --- | --- |",
         *rows,
         "",
         "bitsandbytes' inference kernel for AVX512-BF16 is switched off for these figures: it computes in bf16 whatever the",
