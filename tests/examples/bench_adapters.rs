@@ -79,7 +79,15 @@ async fn system(shape: &LlamaShape, count: usize, settings: &[(&str, &str)]) -> 
     std::fs::remove_dir_all(base)?;
     let folder = fleet.folder.join("adapter");
     write_adapter(&folder, shape)?;
-    cli.text(&["adapter", "import", &folder.display().to_string(), "--name", "grammar", "--base", Family::Llama.base()]);
+    cli.text(&[
+        "adapter",
+        "import",
+        &folder.display().to_string(),
+        "--name",
+        "grammar",
+        "--base",
+        Family::Llama.base(),
+    ]);
     // The others past the registry: a thousand uploads would measure nothing here.
     let store = fleet.folder.join("store");
     let (versions, blobs) = (store.join("adapters/grammar/versions"), store.join("blobs/sha256"));
@@ -208,7 +216,10 @@ async fn zipf(shape: &LlamaShape, time: Duration) -> Outcome {
     let fleet = system(shape, ADAPTERS, &[("GATEWAY__ADAPTER_BYTES", DEVICE_BYTES)]).await?;
     let at = fleet.at(0, 0);
     first_token(&at, "grammar@1", 0).await?;
-    println!("{CALLERS} callers, 16 tokens in, {NEW_TOKENS} out, {} MB of the device for adapters\n", &DEVICE_BYTES[..3]);
+    println!(
+        "{CALLERS} callers, 16 tokens in, {NEW_TOKENS} out, {} MB of the device for adapters\n",
+        &DEVICE_BYTES[..3]
+    );
     println!("| adapters | tokens/s, each turn | median | against 1 | on the device |");
     println!("| --- | --- | --- | --- | --- |");
     let counts = [1, 10, 100, ADAPTERS];

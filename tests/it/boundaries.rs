@@ -180,3 +180,33 @@ fn services_know_one_another_only_over_the_wire() {
         assert!(others.is_empty(), "{service} is linked with {others:?}");
     }
 }
+
+/// Doc tests are not run: what ends up with libtorch cannot have any, and the rest would have to be compiled once more. So no
+/// example may look as if it were held to what it says.
+#[test]
+fn no_block_in_a_doc_comment_looks_like_a_tested_example() {
+    let mut folders = ["crates", "services"].map(|name| repository().join(name)).to_vec();
+    let mut seen = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).expect("a folder").map(|entry| entry.expect("an entry").path()) {
+            if entry.is_dir() {
+                folders.push(entry);
+                continue;
+            }
+            if entry.extension().is_none_or(|extension| extension != "rs") {
+                continue;
+            }
+            let source = std::fs::read_to_string(&entry).expect("a source file");
+            let comments = source.lines().filter_map(|line| {
+                let line = line.trim_start();
+                line.strip_prefix("//!").or_else(|| line.strip_prefix("///")).map(str::trim)
+            });
+            // Every second fence closes.
+            for fence in comments.filter(|line| line.starts_with("```")).step_by(2) {
+                assert_eq!(fence, "```text", "{}", entry.display());
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen >= 5, "{seen} blocks seen");
+}

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::Value;
 
 use crate::tools::python::Venv;
 use crate::tools::{nextest, redis};
@@ -72,8 +71,6 @@ pub fn test_with(filters: &[String], told: &[(&str, &Path)]) -> Result<()> {
     if !filters.is_empty() {
         return Ok(());
     }
-    process::heading("doc tests");
-    doc_tests()?;
     process::heading("docker compose");
     compose(&["--bin-dir".to_owned(), workspace::programs()?.to_string_lossy().into_owned()])?;
     println!("\nall tests passed");
@@ -144,57 +141,9 @@ fn scripts(folder: &Path, prefix: &str, names: &[String]) -> Result<Vec<String>>
     Ok(scripts)
 }
 
-/// Doc tests get none of the link arguments of build scripts, so crates that end up with libtorch cannot have any.
-fn doc_tests() -> Result<()> {
-    let metadata = workspace::metadata()?;
-    let mut command = workspace::cargo();
-    command.args(["test", "--doc", "--quiet"]);
-    for package in libraries_without(&metadata, "tch") {
-        command.args(["--package", &package]);
-    }
-    process::run(&mut command)
-}
-
-/// The workspace's library packages that do not depend on a crate, directly or through one another.
-fn libraries_without(metadata: &Value, banned: &str) -> Vec<String> {
-    let packages = metadata.get("packages").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
-    let name = |value: &Value| value.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
-    let list = |value: &Value, key: &str| value.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
-    let mut with = vec![banned.to_owned()];
-    loop {
-        let depends = |package: &Value| list(package, "dependencies").iter().any(|other| with.contains(&name(other)));
-        let newly = packages.iter().filter(|package| depends(package)).map(name).filter(|found| !with.contains(found));
-        let newly: Vec<String> = newly.collect();
-        if newly.is_empty() {
-            break;
-        }
-        with.extend(newly);
-    }
-    let is_library = |target: &Value| list(target, "kind").iter().any(|kind| kind == "lib");
-    let libraries = packages.iter().filter(|package| list(package, "targets").iter().any(is_library)).map(name);
-    libraries.filter(|library| !with.contains(library)).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
-
-    #[test]
-    fn libraries_that_reach_libtorch_through_another_have_no_doc_tests() {
-        let package = |name: &str, kind: &str, dependencies: &[&str]| {
-            let dependencies: Vec<Value> = dependencies.iter().map(|name| json!({ "name": name })).collect();
-            json!({ "name": name, "targets": [{ "kind": [kind] }], "dependencies": dependencies })
-        };
-        let metadata = json!({ "packages": [
-            package("domain", "lib", &["serde"]),
-            package("train", "lib", &["models", "domain"]),
-            package("models", "lib", &["torch"]),
-            package("torch", "lib", &["tch"]),
-            package("cli", "bin", &["domain"]),
-        ]});
-        assert_eq!(libraries_without(&metadata, "tch"), ["domain"]);
-    }
 
     #[test]
     fn scripts_are_chosen_by_prefix_and_name() {

@@ -42,7 +42,7 @@ const TASKS: &[Task] = &[
         name: "test",
         arguments: "[FILTER ...]",
         about: "format, lints, all tests, with the servers they need",
-        details: "Without a filter: cargo fmt --check, clippy, every test, doc tests, and the compose test (skipped, loudly,\n\
+        details: "Without a filter: cargo fmt --check, clippy, every test, and the compose test (skipped, loudly,\n\
                   where no Docker engine runs). With a filter: only the tests whose names contain it.\n\
                   redis-server is taken from TAILOR_REDIS_SERVER or PATH, or installed by apt-get when you are root; the\n\
                   S3-compatible server and the gRPC client go into a virtualenv in the cache; cargo-nextest is built into\n\

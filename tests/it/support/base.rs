@@ -30,26 +30,29 @@ impl Family {
 
     /// Writes a Hugging Face folder into `parent`.
     pub fn write(self, parent: &Path) -> PathBuf {
-        let folder = parent.join(self.base());
-        std::fs::create_dir_all(&folder).expect("make a folder");
         match self {
-            Self::T5 => T5Shape { vocab: VOCABULARY, ..T5Shape::default() }.write(&folder, 5).expect("write a base"),
-            Self::Llama => LlamaShape { vocab: VOCABULARY, context: 512, ..LlamaShape::default() }
-                .write(&folder, 7)
-                .expect("write a base"),
+            Self::T5 => {
+                let shape = T5Shape { vocab: VOCABULARY, ..T5Shape::default() };
+                self.write_with(parent, |folder| shape.write(folder, 5))
+            }
+            Self::Llama => {
+                let shape = LlamaShape { vocab: VOCABULARY, context: 512, ..LlamaShape::default() };
+                Self::write_llama(parent, &shape)
+            }
         }
-        std::fs::write(folder.join("tokenizer.json"), tokenizer()).expect("write a tokenizer");
-        std::fs::write(folder.join("tokenizer_config.json"), self.settings()).expect("write its settings");
-        folder
     }
 
-    /// The decoder in another shape.
+    /// The decoder in any shape.
     pub fn write_llama(parent: &Path, shape: &LlamaShape) -> PathBuf {
-        let folder = parent.join(Self::Llama.base());
+        Self::Llama.write_with(parent, |folder| shape.write(folder, 7))
+    }
+
+    fn write_with(self, parent: &Path, write: impl FnOnce(&Path) -> std::io::Result<()>) -> PathBuf {
+        let folder = parent.join(self.base());
         std::fs::create_dir_all(&folder).expect("make a folder");
-        shape.write(&folder, 7).expect("write a base");
+        write(&folder).expect("write a base");
         std::fs::write(folder.join("tokenizer.json"), tokenizer()).expect("write a tokenizer");
-        std::fs::write(folder.join("tokenizer_config.json"), Self::Llama.settings()).expect("write its settings");
+        std::fs::write(folder.join("tokenizer_config.json"), self.settings()).expect("write its settings");
         folder
     }
 
