@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use tailor_blobs::Store;
-use tailor_domain::{BaseManifest, Digest, Family};
+use tailor_domain::{BaseManifest, BaseName, Digest, Family};
 use tailor_engine::{Engine, EngineOptions, GenerateJob};
 use tailor_serverkit::Settings;
 use tailor_text::Tokenizer;
@@ -81,6 +81,14 @@ impl Bases {
         let resident_bytes = engine.info().resident_bytes;
         tracing::info!(base = %manifest.name, fingerprint = %manifest.fingerprint, resident_bytes, "base is resident");
         Ok(Arc::new(Base { manifest: manifest.clone(), tokenizer, device: Device::here(engine) }))
+    }
+
+    /// What a name meant when its base was last started.
+    pub async fn known(&self, name: &BaseName) -> Option<BaseManifest> {
+        let slots = self.slots.lock().await;
+        let manifests = slots.values().filter_map(|slot| slot.get()).map(|base| &base.manifest);
+        let named = manifests.filter(|manifest| manifest.name == *name);
+        named.max_by_key(|manifest| manifest.created_at_ms).cloned()
     }
 
     /// What is resident here now, and has made a token, with its engine.

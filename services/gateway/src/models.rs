@@ -203,8 +203,15 @@ impl Models {
 
     async fn base(&self, name: &BaseName) -> Result<Arc<Base>> {
         let request = registry::GetBaseRequest { name: name.to_string() };
-        let answer = self.registry().get_base(request).await.map_err(Error::service("registry"))?.into_inner();
-        self.bases.get(&BaseManifest::try_from(answer)?).await
+        let manifest = match self.registry().get_base(request).await {
+            Ok(answer) => BaseManifest::try_from(answer.into_inner())?,
+            // It goes on being what it was as long as nobody can say otherwise.
+            Err(status) => match self.bases.known(name).await.filter(|_| self.routes.in_grace(&status)) {
+                Some(manifest) => manifest,
+                None => return Err(Error::service("registry")(status)),
+            },
+        };
+        self.bases.get(&manifest).await
     }
 
     /// Loads an adapter unless it is resident, and makes room for it. Callers of the same digest share one load; what failed

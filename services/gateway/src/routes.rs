@@ -8,7 +8,8 @@
 mod follow;
 mod table;
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tailor_domain::{AdapterName, AdapterRef, AliasName, ErrorCode, Rollout, Selector, Version};
@@ -35,7 +36,12 @@ pub struct Routes {
     table: Table,
     fresh: Duration,
     grace: Duration,
+    /// What references that are no alias were last said to mean, for when no registry answers.
+    said: Mutex<HashMap<String, registry::AdapterVersion>>,
 }
+
+/// References that are remembered; beyond it all are forgotten.
+const MAX_SAID: usize = 10_000;
 
 impl Routes {
     pub fn new(settings: &Settings) -> Result<Self> {
@@ -44,6 +50,7 @@ impl Routes {
             table: Table::default(),
             fresh: Duration::from_millis(settings.gateway.alias_ttl_ms),
             grace: Duration::from_millis(settings.gateway.outage_grace_ms),
+            said: Mutex::default(),
         })
     }
 
@@ -66,7 +73,7 @@ impl Routes {
     pub async fn find(&self, reference: &str) -> Result<Found> {
         let reference: AdapterRef = reference.parse()?;
         let Selector::Alias(alias) = &reference.selector else {
-            let target = self.resolve(&reference.to_string()).await.map_err(Error::service("registry"))?;
+            let target = self.resolve_or_remember(&reference.to_string()).await.map_err(Error::service("registry"))?;
             return Ok(Found { route: Arc::new(Route::fixed(target)), from_table: false });
         };
         let known = self.table.find(reference.adapter.as_str(), alias.as_str());
@@ -79,16 +86,32 @@ impl Routes {
         match self.ask(&reference, alias).await {
             Ok(route) => Ok(Found { route: Arc::new(route), from_table: false }),
             Err(status) => match known {
-                Some(route)
-                    if code_of(&status) == ErrorCode::Unavailable
-                        && route.target.is_some()
-                        && self.table.confirmed_within(self.grace) =>
-                {
+                Some(route) if route.target.is_some() && self.in_grace(&status) => {
                     tracing::debug!(%reference, "no registry answers; the alias goes on meaning what it last meant");
                     Ok(Found { route, from_table: true })
                 }
                 _ => Err(Error::Service { service: "registry", status: Box::new(status) }),
             },
+        }
+    }
+
+    /// Whether what the registry has said may be held to while it, or its store, is away.
+    pub fn in_grace(&self, status: &Status) -> bool {
+        code_of(status) == ErrorCode::Unavailable && self.table.confirmed_within(self.grace)
+    }
+
+    async fn resolve_or_remember(&self, reference: &str) -> Result<registry::AdapterVersion, Status> {
+        let resolved = self.resolve(reference).await;
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        match resolved {
+            Ok(target) => {
+                if said.len() >= MAX_SAID {
+                    said.clear();
+                }
+                said.insert(reference.to_owned(), target.clone());
+                Ok(target)
+            }
+            Err(status) => said.get(reference).filter(|_| self.in_grace(&status)).cloned().ok_or(status),
         }
     }
 
