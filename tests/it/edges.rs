@@ -187,7 +187,7 @@ async fn a_killed_engines_unstarted_requests_move_and_its_started_ones_end_with_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_engine_that_is_told_to_stop_finishes_what_it_has_and_gets_nothing_new() {
-    let mut fleet = Fleet::with_engines(2, &[]).await;
+    let mut fleet = Fleet::with_engines(2, &[("SHUTDOWN_GRACE_MS", "60000")]).await;
     fleet.publish(1);
     let at = fleet.at(0, 0);
     let mut alone = Vec::new();
@@ -206,12 +206,12 @@ async fn an_engine_that_is_told_to_stop_finishes_what_it_has_and_gets_nothing_ne
         streamed.end.expect("nobody notices");
         assert_eq!(streamed.text, alone[number % 8]);
     }
-    assert!(fleet.engine(0).wait(Duration::from_secs(20)).success());
+    assert!(fleet.engine(0).wait(Duration::from_secs(30)).success());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_edge_that_is_told_to_stop_says_so_waits_and_finishes() {
-    let mut fleet = Fleet::with_engines(1, &[("SHUTDOWN_WAIT_MS", "2000")]).await;
+    let mut fleet = Fleet::with_engines(1, &[("SHUTDOWN_WAIT_MS", "2000"), ("SHUTDOWN_GRACE_MS", "60000")]).await;
     fleet.publish(1);
     let at = fleet.at(0, 0);
     let alone = ask(&at, "", 0, LONG).await.expect("an answer").text;

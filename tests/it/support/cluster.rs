@@ -45,7 +45,7 @@ pub struct Cluster {
 
 /// Several processes that compute on the same few cores: threads of one that wait for each other, at full speed, would keep
 /// those of another from what they wait for.
-const ONE_THREAD: [(&str, &str); 1] = [("OMP_NUM_THREADS", "1")];
+pub const ONE_THREAD: [(&str, &str); 1] = [("OMP_NUM_THREADS", "1")];
 
 impl Cluster {
     /// Redis and the store run, no service does. `None` where one of the two is not installed.

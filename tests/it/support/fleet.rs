@@ -8,7 +8,7 @@ use tailor_testkit::{TempDir, free_port};
 use tonic::transport::Channel;
 
 use super::clients::{Addresses, channel};
-use super::cluster::health;
+use super::cluster::{ONE_THREAD, health};
 use super::process::{Process, command};
 use super::{Cli, Family, eventually};
 
@@ -80,7 +80,7 @@ impl Fleet {
         let mut command = command(program);
         command.args(["--listen", address]).envs(self.settings.iter().cloned());
         command.env("TAILOR__CACHE_DIR", self.cache(program, url));
-        command.envs(settings.iter().map(|(key, value)| (format!("TAILOR__{key}"), *value)));
+        command.envs(settings.iter().map(|(key, value)| (format!("TAILOR__{key}"), *value))).envs(ONE_THREAD);
         Process::spawn(&name, command, self.folder.path())
     }
 
