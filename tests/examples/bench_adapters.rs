@@ -6,12 +6,13 @@
 //!
 //! `cargo xtask bench adapters [-- --only cold|zipf] [--seconds N] [--small]`
 
+#[path = "support/hardware.rs"]
+mod hardware;
 #[path = "../it/support/mod.rs"]
 #[allow(dead_code, unused_imports, reason = "the tests use more of it")]
 mod support;
 
 use std::path::Path;
-use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -59,7 +60,7 @@ async fn main() -> Outcome {
             ..LlamaShape::default()
         },
     };
-    println!("{}\n", hardware());
+    println!("{}\n", hardware::hardware());
     let wants = |name: &str| only.as_deref().is_none_or(|only| only == name);
     if wants("cold") {
         cold(&shape).await?;
@@ -274,13 +275,4 @@ async fn rate(at: &Addresses, count: usize, turn: u64, time: Duration) -> Outcom
     });
     futures::future::try_join_all(callers).await?;
     Ok(made.load(Ordering::Relaxed) as f64 / begun.elapsed().as_secs_f64())
-}
-
-fn hardware() -> String {
-    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let commit = Command::new("git").args(["rev-parse", "--short", "HEAD"]).output();
-    let commit = commit.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default();
-    format!("{}, {cores} cores, commit {commit}", model.map_or("unknown", |(_, model)| model))
 }

@@ -7,6 +7,8 @@
 //!
 //! `cargo xtask bench startup [-- --up-to 5GB] [--base 1b]`
 
+#[path = "support/hardware.rs"]
+mod hardware;
 #[path = "../it/support/mod.rs"]
 #[allow(dead_code, unused_imports, reason = "the tests use more of it")]
 mod support;
@@ -14,7 +16,6 @@ mod support;
 use std::fs::File;
 use std::io::{BufWriter, Read as _, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use futures::stream;
@@ -50,7 +51,7 @@ async fn main() -> Outcome {
         }
     }
     let Some(mut services) = Services::start(large_base).await? else { return Ok(()) };
-    println!("{}\n", hardware());
+    println!("{}\n", hardware::hardware());
     println!(
         "| rows, MB | rows | dataset at rest, MiB | ingesting, MiB | s | tokenising, MiB | s | trainer at rest, MiB \
          | training, MiB | lease → first step, s | rows in the cache too, s | loss | gradient norm |"
@@ -74,15 +75,6 @@ fn size(text: &str) -> Outcome<u64> {
         _ => return Err(format!("{text} is no size; 10MB and 5GB are").into()),
     };
     Ok(number.parse::<u64>()? * unit)
-}
-
-fn hardware() -> String {
-    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let commit = Command::new("git").args(["rev-parse", "--short", "HEAD"]).output();
-    let commit = commit.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default();
-    format!("{}, {cores} cores, commit {commit}", model.map_or("unknown", |(_, model)| model))
 }
 
 struct Services {

@@ -104,7 +104,10 @@ impl AdapterAdmin for Api {
             let said = fleet.each(ask).await;
             return any(said.map_err(|error| status(&error))?);
         }
-        self.models.unload(&digest).await.map_err(|error| status(&error))?;
+        // A caller that goes away in the meantime must not leave it half out.
+        let models = self.models.clone();
+        let unloaded = tokio::spawn(async move { models.unload(&digest).await }).await;
+        unloaded.unwrap_or(Err(Error::Cut)).map_err(|error| status(&error))?;
         Ok(Response::new(pb::UnloadResponse {}))
     }
 

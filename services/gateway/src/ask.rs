@@ -112,6 +112,12 @@ fn builder(model: &Model, template: &str) -> Result<ExampleBuilder> {
     Ok(ExampleBuilder::new(model.base.tokenizer.clone(), template, model.base.manifest.family)?)
 }
 
+/// A schema as it is sent.
+pub fn json_schema(schema: &str) -> Result<Format, Invalid> {
+    let schema = serde_json::from_str(schema).map_err(|error| Invalid::new("json_schema", error.to_string()))?;
+    Ok(Format::JsonSchema(schema))
+}
+
 impl TryFrom<pb::GenerateRequest> for Ask {
     type Error = Error;
 
@@ -128,10 +134,7 @@ impl TryFrom<pb::GenerateRequest> for Ask {
             None => None,
             Some(pb::generate_request::Format::Regex(pattern)) => Some(Format::Regex(pattern)),
             Some(pb::generate_request::Format::Lark(grammar)) => Some(Format::Lark(grammar)),
-            Some(pb::generate_request::Format::JsonSchema(schema)) => {
-                let schema = serde_json::from_str(&schema);
-                Some(Format::JsonSchema(schema.map_err(|error| Invalid::new("json_schema", error.to_string()))?))
-            }
+            Some(pb::generate_request::Format::JsonSchema(schema)) => Some(json_schema(&schema)?),
         };
         let top_logprobs = request.top_logprobs.map(|top| u8::try_from(top).unwrap_or(u8::MAX));
         let ask = Self {

@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use crate::answer::STREAM_BUFFER;
+use crate::ask::json_schema;
 use crate::caller::Caller;
 use crate::device::TokenJob;
 use crate::error::{Error, Result};
@@ -75,10 +76,7 @@ fn job(request: pb::DecodeRequest) -> Result<TokenJob> {
         Some(Wire::JsonObject(true)) => Some(Format::JsonObject),
         Some(Wire::Regex(pattern)) => Some(Format::Regex(pattern)),
         Some(Wire::Lark(grammar)) => Some(Format::Lark(grammar)),
-        Some(Wire::JsonSchema(schema)) => {
-            let schema = serde_json::from_str(&schema);
-            Some(Format::JsonSchema(schema.map_err(|error| Invalid::new("json_schema", error.to_string()))?))
-        }
+        Some(Wire::JsonSchema(schema)) => Some(json_schema(&schema)?),
     };
     Ok(TokenJob {
         prompt_ids: request.prompt_ids,

@@ -10,7 +10,7 @@ use tailor_engine::{EndReason, Event, Logprobs};
 use tailor_pb::inference as pb;
 use tailor_pb::inference::decode_event::What;
 use tailor_pb::inference::decode_request::Format as Wire;
-use tonic::{Request, Status, Streaming};
+use tonic::{Code, Request, Status, Streaming};
 
 use super::member::{AtWork, Member};
 use super::{Fleet, may_go_elsewhere};
@@ -85,7 +85,9 @@ impl Remote {
             };
             let engine = running.engine.url.clone();
             self.running = None;
-            if !may_go_elsewhere(&status) {
+            // One that is out of memory in the middle of an answer is there, and says so itself.
+            let is_lost = may_go_elsewhere(&status) && (self.tokens == 0 || status.code() != Code::ResourceExhausted);
+            if !is_lost {
                 return Err(Error::service("engine")(status));
             }
             if self.tokens > 0 {
