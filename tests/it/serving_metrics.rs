@@ -204,7 +204,8 @@ async fn every_answer_says_which_weights_gave_it() {
                 assert_eq!(chunk["system_fingerprint"], *fingerprint, "{path}: {chunk}");
                 count += 1;
             }
-            assert!(count >= 2, "{stream}");
+            // A model of random weights may say nothing at all: then the end is the only chunk.
+            assert!(count >= 1, "{stream}");
         }
     }
 }
