@@ -249,9 +249,7 @@ impl Step<'_> {
 
     /// The linear layers with their adapters, of one input.
     fn products<const N: usize>(&self, linears: [&Linear; N], x: &mut Inputs, outputs: [&mut Vec<f32>; N]) {
-        if linears.iter().any(|linear| matches!(linear.weight, Weight::FourBit(_))) {
-            x.quantize(self.workers);
-        }
+        x.prepare(linears.iter().any(|linear| matches!(linear.weight, Weight::FourBit(_))), self.workers);
         let terms = linears.map(|linear| self.sets.terms(linear.slot));
         let mut all = Vec::with_capacity(N);
         for ((linear, terms), y) in linears.iter().zip(&terms).zip(outputs) {

@@ -294,7 +294,8 @@ impl LoraSet {
     }
 
     /// Rounds A and B to bf16 where the base's steps read them so: half the bytes that a step reads for each adapter. A set
-    /// that has more than plain factors and virtual tokens stays as it is. For inference alone.
+    /// that has more than plain factors and virtual tokens stays as it is, and so does one with a value that bf16 does not
+    /// reach: infinity times the zero of a neighbour's row would not be zero. For inference alone.
     ///
     /// # Errors
     /// No memory.
@@ -303,13 +304,19 @@ impl LoraSet {
         if !base.fused || !plain || self.whole.iter().any(Option::is_some) {
             return Ok(());
         }
-        for lora in self.changes.iter_mut().flatten().filter_map(|change| change.lora.as_mut()) {
+        let narrow = |x: &Tensor| x.f_detach()?.f_to_kind(Kind::BFloat16)?.f_contiguous();
+        let mut rounded = Vec::new();
+        for lora in self.changes.iter().flatten().filter_map(|change| change.lora.as_ref()) {
             let padding = padded_rank(lora.rank() as usize) as i64 - lora.rank();
-            let narrow = |x: &Tensor| x.f_detach()?.f_to_kind(Kind::BFloat16)?.f_contiguous();
+            let (a, b) = (narrow(&lora.a)?, narrow(&lora.b.f_constant_pad_nd([0, padding].as_slice())?)?);
+            if !is_finite(&a)? || !is_finite(&b)? {
+                return Ok(());
+            }
             // The padding stays behind the rows: a view without it is what everybody else sees.
-            let b = narrow(&lora.b.f_constant_pad_nd([0, padding].as_slice())?)?;
-            (lora.a, lora.b) = (narrow(&lora.a)?, b.f_narrow(1, 0, lora.rank())?);
+            rounded.push((a, b.f_narrow(1, 0, lora.rank())?));
         }
+        let factors = self.changes.iter_mut().flatten().filter_map(|change| change.lora.as_mut());
+        factors.zip(rounded).for_each(|(lora, (a, b))| (lora.a, lora.b) = (a, b));
         self.served = true;
         Ok(())
     }
@@ -380,4 +387,8 @@ impl LoraSet {
         let norms = self.changed().filter_map(|(_, change)| Some(bytes(change.dora.as_ref()?.norm())));
         self.parameters().iter().map(|(_, tensor)| bytes(tensor)).sum::<usize>() + norms.sum::<usize>()
     }
+}
+
+fn is_finite(x: &Tensor) -> std::result::Result<bool, tch::TchError> {
+    Ok(x.f_isfinite()?.f_all()?.f_int64_value(&[])? != 0)
 }

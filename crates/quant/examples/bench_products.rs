@@ -39,7 +39,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         for _ in 0..rounds {
             let start = Instant::now();
             for weight in &weights {
-                x.quantize(&Rayon);
+                x.prepare(true, &Rayon);
                 let Some(matrix) = Matrix::new(weight) else { continue };
                 products(
                     &x,

@@ -22,6 +22,8 @@ pub enum Instructions {
     Portable,
     Avx2,
     Avx512,
+    /// AVX-512, and products of tiles in bf16.
+    Amx,
 }
 
 impl Instructions {
@@ -29,6 +31,9 @@ impl Instructions {
     pub fn detect() -> Self {
         #[cfg(target_arch = "x86_64")]
         {
+            if crate::product::has_tiles() {
+                return Self::Amx;
+            }
             if is_x86_feature_detected!("avx512f")
                 && is_x86_feature_detected!("avx512bw")
                 && is_x86_feature_detected!("avx512vl")
@@ -46,7 +51,8 @@ impl Instructions {
         match self {
             Self::Portable => true,
             Self::Avx2 => Self::detect() != Self::Portable,
-            Self::Avx512 => Self::detect() == Self::Avx512,
+            Self::Avx512 => matches!(Self::detect(), Self::Avx512 | Self::Amx),
+            Self::Amx => Self::detect() == Self::Amx,
         }
     }
 }
@@ -91,7 +97,7 @@ impl<'a> View<'a> {
         match self.instructions {
             // SAFETY: the constructor has seen these instructions on this processor.
             #[cfg(target_arch = "x86_64")]
-            Instructions::Avx512 => unsafe { avx512::blocks_f32(weight, first, out) },
+            Instructions::Avx512 | Instructions::Amx => unsafe { avx512::blocks_f32(weight, first, out) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             Instructions::Avx2 => unsafe { avx2::blocks_f32_avx2(weight, first, out) },
@@ -109,7 +115,7 @@ impl<'a> View<'a> {
         match self.instructions {
             // SAFETY: the constructor has seen these instructions on this processor.
             #[cfg(target_arch = "x86_64")]
-            Instructions::Avx512 => unsafe { avx512::blocks_bf16(weight, first, out) },
+            Instructions::Avx512 | Instructions::Amx => unsafe { avx512::blocks_bf16(weight, first, out) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             Instructions::Avx2 => unsafe { avx2::blocks_bf16_avx2(weight, first, out) },

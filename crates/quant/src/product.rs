@@ -14,11 +14,17 @@
 
 mod activations;
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod lines;
 mod low_rank;
 mod matrix;
 mod portable;
+#[cfg(target_arch = "x86_64")]
+mod strip;
 mod tiles;
 mod workers;
 
@@ -51,7 +57,7 @@ type Lanes = [f32; 8];
 /// The functions of one instruction set.
 #[derive(Clone, Copy)]
 struct Kernels {
-    /// Adds w·x of one row of a 4-bit weight and each of a group of rows of x, to a sum each.
+    /// Adds w·x of each row of a part of a 4-bit weight and each of a group of rows of x, to sums [rows of w, rows of x].
     packed: unsafe fn(&Part<'_, u8>, rows: usize, sums: *mut Lanes),
     /// The same from unpacked levels.
     unpacked: unsafe fn(&Part<'_, i16>, rows: usize, sums: *mut Lanes),
@@ -71,14 +77,28 @@ struct Levels {
     high: [u8; 16],
 }
 
-/// Some blocks of one row of a weight, packed or as levels, and the same of a group of rows of x.
+/// Some blocks of a few rows of a weight, packed or as levels, and the same blocks of a group of rows of x.
 struct Part<'a, T> {
     levels: &'a Levels,
+    /// Rows of the weight.
+    outs: usize,
+    /// From the first row's first of these blocks on; the rows lie `weight_stride` apart.
     weights: &'a [T],
+    weight_stride: usize,
     blocks: usize,
-    /// One a block, padded with zeros to whole strides.
+    /// One a block, padded with zeros to whole strides; the rows' lie `scale_stride` apart.
     scales: &'a [f32],
+    scale_stride: usize,
     x: Activations<'a>,
+}
+
+impl<'a, T> Part<'a, T> {
+    /// Weights and scales of one row.
+    #[inline(always)]
+    fn row(&self, out: usize, per_block: usize) -> (&'a [T], &'a [f32]) {
+        let (weights, scales) = (&self.weights[out * self.weight_stride..], &self.scales[out * self.scale_stride..]);
+        (&weights[..self.blocks * per_block], &scales[..self.blocks.next_multiple_of(STRIDE)])
+    }
 }
 
 /// Blocks of a group of rows of x: block by block, in each row by row.
@@ -112,6 +132,10 @@ const fn element(place: usize) -> usize {
 
 fn kernels(instructions: Instructions) -> Kernels {
     #[cfg(target_arch = "x86_64")]
+    if matches!(instructions, Instructions::Avx512 | Instructions::Amx) && avx512::available() {
+        return avx512::KERNELS;
+    }
+    #[cfg(target_arch = "x86_64")]
     if instructions != Instructions::Portable && avx2::available() {
         return avx2::KERNELS;
     }
@@ -123,6 +147,14 @@ fn kernels(instructions: Instructions) -> Kernels {
 pub fn is_fast() -> bool {
     #[cfg(target_arch = "x86_64")]
     return avx2::available();
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
+/// Whether processor and kernel have tiles (AMX), which then make all products whose width is whole blocks.
+pub fn has_tiles() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return amx::available();
     #[cfg(not(target_arch = "x86_64"))]
     false
 }

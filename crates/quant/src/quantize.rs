@@ -184,10 +184,12 @@ fn quantize_block(
     match instructions {
         // SAFETY: `Instructions::detect` has seen these features on this processor.
         #[cfg(target_arch = "x86_64")]
-        Instructions::Avx512 if block.len() == blocksize => unsafe { avx512::block(block, thresholds, order, packed) },
+        Instructions::Avx512 | Instructions::Amx if block.len() == blocksize => unsafe {
+            avx512::block(block, thresholds, order, packed)
+        },
         // SAFETY: as above; AVX-512 comes with AVX2.
         #[cfg(target_arch = "x86_64")]
-        Instructions::Avx2 | Instructions::Avx512 => unsafe {
+        Instructions::Avx2 | Instructions::Avx512 | Instructions::Amx => unsafe {
             quantize_block_avx2(block, blocksize, thresholds, order, packed)
         },
         _ => quantize_block_body(block, blocksize, thresholds, order, packed),

@@ -10,8 +10,16 @@ struct Bench {
     /// How Cargo finds it: package, and the flag and name of the target.
     package: &'static str,
     target: [&'static str; 2],
-    /// Whether it runs the Python peers beside us.
-    peer: bool,
+    peer: Peer,
+}
+
+/// Whom it runs beside us.
+enum Peer {
+    Nobody,
+    /// PEFT, bitsandbytes and torch.
+    Python,
+    /// llama.cpp as fast as its compiler makes it here.
+    LlamaCpp,
 }
 
 const BENCHES: &[Bench] = &[
@@ -20,91 +28,91 @@ const BENCHES: &[Bench] = &[
         about: "predicted and measured peaks of training over a grid, and beside PEFT with bitsandbytes (--no-peer)",
         package: "tailor-train",
         target: ["--example", "bench_memory"],
-        peer: true,
+        peer: Peer::Python,
     },
     Bench {
         name: "dense",
         about: "peak memory of one training step with and without the 4-bit base",
         package: "tailor-train",
         target: ["--example", "bench_dense"],
-        peer: false,
+        peer: Peer::Nobody,
     },
     Bench {
         name: "train",
         about: "tokens a second in turn with PEFT and bitsandbytes, and where a step's time goes (--no-peer)",
         package: "tailor-train",
         target: ["--example", "bench_train"],
-        peer: true,
+        peer: Peer::Python,
     },
     Bench {
         name: "serve",
         about: "tokens a second of serving in turn with llama.cpp, share of the bandwidth, what adapters cost (--no-peer)",
         package: "tailor-engine",
         target: ["--example", "bench_serve"],
-        peer: true,
+        peer: Peer::LlamaCpp,
     },
     Bench {
         name: "ranks",
         about: "one job on one rank and on several, a thread each: tokens a second, and what the gradients take",
         package: "tailor-train",
         target: ["--example", "bench_ranks"],
-        peer: false,
+        peer: Peer::Nobody,
     },
     Bench {
         name: "share",
         about: "1, 4 and 8 jobs on one resident base against as many processes: tokens a second, memory, same bytes",
         package: "tailor-train",
         target: ["--example", "bench_share"],
-        peer: false,
+        peer: Peer::Nobody,
     },
     Bench {
         name: "startup",
         about: "from lease to first step, and the services' memory at 10 MB, 100 MB and 1 GB of rows (--up-to 5GB)",
         package: "tailor-tests",
         target: ["--example", "bench_startup"],
-        peer: false,
+        peer: Peer::Nobody,
     },
     Bench {
         name: "adapters",
         about: "time to the first token by where an adapter is, and 1 to 1,000 adapters under a Zipf load (--only cold)",
         package: "tailor-tests",
         target: ["--example", "bench_adapters"],
-        peer: false,
+        peer: Peer::Nobody,
     },
     Bench {
         name: "gpu",
         about: "training on an NVIDIA GPU, 7B to 70B shapes; --package DIR makes a folder that does it elsewhere",
         package: "tailor-train",
         target: ["--example", "bench_gpu"],
-        peer: false,
+        peer: Peer::Nobody,
     },
     Bench {
         name: "load",
         about: "a sharded 7B-shaped folder quantised, loaded and scored: times and peak memory",
         package: "tailor-train",
         target: ["--example", "bench_load"],
-        peer: true,
+        peer: Peer::Python,
     },
     Bench {
         name: "registry",
         about: "100,000 versions and 1,000 aliases on local disk: resolve, list, cold start",
         package: "tailor-registry",
         target: ["--example", "bench_registry"],
-        peer: false,
+        peer: Peer::Nobody,
     },
     Bench {
         name: "codes",
         about: "error of each 4-bit code: by layer, and in perplexity on held-out rows",
         package: "tailor-bases",
         target: ["--example", "bench_codes"],
-        peer: false,
+        peer: Peer::Nobody,
     },
     Bench {
         name: "quant",
         about: "quantising and dequantising 4096×4096 beside bitsandbytes",
         package: "tailor-quant",
         target: ["--example", "bench_quant"],
-        peer: true,
+        peer: Peer::Python,
     },
 ];
 
@@ -131,8 +139,15 @@ pub fn bench(arguments: &[String]) -> Result<()> {
     let mut command = workspace::cargo();
     command.args(["run", "--release", "--package", bench.package]).args(bench.target).arg("--").args(rest);
     // A Python that is there already serves as well; without the peer none is needed.
-    if bench.peer && std::env::var_os("TAILOR_PEER_PYTHON").is_none() && !rest.iter().any(|word| word == "--no-peer") {
-        command.env("TAILOR_PEER_PYTHON", checks::parity_venv()?.python());
+    if std::env::var_os("TAILOR_PEER_PYTHON").is_none() && !rest.iter().any(|word| word == "--no-peer") {
+        let venv = match bench.peer {
+            Peer::Nobody => None,
+            Peer::Python => Some(checks::parity_venv()?),
+            Peer::LlamaCpp => Some(checks::llama_venv()?),
+        };
+        if let Some(venv) = venv {
+            command.env("TAILOR_PEER_PYTHON", venv.python());
+        }
     }
     process::run(&mut command)
 }

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::tools::python::Venv;
+use crate::tools::python::{LlamaCpp, Venv};
 use crate::tools::{nextest, redis};
 use crate::{libtorch, process, workspace};
 
@@ -105,7 +105,13 @@ pub fn compose(arguments: &[String]) -> Result<()> {
 /// The virtualenv with the peers that we compare with.
 pub fn parity_venv() -> Result<Venv> {
     let note = "torch, transformers, peft, bitsandbytes (some 3 GB to download) and llama.cpp (to compile), once";
-    Venv::ensure("venv-parity", "tests/parity/requirements.txt", note)
+    Venv::ensure_with("venv-parity", "tests/parity/requirements.txt", note, &LlamaCpp::Anywhere)
+}
+
+/// The virtualenv with llama.cpp alone, made for this processor: the peer whose speed ours is compared with.
+pub fn llama_venv() -> Result<Venv> {
+    let note = "llama.cpp (to compile with all optimisations for this processor, some ten minutes of one core), once";
+    Venv::ensure_with("venv-llama", "tests/bench/requirements.txt", note, &LlamaCpp::Here)
 }
 
 /// Runs a folder's scripts to the end, all of them, and names those that failed.

@@ -1,8 +1,11 @@
 //! The rows of x: as floats, and as the integers that the 4-bit kernels multiply with.
 
+#[cfg(target_arch = "x86_64")]
+use super::amx;
 use super::lines::Lines;
 use super::workers::{Workers, spread};
 use super::{Activations, BLOCK, GROUP, LARGEST_ACTIVATION, STRIDE, element};
+use crate::Instructions;
 
 /// Below this magnitude a block counts as zero: its reciprocal would leave f32.
 const SMALLEST: f32 = 1e-30;
@@ -10,7 +13,7 @@ const SMALLEST: f32 = 1e-30;
 /// Rows of x [M, K] with what was made of them.
 ///
 /// Integers lie group by group of [`GROUP`] rows (the last may have fewer), in a group block by block, in a block row by
-/// row: a kernel reads them from front to back.
+/// row: a kernel reads them from front to back. For the processor's tiles they are values in bf16 instead, in groups of 16.
 #[derive(Default)]
 pub struct Inputs {
     rows: usize,
@@ -18,13 +21,22 @@ pub struct Inputs {
     floats: Vec<f32>, // [M, K]
     values: Lines,    // [M/8, K/64, 8, 64]
     scales: Vec<f32>, // [M/8, K/64 (to a multiple of 8), 8]
-    quantized: bool,
+    made: Made,
+}
+
+/// What was made of the floats.
+#[derive(Default, Clone, Copy, PartialEq, Eq)]
+enum Made {
+    #[default]
+    Nothing,
+    Integers,
+    Tiles,
 }
 
 impl Inputs {
     /// Room for `rows` of `width` values, used again and again; what is in them is left from before.
     pub fn resize(&mut self, rows: usize, width: usize) -> &mut [f32] {
-        (self.rows, self.width, self.quantized) = (rows, width, false);
+        (self.rows, self.width, self.made) = (rows, width, Made::Nothing);
         if self.floats.len() < rows * width {
             self.floats.resize(rows * width, 0.0);
         }
@@ -57,7 +69,20 @@ impl Inputs {
     }
 
     pub(super) fn is_quantized(&self) -> bool {
-        self.quantized
+        self.made == Made::Integers
+    }
+
+    pub(super) fn is_tiled(&self) -> bool {
+        self.made == Made::Tiles
+    }
+
+    /// A group's values for the tiles, and how many rows it has.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn tiled(&self, group: usize) -> (&[i16], usize) {
+        let members = amx::SIDE.min(self.rows - group * amx::SIDE);
+        let padded = amx::padded(self.width);
+        let first = group * amx::SIDE * padded;
+        (&self.values.values()[first..first + members * padded], members)
     }
 
     fn padded_blocks(&self) -> usize {
@@ -76,12 +101,53 @@ impl Inputs {
         }
     }
 
-    /// Makes the integers, which products with 4-bit weights need. Not a number or infinity in a block makes every
-    /// output of its row not a number.
+    /// Makes what products need, with 4-bit weights or without, by the best instructions there are.
     ///
     /// # Panics
-    /// The width is no multiple of [`BLOCK`].
-    pub fn quantize(&mut self, workers: &dyn Workers) {
+    /// There are 4-bit weights, and the width is no multiple of [`BLOCK`].
+    pub fn prepare(&mut self, four_bit: bool, workers: &dyn Workers) {
+        self.prepare_for(Instructions::detect(), four_bit, workers);
+    }
+
+    /// For given instructions: what [`Self::prepare`] does, for comparing.
+    ///
+    /// # Panics
+    /// As [`Self::prepare`].
+    pub fn prepare_for(&mut self, instructions: Instructions, four_bit: bool, workers: &dyn Workers) {
+        if instructions == Instructions::Amx && self.width.is_multiple_of(BLOCK) && self.width > 0 {
+            #[cfg(target_arch = "x86_64")]
+            self.tile(workers);
+        } else if four_bit {
+            self.quantize(workers);
+        }
+    }
+
+    /// Puts the rows beside each other for the processor's tiles.
+    #[cfg(target_arch = "x86_64")]
+    fn tile(&mut self, workers: &dyn Workers) {
+        assert!(amx::available(), "this processor has no tiles");
+        let (rows, width, floats, padded) = (self.rows, self.width, &self.floats, amx::padded(self.width));
+        self.values.grow(rows * padded);
+        let values = Shared(self.values.values_mut().as_mut_ptr());
+        let one = |row: usize| {
+            let values = &values;
+            let (group, member) = (row / amx::SIDE, row % amx::SIDE);
+            let members = amx::SIDE.min(rows - group * amx::SIDE);
+            let input = &floats[row * width..(row + 1) * width];
+            // SAFETY: the processor has them; the places within the group, which is within the buffer, are this row's.
+            unsafe { amx::place_row(input, member, members, values.0.add(group * amx::SIDE * padded).cast()) };
+        };
+        if rows < GROUP {
+            (0..rows).for_each(one);
+        } else {
+            spread(workers, rows, &one);
+        }
+        self.made = Made::Tiles;
+    }
+
+    /// Makes the integers, which products with 4-bit weights need. Not a number or infinity in a block makes every
+    /// output of its row not a number.
+    fn quantize(&mut self, workers: &dyn Workers) {
         assert!(self.width.is_multiple_of(BLOCK), "{} values a row are no whole blocks of {BLOCK}", self.width);
         let (blocks, padded) = (self.width / BLOCK, self.padded_blocks());
         self.values.grow(self.rows * self.width);
@@ -115,7 +181,7 @@ impl Inputs {
         } else {
             spread(workers, rows, &one);
         }
-        self.quantized = true;
+        self.made = Made::Integers;
     }
 }
 
@@ -190,9 +256,9 @@ mod tests {
     fn room_is_used_again_for_fewer_rows() {
         let mut inputs = Inputs::default();
         inputs.resize(9, 128).fill(1.0);
-        inputs.quantize(&Alone);
+        inputs.prepare_for(Instructions::Portable, true, &Alone);
         inputs.resize(1, 64).fill(2.0);
-        inputs.quantize(&Alone);
+        inputs.prepare_for(Instructions::Portable, true, &Alone);
         assert_eq!((inputs.rows(), inputs.groups(), inputs.floats().len()), (1, 1, 64));
         assert!(inputs.part(0, 0, 1).values.iter().all(|value| *value == 16383));
     }

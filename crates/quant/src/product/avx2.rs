@@ -63,13 +63,34 @@ unsafe fn block(w: [__m256i; 4], x: *const i16) -> __m256i {
     _mm256_add_epi32(_mm256_add_epi32(pair(0), pair(1)), _mm256_add_epi32(pair(2), pair(3)))
 }
 
+/// Each row of a weight by ROWS rows of x.
+///
+/// # Safety
+/// `sums` has an entry for each pair of rows.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn each<const ROWS: usize, T>(
+    part: &Part<'_, T>,
+    per_block: usize,
+    load: impl Fn(*const T) -> [__m256i; 4] + Copy,
+    sums: *mut Lanes,
+) {
+    for out in 0..part.outs {
+        let (weights, scales) = part.row(out, per_block);
+        // SAFETY: as the caller says.
+        unsafe { add::<ROWS, T>(weights, scales, part, per_block, load, sums.add(out * ROWS)) };
+    }
+}
+
 /// One row of a weight by ROWS rows of x.
 ///
 /// # Safety
-/// The part's slices are as long as its blocks say; `sums` has an entry for each row.
+/// The slices are as long as the part's blocks say; `sums` has an entry for each row.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
 unsafe fn add<const ROWS: usize, T>(
+    weights: &[T],
+    scales: &[f32],
     part: &Part<'_, T>,
     per_block: usize,
     load: impl Fn(*const T) -> [__m256i; 4],
@@ -80,8 +101,8 @@ unsafe fn add<const ROWS: usize, T>(
         // SAFETY: as the caller says.
         *acc = unsafe { _mm256_loadu_ps(sums.add(row).cast()) };
     }
-    let (mut weights, mut x) = (part.weights.as_ptr(), part.x.values.as_ptr());
-    let (mut weight_scales, mut x_scales) = (part.scales.as_ptr(), part.x.scales.as_ptr());
+    let (mut weights, mut x) = (weights.as_ptr(), part.x.values.as_ptr());
+    let (mut weight_scales, mut x_scales) = (scales.as_ptr(), part.x.scales.as_ptr());
     // Of a stride's blocks and the rows, by intrinsics alone: the compiler's own idea of this table is ten times as long.
     let mut scales = [[0f32; GROUP]; STRIDE];
     let mut left = part.blocks;
@@ -131,7 +152,7 @@ unsafe fn packed_rows<const ROWS: usize>(part: &Part<'_, u8>, sums: *mut Lanes) 
         unsafe { levels(bytes, tables) }
     };
     // SAFETY: as the caller says.
-    unsafe { add::<ROWS, u8>(part, BLOCK / 2, load, sums) };
+    unsafe { each::<ROWS, u8>(part, BLOCK / 2, load, sums) };
 }
 
 #[target_feature(enable = "avx2,fma")]
@@ -149,12 +170,12 @@ unsafe fn unpacked_rows<const ROWS: usize>(part: &Part<'_, i16>, sums: *mut Lane
         }
     };
     // SAFETY: as the caller says.
-    unsafe { add::<ROWS, i16>(part, BLOCK, load, sums) };
+    unsafe { each::<ROWS, i16>(part, BLOCK, load, sums) };
 }
 
 /// # Safety
-/// The processor has AVX2 and FMA; `sums` has an entry for each row, of which there are [`GROUP`] at most.
-unsafe fn packed(part: &Part<'_, u8>, rows: usize, sums: *mut Lanes) {
+/// The processor has AVX2 and FMA; `sums` has an entry for each pair of rows; of x's there are [`GROUP`] at most.
+pub(super) unsafe fn packed(part: &Part<'_, u8>, rows: usize, sums: *mut Lanes) {
     const { assert!(GROUP == 8) };
     // SAFETY: as the caller says.
     unsafe {
@@ -173,7 +194,7 @@ unsafe fn packed(part: &Part<'_, u8>, rows: usize, sums: *mut Lanes) {
 
 /// # Safety
 /// As for [`packed`].
-unsafe fn unpacked(part: &Part<'_, i16>, rows: usize, sums: *mut Lanes) {
+pub(super) unsafe fn unpacked(part: &Part<'_, i16>, rows: usize, sums: *mut Lanes) {
     // SAFETY: as the caller says.
     unsafe {
         match rows {

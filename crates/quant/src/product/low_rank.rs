@@ -44,6 +44,8 @@ pub(super) struct Projected<'a> {
 
 struct Term<'a> {
     term: LowRank<'a>,
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "for the tiles of x86-64"))]
+    product: usize,
     /// What s·A·x is divided by, since the sums it is added to are multiplied by it later.
     unit: f32,
     /// Place of the first row's values.
@@ -61,7 +63,7 @@ impl<'a> Projected<'a> {
                     places[product * rows + row] = Some((terms.len(), size + at * padded_rank(term.rank)));
                 }
                 tasks.extend((0..term.rank).step_by(RANK_TASK).map(|first| (terms.len(), first)));
-                terms.push(Term { term: *term, unit, first: size });
+                terms.push(Term { term: *term, product, unit, first: size });
                 size += term.rows.len() * padded_rank(term.rank);
             }
         }
@@ -80,7 +82,7 @@ impl<'a> Projected<'a> {
     pub fn compute(&self, x: &Inputs, kernels: Kernels, output: &Shared<f32>) {
         take(&self.next, self.tasks.len(), &|task| {
             let (term, first) = self.tasks[task];
-            let Term { term, unit, first: place } = &self.terms[term];
+            let Term { term, unit, first: place, .. } = &self.terms[term];
             let width = x.width();
             let count = RANK_TASK.min(term.rank - first);
             let weights = &term.a[first * width..(first + count) * width];
@@ -100,6 +102,12 @@ impl<'a> Projected<'a> {
         while self.done.load(Ordering::Acquire) < self.tasks.len() {
             std::hint::spin_loop();
         }
+    }
+
+    /// Each term: of which product, itself, and the place of its first row's values.
+    #[cfg(target_arch = "x86_64")]
+    pub fn terms(&self) -> impl Iterator<Item = (usize, &LowRank<'a>, usize)> {
+        self.terms.iter().map(|term| (term.product, &term.term, term.first))
     }
 
     /// Adds B·(s·A·x) of a row of x to the sums of the outputs from `out` on: every `stride`th of `sums`.

@@ -1,5 +1,7 @@
 //! A weight as the kernels take it.
 
+use std::ops::Range;
+
 use half::bf16;
 
 use super::{BLOCK, LARGEST_LEVEL, Levels, STRIDE};
@@ -49,6 +51,11 @@ impl<'a> Matrix<'a> {
         self.width
     }
 
+    /// The code book.
+    pub(super) fn values(&self) -> &'a [f32; 16] {
+        self.weight.values()
+    }
+
     pub(super) fn levels(&self) -> &Levels {
         &self.levels
     }
@@ -57,11 +64,17 @@ impl<'a> Matrix<'a> {
         self.unit
     }
 
-    /// The packed bytes of `count` blocks from `block` on of a row.
+    /// The packed bytes of some blocks of a row.
     #[inline(always)]
-    pub(super) fn bytes(&self, row: usize, block: usize, count: usize) -> &'a [u8] {
-        let first = (row * self.width + block * BLOCK) / 2;
-        &self.weight.packed()[first..first + count * BLOCK / 2]
+    pub(super) fn bytes(&self, row: usize, blocks: Range<usize>) -> &'a [u8] {
+        self.strip(row, 1, blocks)
+    }
+
+    /// From the first of some blocks of a row to the last of the same blocks of the last of `outs` rows.
+    #[inline(always)]
+    pub(super) fn strip(&self, row: usize, outs: usize, blocks: Range<usize>) -> &'a [u8] {
+        let place = |row: usize, block: usize| (row * self.width + block * BLOCK) / 2;
+        &self.weight.packed()[place(row, blocks.start)..place(row + outs - 1, blocks.end)]
     }
 
     /// The scales of a row's blocks, and zeros to whole strides.

@@ -2,32 +2,42 @@
 
 use half::bf16;
 
-use super::{BLOCK, Dense, Kernels, Lanes, Levels, Part, element};
+use super::{Activations, BLOCK, Dense, Kernels, Lanes, Levels, Part, element};
 
 pub(super) const KERNELS: Kernels = Kernels { packed, unpacked, unpack, dense, expand };
 
 /// # Safety
-/// `sums` has an entry for each row.
+/// `sums` has an entry for each pair of rows.
 unsafe fn packed(part: &Part<'_, u8>, rows: usize, sums: *mut Lanes) {
     let mut levels = vec![0i16; part.blocks * BLOCK];
-    // SAFETY: as the caller says.
-    unsafe {
-        unpack(part.weights, part.levels, &mut levels);
-        let Part { levels: book, blocks, scales, x, .. } = *part;
-        unpacked(&Part { levels: book, weights: &levels, blocks, scales, x }, rows, sums);
+    for out in 0..part.outs {
+        let (packed, scales) = part.row(out, BLOCK / 2);
+        // SAFETY: as the caller says.
+        unsafe {
+            unpack(packed, part.levels, &mut levels);
+            one(&levels, scales, &part.x, std::slice::from_raw_parts_mut(sums.add(out * rows), rows));
+        }
     }
 }
 
 /// # Safety
-/// `sums` has an entry for each row.
+/// `sums` has an entry for each pair of rows.
 unsafe fn unpacked(part: &Part<'_, i16>, rows: usize, sums: *mut Lanes) {
-    // SAFETY: as the caller says.
-    let sums = unsafe { std::slice::from_raw_parts_mut(sums, rows) };
-    for (block, levels) in part.weights.as_chunks::<BLOCK>().0.iter().enumerate() {
+    for out in 0..part.outs {
+        let (levels, scales) = part.row(out, BLOCK);
+        // SAFETY: as the caller says.
+        one(levels, scales, &part.x, unsafe { std::slice::from_raw_parts_mut(sums.add(out * rows), rows) });
+    }
+}
+
+/// One row of a weight, and as many of x as there are sums.
+fn one(levels: &[i16], scales: &[f32], x: &Activations<'_>, sums: &mut [Lanes]) {
+    let rows = sums.len();
+    for (block, levels) in levels.as_chunks::<BLOCK>().0.iter().enumerate() {
         for (row, sums) in sums.iter_mut().enumerate() {
             let at = block * rows + row;
-            let values = &part.x.values[at * BLOCK..(at + 1) * BLOCK];
-            let scale = part.scales[block] * part.x.scales[at];
+            let values = &x.values[at * BLOCK..(at + 1) * BLOCK];
+            let scale = scales[block] * x.scales[at];
             for (lane, sum) in sums.iter_mut().enumerate() {
                 let product = |place: usize| i32::from(levels[place]) * i32::from(values[place]);
                 let pair = |vector: usize| product(vector * 16 + 2 * lane) + product(vector * 16 + 2 * lane + 1);

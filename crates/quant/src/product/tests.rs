@@ -17,10 +17,15 @@ fn weight(out: usize, width: usize, code: Code, nested: bool) -> Quantized {
     quantize(&values, &[out, width], Float::Bf16, code, BlockSize::DEFAULT, nested, Backend::Cpu).unwrap()
 }
 
+/// For the kernels that work with lanes of a register.
 fn inputs(rows: usize, width: usize) -> Inputs {
+    inputs_for(Instructions::Portable, rows, width)
+}
+
+fn inputs_for(instructions: Instructions, rows: usize, width: usize) -> Inputs {
     let mut inputs = Inputs::default();
     inputs.resize(rows, width).copy_from_slice(&noise(rows * width, 3));
-    inputs.quantize(&Alone);
+    inputs.prepare_for(instructions, true, &Alone);
     inputs
 }
 
@@ -30,9 +35,16 @@ fn product(x: &Inputs, weights: Weights<'_>, out: usize, low_rank: &[LowRank<'_>
         products_with(x, &mut [Product { weights, bias: None, low_rank, y: &mut y }], &Alone, instructions);
         y
     };
-    let y = run(Instructions::detect());
-    assert_eq!(y, run(Instructions::Portable), "every instruction set gives the same bits");
+    let y = run(Instructions::Portable);
+    for instructions in [Instructions::Avx2, Instructions::Avx512].into_iter().filter(|set| set.available()) {
+        assert_eq!(y, run(instructions), "{instructions:?} gives the same bits, unless x is made for tiles");
+    }
     y
+}
+
+/// By the processor's tiles, where it has some.
+fn tiled_inputs(rows: usize, width: usize) -> Option<Inputs> {
+    Instructions::Amx.available().then(|| inputs_for(Instructions::Amx, rows, width))
 }
 
 /// Σ in f64 of what the weight stands for before it is rounded to its own type.
@@ -70,7 +82,8 @@ fn error_is_below_that_of_a_product_with_the_weight_in_bf16() {
         let x = inputs(rows, width);
         let y = product(&x, Weights::FourBit(Matrix::new(&weight).unwrap()), out, &[]);
         let exact = exact(&weight, &x);
-        let own = rms(y.iter().zip(&exact).map(|(y, exact)| f64::from(*y) - exact));
+        let error = |y: &[f32]| rms(y.iter().zip(&exact).map(|(y, exact)| f64::from(*y) - exact));
+        let own = error(&y);
         // The other way: the weight and x rounded to bf16, added without any further error.
         let mut dense = vec![bf16::ZERO; out * width];
         weight.dequantize_bf16(&mut dense);
@@ -82,6 +95,11 @@ fn error_is_below_that_of_a_product_with_the_weight_in_bf16() {
         let other = rms(other);
         println!("{code:?} {width}: {own:.2e} against {other:.2e}");
         assert!(own * 8.0 < other, "{code:?} {width}: {own} against {other}");
+        // Tiles have bf16 factors too, and add up in f32.
+        if let Some(x) = tiled_inputs(rows, width) {
+            let tiled = error(&product(&x, Weights::FourBit(Matrix::new(&weight).unwrap()), out, &[]));
+            assert!(tiled < other * 1.05, "{code:?} {width}: {tiled} against {other}");
+        }
     }
 }
 
@@ -95,6 +113,32 @@ fn a_row_gets_the_same_bits_in_whatever_company() {
         for rows in [1, 2, 3, 5, 8, 9, 16] {
             assert_eq!(product(&inputs(rows, width), weights, out, &[]), all[..rows * out], "{rows} rows");
         }
+        let Some(x) = tiled_inputs(70, width) else { continue };
+        let all = product(&x, weights, out, &[]);
+        for rows in [1, 2, 15, 16, 17, 32, 33, 48, 69] {
+            let some = product(&tiled_inputs(rows, width).unwrap(), weights, out, &[]);
+            assert_eq!(some, all[..rows * out], "{rows} rows by tiles");
+        }
+    }
+}
+
+#[test]
+fn tiles_multiply_a_weight_in_bf16_as_f64_does() {
+    let (out, width, rows) = (75, 192, 50);
+    let Some(x) = tiled_inputs(rows, width) else { return };
+    let weights: Vec<bf16> = noise(out * width, 5).into_iter().map(bf16::from_f32).collect();
+    let bias: Vec<bf16> = noise(out, 6).into_iter().map(bf16::from_f32).collect();
+    let mut y = vec![f32::NAN; rows * out];
+    products(
+        &x,
+        &mut [Product { weights: Weights::Bf16(&weights), bias: Some(&bias), low_rank: &[], y: &mut y }],
+        &Alone,
+    );
+    for (at, y) in y.iter().enumerate() {
+        let (x, w) = (x.row(at / out), &weights[at % out * width..][..width]);
+        let sum: f64 = x.iter().zip(w).map(|(x, w)| bf16::from_f32(*x).to_f64() * w.to_f64()).sum();
+        let exact = sum + bias[at % out].to_f64();
+        assert!((f64::from(*y) - exact).abs() < 1e-5, "{y} and {exact} at {at}");
     }
 }
 
@@ -133,13 +177,19 @@ fn what_the_kernels_cannot_take_is_told_apart() {
 
 #[test]
 fn low_rank_terms_come_to_their_rows_alone() {
-    let (out, width, rows) = (21, 128, 10);
+    terms_reach_their_rows(&inputs(40, 128), 1e-4);
+    if let Some(x) = tiled_inputs(40, 128) {
+        terms_reach_their_rows(&x, 4e-3); // s·A·x is rounded to bf16
+    }
+}
+
+fn terms_reach_their_rows(x: &Inputs, limit: f64) {
+    let (out, width, rows) = (41, x.width(), x.rows());
     let weight = weight(out, width, Code::Nf4, true);
     let weights = Weights::FourBit(Matrix::new(&weight).unwrap());
-    let x = inputs(rows, width);
-    let plain = product(&x, weights, out, &[]);
+    let plain = product(x, weights, out, &[]);
     let narrow = |values: Vec<f32>| values.into_iter().map(bf16::from_f32).collect::<Vec<_>>();
-    let factors: Vec<(usize, Vec<bf16>, Vec<bf16>)> = [3, 16]
+    let factors: Vec<(usize, Vec<bf16>, Vec<bf16>)> = [3, 16, 40]
         .into_iter()
         .map(|rank| {
             let padded = padded_rank(rank);
@@ -148,13 +198,13 @@ fn low_rank_terms_come_to_their_rows_alone() {
             (rank, narrow(noise(rank * width, 9)), b)
         })
         .collect();
-    let rows_of: [&[usize]; 2] = [&[0, 7, 9], &[2]];
+    let rows_of: [&[usize]; 3] = [&[0, 7, 20, 39], &[2], &[17, 33, 38]];
     let terms: Vec<LowRank<'_>> = factors
         .iter()
         .zip(rows_of)
         .map(|((rank, a, b), rows)| LowRank { a, b, rank: *rank, scale: 0.5, rows })
         .collect();
-    let y = product(&x, weights, out, &terms);
+    let y = product(x, weights, out, &terms);
     for row in 0..rows {
         let (y, plain) = (&y[row * out..][..out], &plain[row * out..][..out]);
         let Some(term) = terms.iter().find(|term| term.rows.contains(&row)) else {
@@ -166,26 +216,36 @@ fn low_rank_terms_come_to_their_rows_alone() {
             .chunks(width)
             .map(|a| a.iter().zip(x.row(row)).map(|(a, x)| a.to_f64() * f64::from(*x)).sum())
             .collect();
-        for (o, (y, plain)) in y.iter().zip(plain).enumerate() {
+        let update = |o: usize| {
             let b = &term.b[o * padded_rank(term.rank)..];
-            let update: f64 = h.iter().zip(b).map(|(h, b)| h * b.to_f64()).sum::<f64>() * 0.5;
-            assert!((f64::from(y - plain) - update).abs() < 1e-4, "row {row}, output {o}: {y} − {plain} and {update}");
+            h.iter().zip(b).map(|(h, b)| h * b.to_f64()).sum::<f64>() * 0.5
+        };
+        let largest = (0..out).map(|o| update(o).abs()).fold(0.0, f64::max);
+        for (o, (y, plain)) in y.iter().zip(plain).enumerate() {
+            let error = (f64::from(y - plain) - update(o)).abs();
+            assert!(error < limit * largest.max(1.0), "row {row}, output {o}: {y} − {plain} and {}", update(o));
         }
     }
 }
 
 #[test]
 fn an_input_that_is_no_number_spoils_its_own_row() {
+    for instructions in [Instructions::Portable, Instructions::detect()] {
+        no_number_spoils_its_own_row(instructions);
+    }
+}
+
+fn no_number_spoils_its_own_row(instructions: Instructions) {
     let (out, width) = (8, 128);
     let weight = weight(out, width, Code::Nf4, true);
     let mut x = Inputs::default();
     let values = x.resize(3, width);
     values.copy_from_slice(&noise(3 * width, 3));
     values[width + 5] = f32::INFINITY;
-    x.quantize(&Alone);
+    x.prepare_for(instructions, true, &Alone);
     let mut y = vec![0.0; 3 * out];
     let weights = Weights::FourBit(Matrix::new(&weight).unwrap());
     products(&x, &mut [Product { weights, bias: None, low_rank: &[], y: &mut y }], &Alone);
-    assert!(y[out..2 * out].iter().all(|y| y.is_nan()));
+    assert!(y[out..2 * out].iter().all(|y| !y.is_finite()), "{instructions:?}");
     assert!(y[..out].iter().chain(&y[2 * out..]).all(|y| y.is_finite()));
 }

@@ -8,6 +8,8 @@ use half::bf16;
 use super::activations::Shared;
 use super::lines::Lines;
 use super::low_rank::{LowRank, Projected};
+#[cfg(target_arch = "x86_64")]
+use super::strip;
 use super::workers::{Workers, take};
 use super::{
     BLOCK, DENSE_OUT, DENSE_ROWS, Dense, GROUP, Inputs, Kernels, Lanes, Matrix, Part, STRIDE, Weights, kernels, total,
@@ -16,6 +18,11 @@ use crate::Instructions;
 
 /// Outputs of one tile.
 const TILE: usize = 16;
+/// The same where the processor has tiles of its own.
+#[cfg(target_arch = "x86_64")]
+const STRIP: usize = super::amx::OUTS;
+#[cfg(not(target_arch = "x86_64"))]
+const STRIP: usize = TILE;
 /// Bytes of x that stay in the first-level cache while the rows of a tile go by.
 const NEAR: usize = 28 << 10;
 
@@ -39,10 +46,10 @@ impl Product<'_> {
     fn check(&self, x: &Inputs) {
         let out = self.out(x);
         let whole = match self.weights {
-            Weights::FourBit(matrix) => matrix.width() == x.width() && x.is_quantized(),
+            Weights::FourBit(matrix) => matrix.width() == x.width() && (x.is_quantized() || x.is_tiled()),
             Weights::Bf16(values) => values.len() == out * x.width(),
         };
-        assert!(whole, "weights and input differ in width, or the input has no integers");
+        assert!(whole, "weights and input differ in width, or the input was not prepared");
         assert_eq!(self.y.len(), x.rows() * out, "output and rows differ in length");
         assert!(self.bias.is_none_or(|bias| bias.len() == out), "bias and output differ in length");
         for term in self.low_rank {
@@ -55,70 +62,72 @@ impl Product<'_> {
 /// Makes all products of the same x at once.
 ///
 /// # Panics
-/// Lengths that do not fit; 4-bit weights with an input without integers.
+/// Lengths that do not fit; 4-bit weights with an input that was not prepared for them.
 pub fn products(x: &Inputs, products: &mut [Product<'_>], workers: &dyn Workers) {
     products_with(x, products, workers, Instructions::detect());
 }
 
-/// With given instructions: what [`products`] does, for comparing.
+/// With given instructions, for comparing: what [`products`] does, but that an input that was prepared for tiles is
+/// multiplied by them.
 ///
 /// # Panics
 /// As [`products`].
 pub fn products_with(x: &Inputs, products: &mut [Product<'_>], workers: &dyn Workers, instructions: Instructions) {
     let kernels = kernels(instructions);
     let units = products.iter().map(|product| match product.weights {
-        Weights::FourBit(matrix) => matrix.unit(),
-        Weights::Bf16(_) => 1.0,
+        Weights::FourBit(matrix) if !x.is_tiled() => matrix.unit(),
+        Weights::FourBit(_) | Weights::Bf16(_) => 1.0,
     });
     let units: Vec<f32> = units.collect();
     let terms: Vec<&[LowRank<'_>]> = products.iter().map(|product| product.low_rank).collect();
     let mut projected = Projected::new(terms.into_iter().zip(units), x.rows());
     let values = projected.output();
+    let height = if x.is_tiled() { STRIP } else { TILE };
     let mut tiles = 0;
     let parts = products.iter_mut().map(|product| {
         product.check(x);
         let out = product.out(x);
         let first = tiles;
-        tiles += out.div_ceil(TILE);
+        tiles += out.div_ceil(height);
         Output { first, out, weights: product.weights, bias: product.bias, y: Shared(product.y.as_mut_ptr()) }
     });
     let parts: Vec<Output<'_>> = parts.collect();
     let next = AtomicUsize::new(0);
-    let tile = |tile: usize| {
+    let at = |tile: usize| {
         let product = parts.partition_point(|part| part.first <= tile) - 1;
         let part = &parts[product];
-        let first = (tile - part.first) * TILE;
-        let work =
-            Tile { x, part, product, first, count: TILE.min(part.out - first), projected: &projected, values: &values };
-        match &part.weights {
-            Weights::FourBit(matrix) => work.four_bit(matrix, kernels),
-            Weights::Bf16(weights) => work.dense(weights, kernels),
-        }
+        let first = (tile - part.first) * height;
+        Tile { x, part, product, first, count: height.min(part.out - first), projected: &projected, values: &values }
     };
     let work = || {
         projected.compute(x, kernels, &values);
-        take(&next, tiles, &tile);
+        #[cfg(target_arch = "x86_64")]
+        if x.is_tiled() {
+            let factors = strip::Factors::new(&projected, &values, x);
+            return take(&next, tiles, &|tile| at(tile).by_tiles(&factors));
+        }
+        take(&next, tiles, &|tile| at(tile).by_lanes(kernels));
     };
     if tiles <= 1 { work() } else { workers.run(&work) }
 }
 
 /// One product among those that are made together.
-struct Output<'a> {
+pub(super) struct Output<'a> {
     /// Number of its first tile.
     first: usize,
-    out: usize,
-    weights: Weights<'a>,
-    bias: Option<&'a [bf16]>,
-    y: Shared<f32>,
+    pub out: usize,
+    pub weights: Weights<'a>,
+    pub bias: Option<&'a [bf16]>,
+    pub y: Shared<f32>,
 }
 
 /// Outputs `first..first + count` of a product.
-struct Tile<'a> {
-    x: &'a Inputs,
-    part: &'a Output<'a>,
-    product: usize,
-    first: usize,
-    count: usize,
+pub(super) struct Tile<'a> {
+    pub x: &'a Inputs,
+    pub part: &'a Output<'a>,
+    pub product: usize,
+    pub first: usize,
+    pub count: usize,
     projected: &'a Projected<'a>,
     values: &'a Shared<f32>,
 }
@@ -144,6 +153,14 @@ thread_local! {
 }
 
 impl Tile<'_> {
+    /// By the kernels for lanes of a register.
+    fn by_lanes(&self, kernels: Kernels) {
+        match &self.part.weights {
+            Weights::FourBit(matrix) => self.four_bit(matrix, kernels),
+            Weights::Bf16(weights) => self.dense(weights, kernels),
+        }
+    }
+
     fn four_bit(&self, matrix: &Matrix<'_>, kernels: Kernels) {
         ROOM.with_borrow_mut(|room| {
             let padded = matrix.padded_blocks();
@@ -160,18 +177,18 @@ impl Tile<'_> {
         let (rows, blocks, padded) = (self.x.rows(), matrix.width() / BLOCK, matrix.padded_blocks());
         room.zero(rows);
         for span in spans(blocks, rows) {
-            let x = self.x.part(0, span.start, span.len());
-            for (at, sums) in room.sums.chunks_exact_mut(rows).take(self.count).enumerate() {
-                let part = Part {
-                    levels: matrix.levels(),
-                    weights: matrix.bytes(self.first + at, span.start, span.len()),
-                    blocks: span.len(),
-                    scales: &room.scales[at * padded + span.start..(at + 1) * padded],
-                    x,
-                };
-                // SAFETY: chosen for this processor; as many sums as rows.
-                unsafe { (kernels.packed)(&part, rows, sums.as_mut_ptr()) };
-            }
+            let part = Part {
+                levels: matrix.levels(),
+                outs: self.count,
+                weights: matrix.strip(self.first, self.count, span.clone()),
+                weight_stride: matrix.width() / 2,
+                blocks: span.len(),
+                scales: &room.scales[span.start..self.count * padded],
+                scale_stride: padded,
+                x: self.x.part(0, span.start, span.len()),
+            };
+            // SAFETY: chosen for this processor; as many sums as rows of both.
+            unsafe { (kernels.packed)(&part, rows, room.sums.as_mut_ptr()) };
         }
         self.finish(0, matrix.unit(), kernels, &mut room.sums);
     }
@@ -182,25 +199,24 @@ impl Tile<'_> {
         room.levels.grow(TILE * width);
         for (out, levels) in (self.first..).zip(room.levels.values_mut().chunks_exact_mut(width)).take(self.count) {
             // SAFETY: chosen for this processor.
-            unsafe { (kernels.unpack)(matrix.bytes(out, 0, blocks), matrix.levels(), levels) };
+            unsafe { (kernels.unpack)(matrix.bytes(out, 0..blocks), matrix.levels(), levels) };
         }
         for group in 0..self.x.groups() {
             let rows = self.x.group_rows(group);
             room.zero(rows);
             for span in spans(blocks, rows) {
-                let x = self.x.part(group, span.start, span.len());
-                for (at, sums) in room.sums.chunks_exact_mut(rows).take(self.count).enumerate() {
-                    let levels = at * width + span.start * BLOCK;
-                    let part = Part {
-                        levels: matrix.levels(),
-                        weights: &room.levels.values()[levels..levels + span.len() * BLOCK],
-                        blocks: span.len(),
-                        scales: &room.scales[at * padded + span.start..(at + 1) * padded],
-                        x,
-                    };
-                    // SAFETY: chosen for this processor; as many sums as rows.
-                    unsafe { (kernels.unpacked)(&part, rows, sums.as_mut_ptr()) };
-                }
+                let part = Part {
+                    levels: matrix.levels(),
+                    outs: self.count,
+                    weights: &room.levels.values()[span.start * BLOCK..(self.count - 1) * width + span.end * BLOCK],
+                    weight_stride: width,
+                    blocks: span.len(),
+                    scales: &room.scales[span.start..self.count * padded],
+                    scale_stride: padded,
+                    x: self.x.part(group, span.start, span.len()),
+                };
+                // SAFETY: chosen for this processor; as many sums as rows of both.
+                unsafe { (kernels.unpacked)(&part, rows, room.sums.as_mut_ptr()) };
             }
             self.finish(group, matrix.unit(), kernels, &mut room.sums);
         }

@@ -12,11 +12,39 @@ use crate::{process, workspace};
 
 /// Written last: what the virtualenv holds, and for which Python.
 const MARKER: &str = "tailor-requirements.txt";
-/// What llama-cpp-python is compiled with, which comes as source alone: the library and nothing else, for any processor of
-/// the last ten years (a cache may outlive the machine), little optimised, since the models that it runs are tiny. Its build
-/// brings its own cmake and ninja; a C++ compiler must be there. 7.5 minutes of one core.
-const LLAMA_CPP: &str = "-DLLAVA_BUILD=OFF -DGGML_NATIVE=OFF -DGGML_OPENMP=OFF -DGGML_LLAMAFILE=OFF -DGGML_CPU_REPACK=OFF \
-                         -DLLAMA_OPENSSL=OFF -DCMAKE_CXX_FLAGS_RELEASE=-O1 -DCMAKE_C_FLAGS_RELEASE=-O2";
+/// How llama-cpp-python is compiled, which comes as source alone. Its build brings its own cmake and ninja; a C++ compiler
+/// must be there.
+pub enum LlamaCpp {
+    /// The library and nothing else, for any processor of the last ten years (a cache may outlive the machine), little
+    /// optimised, since the models that it runs are tiny: 7.5 minutes of one core. For what it computes, not how fast.
+    Anywhere,
+    /// As its makers mean it to be on this processor: their defaults, without what is not used.
+    Here,
+}
+
+impl LlamaCpp {
+    fn cmake(&self) -> &'static str {
+        match self {
+            Self::Anywhere => {
+                "-DLLAVA_BUILD=OFF -DGGML_NATIVE=OFF -DGGML_OPENMP=OFF -DGGML_LLAMAFILE=OFF -DGGML_CPU_REPACK=OFF \
+                 -DLLAMA_OPENSSL=OFF -DCMAKE_CXX_FLAGS_RELEASE=-O1 -DCMAKE_C_FLAGS_RELEASE=-O2"
+            }
+            Self::Here => "-DLLAVA_BUILD=OFF -DLLAMA_OPENSSL=OFF",
+        }
+    }
+
+    /// For what it is made, if not for all: part of what a virtualenv must hold.
+    fn made_for(&self) -> String {
+        match self {
+            Self::Anywhere => String::new(),
+            Self::Here => {
+                let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+                let features = cpuinfo.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
+                format!("# {features}\n")
+            }
+        }
+    }
+}
 
 pub struct Venv {
     folder: PathBuf,
@@ -25,12 +53,17 @@ pub struct Venv {
 impl Venv {
     /// A virtualenv that holds a committed list of requirements; made or brought up to date where it does not.
     pub fn ensure(name: &str, requirements: &str, note: &str) -> Result<Self> {
+        Self::ensure_with(name, requirements, note, &LlamaCpp::Anywhere)
+    }
+
+    /// The same, with llama.cpp made in a given way where it is among the requirements.
+    pub fn ensure_with(name: &str, requirements: &str, note: &str, llama: &LlamaCpp) -> Result<Self> {
         let cache = workspace::cache()?;
         let venv = Self { folder: cache.join(name) };
         let requirements = workspace::root().join(requirements);
         let wanted =
             fs::read_to_string(&requirements).with_context(|| format!("cannot read {}", requirements.display()))?;
-        let wanted = format!("# {}\n{wanted}", version()?);
+        let wanted = format!("# {}\n{}{wanted}", version()?, llama.made_for());
         if venv.holds(&wanted) {
             return Ok(venv);
         }
@@ -39,7 +72,7 @@ impl Venv {
             return Ok(venv);
         }
         process::heading(&format!("installing {note} into {}", venv.folder.display()));
-        venv.install(&requirements)?;
+        venv.install(&requirements, llama)?;
         let marker = venv.folder.join(MARKER);
         fs::write(&marker, wanted).with_context(|| format!("cannot write {}", marker.display()))?;
         Ok(venv)
@@ -58,13 +91,13 @@ impl Venv {
         fs::read_to_string(self.folder.join(MARKER)).is_ok_and(|held| held == wanted)
     }
 
-    fn install(&self, requirements: &Path) -> Result<()> {
+    fn install(&self, requirements: &Path, llama: &LlamaCpp) -> Result<()> {
         let quiet = ["install", "--quiet", "--disable-pip-version-check", "--requirement"];
         if process::succeeds(Command::new(self.python()).args(["-m", "pip", "--version"]))
             || process::succeeds(Command::new(interpreter()).args(["-m", "venv"]).arg(&self.folder))
         {
             let mut pip = Command::new(self.python());
-            pip.args(["-m", "pip"]).args(quiet).arg(requirements).env("CMAKE_ARGS", LLAMA_CPP);
+            pip.args(["-m", "pip"]).args(quiet).arg(requirements).env("CMAKE_ARGS", llama.cmake());
             return process::run(&mut pip);
         }
         // Debian's python3 cannot put pip into a virtualenv without the package python3-venv; the pip outside can serve it.
@@ -72,7 +105,7 @@ impl Venv {
         process::run(Command::new(interpreter()).args(bare).arg(&self.folder))?;
         let mut pip = Command::new(interpreter());
         pip.args(["-m", "pip", "--python"]).arg(self.python()).args(quiet).arg(requirements);
-        pip.env("CMAKE_ARGS", LLAMA_CPP);
+        pip.env("CMAKE_ARGS", llama.cmake());
         process::run(&mut pip)
             .context("pip is needed, 22.3 or newer (Debian: apt-get install python3-pip python3-venv)")
     }
