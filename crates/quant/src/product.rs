@@ -24,6 +24,8 @@ mod low_rank;
 mod matrix;
 mod portable;
 #[cfg(target_arch = "x86_64")]
+mod scales;
+#[cfg(target_arch = "x86_64")]
 mod strip;
 mod tiles;
 mod workers;

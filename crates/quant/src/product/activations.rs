@@ -129,19 +129,14 @@ impl Inputs {
         let (rows, width, floats, padded) = (self.rows, self.width, &self.floats, amx::padded(self.width));
         self.values.grow(rows * padded);
         let values = Shared(self.values.values_mut().as_mut_ptr());
-        let one = |row: usize| {
+        let one = |group: usize| {
             let values = &values;
-            let (group, member) = (row / amx::SIDE, row % amx::SIDE);
             let members = amx::SIDE.min(rows - group * amx::SIDE);
-            let input = &floats[row * width..(row + 1) * width];
-            // SAFETY: the processor has them; the places within the group, which is within the buffer, are this row's.
-            unsafe { amx::place_row(input, member, members, values.0.add(group * amx::SIDE * padded).cast()) };
+            let input = &floats[group * amx::SIDE * width..][..members * width];
+            // SAFETY: the processor has them; the group's places are within the buffer, and its own.
+            unsafe { amx::place_group(input, width, values.0.add(group * amx::SIDE * padded).cast()) };
         };
-        if rows < GROUP {
-            (0..rows).for_each(one);
-        } else {
-            spread(workers, rows, &one);
-        }
+        spread(workers, rows.div_ceil(amx::SIDE), &one);
         self.made = Made::Tiles;
     }
 

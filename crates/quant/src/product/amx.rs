@@ -127,8 +127,9 @@ impl Tiles {
     ///
     /// # Safety
     /// `w` has [`OUTS`] rows of so many steps; so has each group of x.
+    #[inline(always)]
     pub unsafe fn add(&mut self, w: *const u16, x: [*const u16; 2], steps: usize) {
-        let [first, second] = self.now.map(|members| members.max(1) * 4);
+        let (first, second) = (self.now[0].max(1) * 4, self.now[1].max(1) * 4);
         if steps == 0 {
             return;
         }
@@ -252,11 +253,15 @@ impl Sums {
         Self([0.0; OUTS * SIDE])
     }
 
-    /// The other way round: [16 rows of x, 32 of W].
+    /// The other way round: [16 rows of x, 32 of W], of which the first so many matter.
     ///
     /// # Safety
     /// [`available`].
-    pub unsafe fn turned(&self, out: &mut Self) {
+    pub unsafe fn turned(&self, members: usize, out: &mut Self) {
+        if members == 1 {
+            let first = self.0.as_chunks::<SIDE>().0.iter().map(|row| row[0]);
+            return out.0.iter_mut().zip(first).for_each(|(out, sum)| *out = sum);
+        }
         // SAFETY: as the caller says.
         unsafe { turn(&self.0, &mut out.0) };
     }
@@ -271,37 +276,45 @@ impl Sums {
 #[target_feature(enable = "avx512f")]
 fn turn(from: &[f32; OUTS * SIDE], to: &mut [f32; OUTS * SIDE]) {
     for half in 0..2 {
-        // SAFETY: 16 rows of 16 values.
-        let r: [__m512; SIDE] =
-            std::array::from_fn(|row| unsafe { _mm512_loadu_ps(from.as_ptr().add((half * SIDE + row) * SIDE)) });
-        // Pairs of rows, then fours, lane by lane of 128 bits; then the lanes.
-        let pairs: [__m512; SIDE] = std::array::from_fn(|i| {
-            let (a, b) = (r[i / 2 * 2], r[i / 2 * 2 + 1]);
-            if i.is_multiple_of(2) { _mm512_unpacklo_ps(a, b) } else { _mm512_unpackhi_ps(a, b) }
-        });
-        let fours: [__m512; SIDE] = std::array::from_fn(|i| {
-            let (first, column) = (i / 4 * 4, i % 4);
-            let (a, b) = (pairs[first + column / 2], pairs[first + 2 + column / 2]);
-            let (a, b) = (_mm512_castps_pd(a), _mm512_castps_pd(b));
-            _mm512_castpd_ps(if column.is_multiple_of(2) { _mm512_unpacklo_pd(a, b) } else { _mm512_unpackhi_pd(a, b) })
-        });
-        // fours[4f + c] has in lane l column 4l + c of rows 4f to 4f + 3.
-        for c in 0..4 {
-            let [a, b, d, e] = [fours[c], fours[4 + c], fours[8 + c], fours[12 + c]];
-            let (low, high) = (_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b));
-            let (low2, high2) = (_mm512_shuffle_f32x4::<0x88>(d, e), _mm512_shuffle_f32x4::<0xdd>(d, e));
-            let columns = [
-                _mm512_shuffle_f32x4::<0x88>(low, low2),
-                _mm512_shuffle_f32x4::<0x88>(high, high2),
-                _mm512_shuffle_f32x4::<0xdd>(low, low2),
-                _mm512_shuffle_f32x4::<0xdd>(high, high2),
-            ];
-            for (lane, column) in columns.into_iter().enumerate() {
-                // SAFETY: 16 rows of 32 values.
-                unsafe { _mm512_storeu_ps(to.as_mut_ptr().add((4 * lane + c) * OUTS + half * SIDE), column) };
-            }
+        let mut rows = [_mm512_setzero_ps(); SIDE];
+        for (row, values) in rows.iter_mut().enumerate() {
+            // SAFETY: 16 rows of 16 values.
+            *values = unsafe { _mm512_loadu_ps(from.as_ptr().add((half * SIDE + row) * SIDE)) };
+        }
+        for (column, values) in columns(rows).into_iter().enumerate() {
+            // SAFETY: 16 rows of 32 values.
+            unsafe { _mm512_storeu_ps(to.as_mut_ptr().add(column * OUTS + half * SIDE), values) };
         }
     }
+}
+
+/// The columns of a square of 16 rows.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn columns(rows: [__m512; SIDE]) -> [__m512; SIDE] {
+    // Pairs of rows, then fours, lane by lane of 128 bits; then the lanes.
+    let (mut pairs, mut fours) = (rows, rows);
+    for (pairs, rows) in pairs.as_chunks_mut::<2>().0.iter_mut().zip(rows.as_chunks::<2>().0) {
+        *pairs = [_mm512_unpacklo_ps(rows[0], rows[1]), _mm512_unpackhi_ps(rows[0], rows[1])];
+    }
+    for (fours, pairs) in fours.as_chunks_mut::<4>().0.iter_mut().zip(pairs.as_chunks::<4>().0) {
+        for (half, fours) in fours.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+            let (a, b) = (_mm512_castps_pd(pairs[half]), _mm512_castps_pd(pairs[2 + half]));
+            *fours = [_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b))];
+        }
+    }
+    // fours[4f + c] has in lane l column 4l + c of rows 4f to 4f + 3.
+    let mut columns = rows;
+    for c in 0..4 {
+        let [a, b, d, e] = [fours[c], fours[4 + c], fours[8 + c], fours[12 + c]];
+        let (low, high) = (_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b));
+        let (low2, high2) = (_mm512_shuffle_f32x4::<0x88>(d, e), _mm512_shuffle_f32x4::<0xdd>(d, e));
+        columns[c] = _mm512_shuffle_f32x4::<0x88>(low, low2);
+        columns[4 + c] = _mm512_shuffle_f32x4::<0x88>(high, high2);
+        columns[8 + c] = _mm512_shuffle_f32x4::<0xdd>(low, low2);
+        columns[12 + c] = _mm512_shuffle_f32x4::<0xdd>(high, high2);
+    }
+    columns
 }
 
 /// Place of a row's first values among the unpacked ones.
@@ -329,6 +342,7 @@ impl Packed<'_> {
     ///
     /// # Safety
     /// [`available`]; `to` is [`room`] for a chunk of all rows.
+    #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
     pub unsafe fn unpack(&self, rows: Range<usize>, chunk: usize, to: *mut u16) {
         let whole = 2 * chunk + 1 < self.blocks;
@@ -377,68 +391,88 @@ impl Packed<'_> {
     }
 }
 
-/// The same of a row in bf16, of which a chunk or its beginning is given.
+/// Every fourth value of a chunk in four registers, from each of the first four on in turn: what the steps have.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+fn steps([a, b, c, d]: [__m512i; STEPS]) -> [__m512i; STEPS] {
+    let fourths = _mm512_set_epi16(
+        0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 60, 56, 52, 48, 44, 40, 36, 32, 28, 24, 20, 16, 12, 8, 4, 0,
+    );
+    let mut steps = [a; STEPS];
+    for (step, neighbour) in steps.iter_mut().zip(NEIGHBOUR) {
+        let order = _mm512_add_epi16(fourths, _mm512_set1_epi16(neighbour as i16));
+        let (first, second) = (_mm512_permutex2var_epi16(a, order, b), _mm512_permutex2var_epi16(c, order, d));
+        *step = _mm512_inserti64x4::<1>(first, _mm512_castsi512_si256(second));
+    }
+    steps
+}
+
+/// A row's chunk, with zeros behind an end that is no whole one.
+#[inline(always)]
+fn whole<T: Copy + Default>(values: &[T], filled: &mut [T; CHUNK]) -> *const T {
+    if values.len() < CHUNK {
+        *filled = [T::default(); CHUNK];
+        filled[..values.len()].copy_from_slice(values);
+        return filled.as_ptr();
+    }
+    values.as_ptr()
+}
+
+/// The same of a row in bf16, of which a chunk and what follows is given.
 ///
 /// # Safety
 /// [`available`]; `to` is [`room`] for a chunk of all rows; `row` below [`OUTS`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
 pub(super) unsafe fn arrange(values: &[bf16], row: usize, to: *mut u16, ahead: usize) {
     let mut filled = [bf16::ZERO; CHUNK];
-    let values = match values.first_chunk::<CHUNK>() {
-        Some(values) => values,
-        None => {
-            filled[..values.len()].copy_from_slice(values);
-            &filled
-        }
-    };
-    let fourths = _mm512_set_epi16(
-        0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 60, 56, 52, 48, 44, 40, 36, 32, 28, 24, 20, 16, 12, 8, 4, 0,
-    );
-    // SAFETY: four times 32 values.
-    let [a, b, c, d] = std::array::from_fn(|i| unsafe { _mm512_loadu_si512(values.as_ptr().add(i * STEP).cast()) });
+    let values = whole(values, &mut filled);
     for line in 0..CHUNK / STEP {
-        _mm_prefetch::<_MM_HINT_T1>(values.as_ptr().wrapping_add(ahead + line * STEP).cast());
+        _mm_prefetch::<_MM_HINT_T1>(values.wrapping_add(ahead + line * STEP).cast());
     }
-    for (step, neighbour) in NEIGHBOUR.into_iter().enumerate() {
-        let order = _mm512_add_epi16(fourths, _mm512_set1_epi16(neighbour as i16));
-        let (first, second) = (_mm512_permutex2var_epi16(a, order, b), _mm512_permutex2var_epi16(c, order, d));
-        let all = _mm512_inserti64x4::<1>(first, _mm512_castsi512_si256(second));
+    // SAFETY: four times 32 values.
+    let values = std::array::from_fn(|i| unsafe { _mm512_loadu_si512(values.add(i * STEP).cast()) });
+    for (step, values) in steps(values).into_iter().enumerate() {
         // SAFETY: as the caller says.
-        unsafe { _mm512_storeu_si512(to.add(step * 2 * TILE + place(row)).cast(), all) };
+        unsafe { _mm512_storeu_si512(to.add(step * 2 * TILE + place(row)).cast(), values) };
     }
 }
 
-/// Puts a row of x into its group, which has `members` rows: [steps, 16 pairs, members, 2].
+/// Puts the rows of a group of x, [members, width], beside each other: [steps, 16 pairs, members, 2].
 ///
 /// # Safety
-/// [`available`]; the group has room for whole chunks of `members` rows.
+/// [`available`]; there are [`SIDE`] rows at most, and room for whole chunks of them.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-pub(super) unsafe fn place_row(row: &[f32], member: usize, members: usize, group: *mut u32) {
-    for (chunk, values) in row.chunks(CHUNK).enumerate() {
-        let mut filled = [0f32; CHUNK];
-        let values = match values.first_chunk::<CHUNK>() {
-            Some(values) => values,
-            None => {
-                filled[..values.len()].copy_from_slice(values);
-                &filled
-            }
-        };
-        let mut narrow = [0u16; CHUNK];
-        for (at, values) in values.as_chunks::<STEP>().0.iter().enumerate() {
-            // SAFETY: 32 values of each.
-            unsafe {
-                let (low, high) = (_mm512_loadu_ps(values.as_ptr()), _mm512_loadu_ps(values.as_ptr().add(SIDE)));
-                let values = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
-                _mm512_storeu_si512(narrow.as_mut_ptr().add(at * STEP).cast(), values);
+pub(super) unsafe fn place_group(rows: &[f32], width: usize, group: *mut u32) {
+    let members = rows.len() / width;
+    let present = (1u32 << members).wrapping_sub(1) as __mmask16;
+    let mut of_step = [[_mm512_setzero_ps(); SIDE]; STEPS];
+    let mut filled = [0f32; CHUNK];
+    for chunk in 0..width.div_ceil(CHUNK) {
+        for (member, row) in rows.chunks_exact(width).enumerate() {
+            let values = whole(&row[chunk * CHUNK..], &mut filled);
+            let narrow = std::array::from_fn(|i| {
+                // SAFETY: 32 values; both types are 64 bytes.
+                unsafe {
+                    let (low, high) =
+                        (_mm512_loadu_ps(values.add(i * STEP)), _mm512_loadu_ps(values.add(i * STEP + SIDE)));
+                    std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low))
+                }
+            });
+            for (step, pairs) in steps(narrow).into_iter().enumerate() {
+                of_step[step][member] = _mm512_castsi512_ps(pairs);
             }
         }
-        for (step, neighbour) in NEIGHBOUR.into_iter().enumerate() {
+        for (step, rows) in of_step.iter().enumerate() {
             // SAFETY: as the caller says.
-            let to = unsafe { group.add((chunk * STEPS + step) * SIDE * members + member) };
-            for (pair, eight) in narrow.as_chunks::<8>().0.iter().enumerate() {
-                let both = u32::from(eight[neighbour]) | u32::from(eight[4 + neighbour]) << 16;
+            let to = unsafe { group.add((chunk * STEPS + step) * SIDE * members) };
+            if members == 1 {
                 // SAFETY: as the caller says.
-                unsafe { *to.add(pair * members) = both };
+                unsafe { _mm512_storeu_ps(to.cast(), rows[0]) };
+                continue;
+            }
+            for (pair, values) in columns(*rows).into_iter().enumerate() {
+                // SAFETY: as the caller says: what is not present is not written.
+                unsafe { _mm512_mask_storeu_ps(to.add(pair * members).cast(), present, values) };
             }
         }
     }

@@ -80,7 +80,7 @@ impl<'a> Projected<'a> {
     ///
     /// `output` is [`Self::output`].
     pub fn compute(&self, x: &Inputs, kernels: Kernels, output: &Shared<f32>) {
-        take(&self.next, self.tasks.len(), &|task| {
+        take(&self.next, self.tasks.len(), |task| {
             let (term, first) = self.tasks[task];
             let Term { term, unit, first: place, .. } = &self.terms[term];
             let width = x.width();

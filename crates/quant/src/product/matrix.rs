@@ -4,6 +4,8 @@ use std::ops::Range;
 
 use half::bf16;
 
+#[cfg(target_arch = "x86_64")]
+use super::scales::{self, Planes};
 use super::{BLOCK, LARGEST_LEVEL, Levels, STRIDE};
 use crate::{Quantized, Scales};
 
@@ -24,6 +26,9 @@ pub struct Matrix<'a> {
     /// Levels as integers, and what one of them is worth before the block's scale.
     levels: Levels,
     unit: f32,
+    /// What a scale's code stands for, byte by byte, where the processor looks it up so.
+    #[cfg(target_arch = "x86_64")]
+    planes: Option<Planes>,
 }
 
 impl<'a> Matrix<'a> {
@@ -40,7 +45,18 @@ impl<'a> Matrix<'a> {
         let values = weight.values().map(|value| (value / unit).round_ties_even() as i16);
         let bytes = |shift: u32| values.map(|level| (level as u16 >> shift) as u8);
         let levels = Levels { values, low: bytes(0), high: bytes(8) };
-        Some(Self { weight, out, width, levels, unit })
+        Some(Self {
+            weight,
+            out,
+            width,
+            levels,
+            unit,
+            #[cfg(target_arch = "x86_64")]
+            planes: match weight.scales() {
+                Scales::Nested { map, .. } if scales::available() => Some(Planes::new(map)),
+                _ => None,
+            },
+        })
     }
 
     pub fn out(&self) -> usize {
@@ -99,6 +115,13 @@ impl<'a> Matrix<'a> {
                     let codes = &codes[first + at..first + at + count];
                     let scale = absmax[outer];
                     let out = &mut out[at..at + count];
+                    at += count;
+                    #[cfg(target_arch = "x86_64")]
+                    if let Some(planes) = &self.planes {
+                        // SAFETY: the constructor has seen the instructions.
+                        unsafe { planes.decode(codes, scale, *offset, out) };
+                        continue;
+                    }
                     for (out, code) in out.iter_mut().zip(codes) {
                         // Read as if it might change: the compiler would else gather eight entries in a register by
                         // shuffles, of which the kernels have too many already.
@@ -106,7 +129,6 @@ impl<'a> Matrix<'a> {
                         *out = unsafe { std::ptr::read_volatile(&map[*code as usize]) };
                     }
                     out.iter_mut().for_each(|out| *out = *out * scale + offset);
-                    at += count;
                 }
             }
             Scales::Nested { codes, map, absmax, blocksize, offset } => {

@@ -12,13 +12,15 @@ use super::low_rank::{LowRank, Projected, padded_rank};
 use super::tiles::Tile;
 use super::{BLOCK, Inputs, Weights};
 
+/// Chunks that are kept where they are unpacked one by one.
+const AT_ONCE: usize = 3;
 /// Rows that are unpacked between two steps.
 const SHARE: usize = OUTS / STEPS;
 /// Outputs by which memory is asked ahead: those that this thread takes next, when there are two.
 const AHEAD: usize = 2 * OUTS;
 
 /// s·A·x of the products' low-rank terms as tiles have it, for one thread.
-pub(super) struct Factors<'a> {
+struct Factors<'a> {
     terms: Vec<Factor<'a>>,
     values: Vec<u16>,
 }
@@ -33,7 +35,7 @@ struct Factor<'a> {
 
 impl<'a> Factors<'a> {
     /// `output` is [`Projected::output`], complete.
-    pub fn new(projected: &Projected<'a>, output: &Shared<f32>, x: &Inputs) -> Self {
+    fn new(projected: &Projected<'a>, output: &Shared<f32>, x: &Inputs) -> Self {
         let (mut terms, mut values) = (Vec::new(), Vec::new());
         for (product, term, first) in projected.terms() {
             let padded = padded_rank(term.rank);
@@ -57,6 +59,27 @@ impl<'a> Factors<'a> {
             terms.push(Factor { product, term: *term, steps, groups });
         }
         Self { terms, values }
+    }
+}
+
+/// A thread at work on the tiles of some products.
+pub(super) struct Worker<'a> {
+    factors: Factors<'a>,
+    tiles: Tiles,
+}
+
+impl<'a> Worker<'a> {
+    /// `output` is [`Projected::output`], complete; x was made for tiles.
+    pub fn new(projected: &Projected<'a>, output: &Shared<f32>, x: &Inputs) -> Self {
+        assert!(x.is_tiled());
+        // SAFETY: an input is made for tiles only where there are some.
+        let tiles = unsafe { Tiles::new() };
+        Self { factors: Factors::new(projected, output, x), tiles }
+    }
+
+    pub fn work(&mut self, tile: &Tile<'_>) {
+        // SAFETY: as above.
+        ROOM.with_borrow_mut(|room| unsafe { tile.by_tiles(&self.factors, &mut self.tiles, room) });
     }
 }
 
@@ -87,58 +110,60 @@ enum Source<'a> {
 }
 
 impl Tile<'_> {
-    /// By the processor's tiles.
-    pub fn by_tiles(&self, factors: &Factors<'_>) {
-        ROOM.with_borrow_mut(|room| {
-            self.read_scales(&mut room.scales);
-            self.read_factors(factors, &mut room.factors);
-            let source = self.source(&room.scales);
-            let (groups, chunks) = (self.x.rows().div_ceil(SIDE), self.x.width().div_ceil(CHUNK));
-            // SAFETY: an input is made for tiles only where there are some.
-            let mut tiles = unsafe { Tiles::new() };
-            let few = groups <= 2;
-            room.weights.grow(amx::room(if few { 2 } else { chunks } * CHUNK));
-            let weights: *mut u16 = room.weights.values_mut().as_mut_ptr().cast();
-            // SAFETY: there is room for so many.
-            let place = |chunk: usize| unsafe { weights.add(if few { chunk % 2 } else { chunk } * amx::room(CHUNK)) };
-            for chunk in 0..if few { 1 } else { chunks } {
-                self.unpack(&source, 0..OUTS, chunk, place(chunk));
+    /// # Safety
+    /// [`amx::available`].
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+    unsafe fn by_tiles(&self, factors: &Factors<'_>, tiles: &mut Tiles, room: &mut Room) {
+        self.read_scales(&mut room.scales);
+        self.read_factors(factors, &mut room.factors);
+        let source = self.source(&room.scales);
+        let (groups, chunks) = (self.x.rows().div_ceil(SIDE), self.x.width().div_ceil(CHUNK));
+        let few = groups <= 2;
+        room.weights.grow(amx::room(if few { AT_ONCE } else { chunks } * CHUNK));
+        let weights: *mut u16 = room.weights.values_mut().as_mut_ptr().cast();
+        // SAFETY: there is room for so many.
+        let place = |chunk: usize| unsafe { weights.add(if few { chunk % AT_ONCE } else { chunk } * amx::room(CHUNK)) };
+        for chunk in 0..if few { chunks.min(AT_ONCE - 1) } else { chunks } {
+            // SAFETY: the place is for a chunk of all rows.
+            unsafe { self.unpack(&source, 0..OUTS, chunk, place(chunk)) };
+        }
+        for first in (0..groups).step_by(2) {
+            let pair = [Some(first), (first + 1 < groups).then_some(first + 1)];
+            let (mut x, mut members) = ([std::ptr::null(); 2], [0; 2]);
+            for (at, group) in pair.into_iter().enumerate() {
+                let Some(group) = group else { continue };
+                let (values, count) = self.x.tiled(group);
+                (x[at], members[at]) = (values.as_ptr().cast(), count);
             }
-            for first in (0..groups).step_by(2) {
-                let pair = [Some(first), (first + 1 < groups).then_some(first + 1)];
-                let x = pair.map(|group| group.map(|group| self.x.tiled(group)));
-                tiles.begin(x.map(|group| group.map_or(0, |(_, members)| members)));
-                let step = |at: usize| {
-                    x.map(|group| match group {
-                        Some((values, members)) => values[at * STEP * members..].as_ptr().cast(),
-                        None => std::ptr::null(),
-                    })
-                };
-                // SAFETY: so many steps are unpacked, and each group has them.
-                unsafe {
-                    if few {
-                        // The next chunk is unpacked, in shares, while this one is multiplied, which takes long to begin.
-                        for at in 0..chunks * STEPS {
-                            let (chunk, share) = (at / STEPS, at % STEPS);
-                            if chunk + 1 < chunks {
-                                let rows = share * SHARE..(share + 1) * SHARE;
-                                self.unpack(&source, rows, chunk + 1, place(chunk + 1));
+            tiles.begin(members);
+            // SAFETY: so many steps are unpacked, and each group has them; what is null stays so.
+            unsafe {
+                if few {
+                    // A later chunk is unpacked, in shares, while this one is multiplied, which takes long to begin. Not the
+                    // next: what has just been written would have to reach the cache first.
+                    for chunk in 0..chunks {
+                        let (this, next) = (place(chunk), chunk + AT_ONCE - 1);
+                        for share in 0..STEPS {
+                            if next < chunks {
+                                self.unpack(&source, share * SHARE..(share + 1) * SHARE, next, place(next));
                             }
-                            tiles.add(place(chunk).add(share * amx::room(STEP)), step(at), 1);
+                            tiles.add(this.add(share * amx::room(STEP)), x, 1);
+                            x[0] = x[0].wrapping_add(STEP * members[0]);
+                            x[1] = x[1].wrapping_add(STEP * members[1]);
                         }
-                    } else {
-                        tiles.add(weights, step(0), chunks * STEPS);
                     }
-                }
-                self.add_factors(&mut tiles, factors, pair, &room.factors);
-                for (at, group) in pair.into_iter().enumerate() {
-                    if let Some(group) = group {
-                        tiles.sums(at, &mut room.sums);
-                        self.write_group(group, &room.sums, &mut room.turned);
-                    }
+                } else {
+                    tiles.add(weights, x, chunks * STEPS);
                 }
             }
-        });
+            self.add_factors(tiles, factors, pair, &room.factors);
+            for (at, group) in pair.into_iter().enumerate() {
+                if let Some(group) = group {
+                    tiles.sums(at, &mut room.sums);
+                    self.write_group(group, &room.sums, &mut room.turned);
+                }
+            }
+        }
     }
 
     fn source<'a>(&'a self, scales: &'a [f32]) -> Source<'a> {
@@ -158,10 +183,14 @@ impl Tile<'_> {
     }
 
     /// A chunk of some rows, of those that there are.
-    #[inline(always)]
-    fn unpack(&self, source: &Source<'_>, rows: Range<usize>, chunk: usize, to: *mut u16) {
+    ///
+    /// # Safety
+    /// [`amx::available`]; `to` is for a chunk of all rows.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+    unsafe fn unpack(&self, source: &Source<'_>, rows: Range<usize>, chunk: usize, to: *mut u16) {
         let rows = rows.start..rows.end.min(self.count);
-        // SAFETY: an input is made for tiles only where there are some; `to` is for a chunk of all rows.
+        // SAFETY: as the caller says.
         unsafe {
             match source {
                 Source::FourBit(packed) => packed.unpack(rows, chunk, to),
@@ -219,9 +248,10 @@ impl Tile<'_> {
 
     /// The sums of a group to y.
     fn write_group(&self, group: usize, sums: &Sums, turned: &mut Sums) {
+        let members = self.x.tiled(group).1;
         // SAFETY: an input is made for tiles only where there are some.
-        unsafe { sums.turned(turned) };
-        for member in 0..self.x.tiled(group).1 {
+        unsafe { sums.turned(members, turned) };
+        for member in 0..members {
             let sums = &turned.row(member)[..self.count];
             let row = group * SIDE + member;
             // SAFETY: within y, whose length was checked; no other tile has these outputs.

@@ -103,10 +103,10 @@ pub fn products_with(x: &Inputs, products: &mut [Product<'_>], workers: &dyn Wor
         projected.compute(x, kernels, &values);
         #[cfg(target_arch = "x86_64")]
         if x.is_tiled() {
-            let factors = strip::Factors::new(&projected, &values, x);
-            return take(&next, tiles, &|tile| at(tile).by_tiles(&factors));
+            let mut worker = strip::Worker::new(&projected, &values, x);
+            return take(&next, tiles, |tile| worker.work(&at(tile)));
         }
-        take(&next, tiles, &|tile| at(tile).by_lanes(kernels));
+        take(&next, tiles, |tile| at(tile).by_lanes(kernels));
     };
     if tiles <= 1 { work() } else { workers.run(&work) }
 }

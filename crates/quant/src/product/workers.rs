@@ -28,7 +28,7 @@ pub fn spread(workers: &dyn Workers, tasks: usize, work: &(dyn Fn(usize) + Sync)
 }
 
 /// Takes tasks until none is left.
-pub(super) fn take(next: &AtomicUsize, tasks: usize, work: &(dyn Fn(usize) + Sync)) {
+pub(super) fn take(next: &AtomicUsize, tasks: usize, mut work: impl FnMut(usize)) {
     loop {
         let task = next.fetch_add(1, Ordering::Relaxed);
         if task >= tasks {

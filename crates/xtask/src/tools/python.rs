@@ -33,6 +33,20 @@ impl LlamaCpp {
         }
     }
 
+    /// More for its compilers. GCC 12 believes that a tile's configuration is eight bytes long and drops what is written
+    /// behind them, so that products by tiles (AMX) end in a segmentation fault.
+    fn flags(&self) -> &'static str {
+        match self {
+            Self::Anywhere => "",
+            Self::Here => "-fno-tree-dse -fno-dse",
+        }
+    }
+
+    /// What pip is told about it.
+    fn tell(&self, pip: &mut Command) {
+        pip.env("CMAKE_ARGS", self.cmake()).env("CFLAGS", self.flags()).env("CXXFLAGS", self.flags());
+    }
+
     /// For what it is made, if not for all: part of what a virtualenv must hold.
     fn made_for(&self) -> String {
         match self {
@@ -97,7 +111,8 @@ impl Venv {
             || process::succeeds(Command::new(interpreter()).args(["-m", "venv"]).arg(&self.folder))
         {
             let mut pip = Command::new(self.python());
-            pip.args(["-m", "pip"]).args(quiet).arg(requirements).env("CMAKE_ARGS", llama.cmake());
+            pip.args(["-m", "pip"]).args(quiet).arg(requirements);
+            llama.tell(&mut pip);
             return process::run(&mut pip);
         }
         // Debian's python3 cannot put pip into a virtualenv without the package python3-venv; the pip outside can serve it.
@@ -105,7 +120,7 @@ impl Venv {
         process::run(Command::new(interpreter()).args(bare).arg(&self.folder))?;
         let mut pip = Command::new(interpreter());
         pip.args(["-m", "pip", "--python"]).arg(self.python()).args(quiet).arg(requirements);
-        pip.env("CMAKE_ARGS", llama.cmake());
+        llama.tell(&mut pip);
         process::run(&mut pip)
             .context("pip is needed, 22.3 or newer (Debian: apt-get install python3-pip python3-venv)")
     }
