@@ -3,7 +3,7 @@
 //!
 //! Both sides take turns, so that a machine whose speed drifts drifts for both; medians, and the median of the pairs' ratios.
 //! Both are given their tokens and are timed from tokens to logits. `--pairs N`, `--no-peer`, `--base DIR` (a base that is
-//! there already, or will be made there), `--only NAME` (decode, prefill, adapters).
+//! there already, or will be made there), `--only NAME` (decode, "decode 8", prefill, adapters).
 
 #[path = "serve/ours.rs"]
 mod ours;
@@ -52,7 +52,7 @@ impl Settings {
     }
 
     fn wants(&self, name: &str) -> bool {
-        self.only.as_deref().is_none_or(|only| only == name)
+        self.only.as_deref().is_none_or(|only| only == name || name.starts_with(&format!("{only} ")))
     }
 }
 
@@ -80,25 +80,24 @@ fn main() -> Result<(), Failure> {
     };
     println!("{}", hardware());
     println!("weights {:.0} MB a token", ours.bytes() as f64 / 1e6);
-    if settings.wants("decode") || settings.wants("prefill") {
+    let batches: Vec<usize> = BATCHES.into_iter().filter(|batch| settings.wants(&format!("decode {batch}"))).collect();
+    if !batches.is_empty() || settings.wants("prefill") {
         println!(
             "| work | ours, tokens/s | llama.cpp Q4_0, tokens/s | ratio of pairs (median) | read, GB/s | of the bandwidth |"
         );
         println!("| --- | --- | --- | --- | --- | --- |");
     }
-    if settings.wants("decode") {
-        for batch in BATCHES {
-            let sets = vec![None; batch];
-            compare(
-                &settings,
-                &format!("decode, batch {batch}"),
-                batch * STEPS,
-                ours.bytes() * STEPS,
-                peer.as_mut(),
-                || ours.decode(&sets, STEPS),
-                |peer| peer.decode(batch, STEPS),
-            )?;
-        }
+    for batch in batches {
+        let sets = vec![None; batch];
+        compare(
+            &settings,
+            &format!("decode, batch {batch}"),
+            batch * STEPS,
+            ours.bytes() * STEPS,
+            peer.as_mut(),
+            || ours.decode(&sets, STEPS),
+            |peer| peer.decode(batch, STEPS),
+        )?;
     }
     if settings.wants("prefill") {
         compare(

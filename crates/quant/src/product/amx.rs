@@ -44,8 +44,13 @@ pub(super) const fn room(width: usize) -> usize {
 /// Whether processor and kernel have tiles. The kernel is asked for them, once in a process.
 pub(super) fn available() -> bool {
     static AVAILABLE: OnceLock<bool> = OnceLock::new();
-    *AVAILABLE
-        .get_or_init(|| avx512::available() && is_x86_feature_detected!("avx512bf16") && has_tiles() && permitted())
+    *AVAILABLE.get_or_init(|| {
+        std::env::var_os("NOAMX").is_none()
+            && avx512::available()
+            && is_x86_feature_detected!("avx512bf16")
+            && has_tiles()
+            && permitted()
+    })
 }
 
 fn has_tiles() -> bool {
@@ -333,7 +338,7 @@ pub(super) struct Packed<'a> {
     /// One a block, and a zero behind an odd number; the rows' lie `scale_stride` apart.
     pub scales: &'a [f32],
     pub scale_stride: usize,
-    /// How far behind each byte lies what will be wanted next.
+    /// How far behind these rows lies what will be wanted next.
     pub ahead: usize,
 }
 
@@ -361,7 +366,9 @@ impl Packed<'_> {
             let (bytes, scales, to) = unsafe {
                 (self.bytes.as_ptr().add(line(row)), self.scales.as_ptr().add(scale(row)), to.add(place(row)))
             };
-            _mm_prefetch::<_MM_HINT_T1>(bytes.wrapping_add(self.ahead).cast());
+            // From the front to the back, so that the processor's own foresight sees a stream.
+            let next = self.ahead + (chunk * OUTS + row) * (CHUNK / 2);
+            _mm_prefetch::<_MM_HINT_T1>(self.bytes.as_ptr().wrapping_add(next).cast());
             // SAFETY: as above.
             let (numbers, first_scale, second_scale) = unsafe {
                 let numbers = match whole {
@@ -423,11 +430,11 @@ fn whole<T: Copy + Default>(values: &[T], filled: &mut [T; CHUNK]) -> *const T {
 /// # Safety
 /// [`available`]; `to` is [`room`] for a chunk of all rows; `row` below [`OUTS`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-pub(super) unsafe fn arrange(values: &[bf16], row: usize, to: *mut u16, ahead: usize) {
+pub(super) unsafe fn arrange(values: &[bf16], row: usize, to: *mut u16, ahead: *const bf16) {
     let mut filled = [bf16::ZERO; CHUNK];
     let values = whole(values, &mut filled);
     for line in 0..CHUNK / STEP {
-        _mm_prefetch::<_MM_HINT_T1>(values.wrapping_add(ahead + line * STEP).cast());
+        _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(line * STEP).cast());
     }
     // SAFETY: four times 32 values.
     let values = std::array::from_fn(|i| unsafe { _mm512_loadu_si512(values.add(i * STEP).cast()) });

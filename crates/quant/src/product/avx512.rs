@@ -13,7 +13,7 @@ use super::{BLOCK, Kernels, Lanes, Levels, Part, avx2};
 pub(super) const KERNELS: Kernels = Kernels { packed, unpacked, ..avx2::KERNELS };
 
 /// Packed bytes that are asked for ahead of their use.
-const AHEAD: usize = 2048;
+const AHEAD: usize = 32 << 10;
 /// Lanes of the second row.
 const SECOND: __mmask16 = 0xff00;
 
@@ -92,7 +92,7 @@ unsafe fn block<const ROWS: usize>(w: [__m512i; 4], x: *const i16) -> [__m512i; 
     sums
 }
 
-/// Two rows of a weight by ROWS rows of x: `weights` and `scales` of each, `sums` [2, ROWS].
+/// Two rows of a weight by ROWS rows of x: `weights`, `scales` and `sums` [ROWS] of each.
 ///
 /// # Safety
 /// All that the blocks and rows call for is there.
@@ -104,12 +104,12 @@ unsafe fn add<const ROWS: usize, T>(
     part: &Part<'_, T>,
     per_block: usize,
     load: impl Fn(*const T, *const T) -> [__m512i; 4],
-    sums: *mut Lanes,
+    [first_sums, second_sums]: [*mut Lanes; 2],
 ) {
     let mut acc = [_mm512_setzero_ps(); ROWS];
     for (row, acc) in acc.iter_mut().enumerate() {
         // SAFETY: as the caller says.
-        *acc = _mm512_castsi512_ps(unsafe { both(sums.add(row), sums.add(ROWS + row)) });
+        *acc = _mm512_castsi512_ps(unsafe { both(first_sums.add(row), second_sums.add(row)) });
     }
     let (mut x, mut x_scales) = (part.x.values.as_ptr(), part.x.scales.as_ptr());
     for at in 0..part.blocks {
@@ -135,13 +135,14 @@ unsafe fn add<const ROWS: usize, T>(
     for (row, acc) in acc.into_iter().enumerate() {
         // SAFETY: as above.
         unsafe {
-            _mm256_storeu_ps(sums.add(row).cast(), _mm512_castps512_ps256(acc));
-            _mm256_storeu_pd(sums.add(ROWS + row).cast(), _mm512_extractf64x4_pd::<1>(_mm512_castps_pd(acc)));
+            _mm256_storeu_ps(first_sums.add(row).cast(), _mm512_castps512_ps256(acc));
+            _mm256_storeu_pd(second_sums.add(row).cast(), _mm512_extractf64x4_pd::<1>(_mm512_castps_pd(acc)));
         }
     }
 }
 
-/// The rows of a weight, two by two. The last of an odd number is AVX2's.
+/// The rows of a weight, two by two: one of the first half and one of the second, so that memory is read in two streams that
+/// do not meet in a page. The last of an odd number is AVX2's.
 ///
 /// # Safety
 /// As for [`packed`].
@@ -155,12 +156,16 @@ unsafe fn pairs<const ROWS: usize, T>(
     sums: *mut Lanes,
 ) {
     let row = |out: usize| part.row(out, per_block);
-    for out in (0..part.outs / 2 * 2).step_by(2) {
-        let ((first, first_scales), (second, second_scales)) = (row(out), row(out + 1));
+    let half = part.outs / 2;
+    for out in 0..half {
+        let ((first, first_scales), (second, second_scales)) = (row(out), row(half + out));
         let weights = [first.as_ptr(), second.as_ptr()];
         let scales = [first_scales.as_ptr(), second_scales.as_ptr()];
         // SAFETY: as the caller says.
-        unsafe { add::<ROWS, T>(weights, scales, part, per_block, load, sums.add(out * ROWS)) };
+        unsafe {
+            let sums = [sums.add(out * ROWS), sums.add((half + out) * ROWS)];
+            add::<ROWS, T>(weights, scales, part, per_block, load, sums);
+        }
     }
     if !part.outs.is_multiple_of(2) {
         let out = part.outs - 1;
@@ -175,8 +180,8 @@ unsafe fn packed_rows<const ROWS: usize>(part: &Part<'_, u8>, sums: *mut Lanes) 
     let table = table(part.levels);
     let load = |first: *const u8, second: *const u8| {
         // Hints that may point behind the end: the rows after the next.
-        _mm_prefetch::<_MM_HINT_T0>(first.wrapping_add(AHEAD).cast());
-        _mm_prefetch::<_MM_HINT_T0>(second.wrapping_add(AHEAD).cast());
+        _mm_prefetch::<_MM_HINT_T1>(first.wrapping_add(AHEAD).cast());
+        _mm_prefetch::<_MM_HINT_T1>(second.wrapping_add(AHEAD).cast());
         // SAFETY: a block has 32 bytes.
         levels(unsafe { both(first, second) }, table)
     };

@@ -197,8 +197,8 @@ impl Tile<'_> {
                 Source::Bf16(values) => {
                     let width = self.x.width();
                     for row in rows {
-                        let values = &values[row * width..(row + 1) * width][chunk * CHUNK..];
-                        amx::arrange(values, row, to, AHEAD * width);
+                        let ahead = values.as_ptr().wrapping_add(AHEAD * width + (chunk * OUTS + row) * CHUNK);
+                        amx::arrange(&values[row * width..(row + 1) * width][chunk * CHUNK..], row, to, ahead);
                     }
                 }
             }
