@@ -44,13 +44,8 @@ pub(super) const fn room(width: usize) -> usize {
 /// Whether processor and kernel have tiles. The kernel is asked for them, once in a process.
 pub(super) fn available() -> bool {
     static AVAILABLE: OnceLock<bool> = OnceLock::new();
-    *AVAILABLE.get_or_init(|| {
-        std::env::var_os("NOAMX").is_none()
-            && avx512::available()
-            && is_x86_feature_detected!("avx512bf16")
-            && has_tiles()
-            && permitted()
-    })
+    *AVAILABLE
+        .get_or_init(|| avx512::available() && is_x86_feature_detected!("avx512bf16") && has_tiles() && permitted())
 }
 
 fn has_tiles() -> bool {
