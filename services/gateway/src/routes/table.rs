@@ -96,7 +96,11 @@ impl Table {
     }
 
     pub fn confirm(&self) {
-        *self.confirmed_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        let before = self.confirmed_at.lock().unwrap_or_else(PoisonError::into_inner).replace(Instant::now());
+        if before.is_none() {
+            // Whoever follows the table now knows that it is whole, be it empty.
+            self.changed.send_modify(|count| *count += 1);
+        }
     }
 
     /// Takes in one change; an older one than what is here changes nothing.
@@ -244,7 +248,9 @@ mod tests {
     fn a_table_that_was_never_confirmed_is_not_believed() {
         let table = Table::default();
         assert!(!table.confirmed_within(Duration::MAX));
+        let changed = table.changed();
         table.confirm();
+        assert!(changed.has_changed().unwrap(), "those who wait for a whole table are told");
         assert!(table.confirmed_within(Duration::from_secs(60)));
         assert!(!table.confirmed_within(Duration::ZERO));
     }
