@@ -80,15 +80,15 @@ async fn create(at: &Addresses, adapter: &str, ranks: u32, steps: u64) -> String
     at.trainer().create_job(request).await.expect("job created").into_inner().id
 }
 
-/// The workers of attempt `number` once it makes steps, by rank.
-async fn workers_of(at: &Addresses, job: &str, number: u64) -> Vec<usize> {
+/// The workers of attempt `number`, by rank, once it has made so many steps.
+async fn workers_of(at: &Addresses, job: &str, number: u64, steps: u64) -> Vec<usize> {
     let mut workers = Vec::new();
     at.watch_until(job, |event| {
         if let Some(rest) = event.message.strip_prefix(&format!("attempt {number} on ")) {
             let number = |part: &str| part.split('-').next().and_then(|digit| digit.parse().ok());
             workers = rest.split("worker-").filter_map(number).collect();
         }
-        !workers.is_empty() && !event.steps.is_empty()
+        !workers.is_empty() && event.steps.iter().any(|step| step.step >= steps)
     })
     .await;
     workers
@@ -116,10 +116,11 @@ async fn two_hosts_train_one_job_and_killing_either_costs_time_but_no_bit() {
     let mut workers = Workers::start(&cluster, Networks::make(2), 2).await;
 
     let killed = create(&at, "killed", 2, LONG).await;
-    let first = workers_of(&at, &killed, 1).await;
+    let first = workers_of(&at, &killed, 1, 1).await;
     assert_eq!((first.len(), first.contains(&0), first.contains(&1)), (2, true, true), "both train: {first:?}");
     workers.replace(first[1]);
-    let second = workers_of(&at, &killed, 2).await;
+    // Late enough that a checkpoint is in the store, and early enough that there is something left.
+    let second = workers_of(&at, &killed, 2, LONG / 2).await;
     workers.replace(second[0]);
     let killed_job = at.succeeded(&killed).await;
     let told = messages(&at, &killed).await;

@@ -11,6 +11,7 @@ use crate::{Quantized, Scales};
 
 /// W [out, in].
 #[derive(Clone, Copy)]
+#[expect(clippy::large_enum_variant, reason = "a few for each call, none kept")]
 pub enum Weights<'a> {
     FourBit(Matrix<'a>),
     /// Row by row.
