@@ -21,6 +21,8 @@ mod amx;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod layout;
 mod lines;
 mod low_rank;
 mod matrix;
@@ -54,6 +56,27 @@ const DENSE_ROWS: usize = 4;
 const LARGEST_ACTIVATION: f32 = 16383.0;
 /// A level of magnitude 1 as an integer.
 const LARGEST_LEVEL: f32 = 16384.0;
+
+/// Calls a kernel that is compiled for each number of x's rows, of which there are [`GROUP`] at most.
+#[cfg(target_arch = "x86_64")]
+macro_rules! by_rows {
+    ($kernel:ident($part:expr, $rows:expr, $sums:expr)) => {
+        match $rows {
+            1 => $kernel::<1>($part, $sums),
+            2 => $kernel::<2>($part, $sums),
+            3 => $kernel::<3>($part, $sums),
+            4 => $kernel::<4>($part, $sums),
+            5 => $kernel::<5>($part, $sums),
+            6 => $kernel::<6>($part, $sums),
+            7 => $kernel::<7>($part, $sums),
+            _ => $kernel::<8>($part, $sums),
+        }
+    };
+}
+#[cfg(target_arch = "x86_64")]
+use by_rows;
+#[cfg(target_arch = "x86_64")]
+const _: () = assert!(GROUP == 8, "a kernel for each number of rows");
 
 /// Eight sums side by side, as a register holds them.
 type Lanes = [f32; 8];

@@ -105,7 +105,7 @@ pub fn compose(arguments: &[String]) -> Result<()> {
 /// The virtualenv with the peers that we compare with.
 pub fn parity_venv() -> Result<Venv> {
     let note = "torch, transformers, peft, bitsandbytes (some 3 GB to download) and llama.cpp (to compile), once";
-    Venv::ensure_with("venv-parity", "tests/parity/requirements.txt", note, &LlamaCpp::Anywhere)
+    Venv::ensure("venv-parity", "tests/parity/requirements.txt", note)
 }
 
 /// The virtualenv with llama.cpp alone, made for this processor: the peer whose speed ours is compared with.

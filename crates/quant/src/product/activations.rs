@@ -1,10 +1,10 @@
 //! The rows of x: as floats, and as the integers that the 4-bit kernels multiply with.
 
-#[cfg(target_arch = "x86_64")]
-use super::amx;
 use super::lines::Lines;
 use super::workers::{Workers, spread};
 use super::{Activations, BLOCK, GROUP, LARGEST_ACTIVATION, STRIDE, element};
+#[cfg(target_arch = "x86_64")]
+use super::{amx, layout};
 use crate::Instructions;
 
 /// Below this magnitude a block counts as zero: its reciprocal would leave f32.
@@ -80,7 +80,7 @@ impl Inputs {
     #[cfg(target_arch = "x86_64")]
     pub(super) fn tiled(&self, group: usize) -> (&[i16], usize) {
         let members = amx::SIDE.min(self.rows - group * amx::SIDE);
-        let padded = amx::padded(self.width);
+        let padded = layout::padded(self.width);
         let first = group * amx::SIDE * padded;
         (&self.values.values()[first..first + members * padded], members)
     }
@@ -126,7 +126,7 @@ impl Inputs {
     #[cfg(target_arch = "x86_64")]
     fn tile(&mut self, workers: &dyn Workers) {
         assert!(amx::available(), "this processor has no tiles");
-        let (rows, width, floats, padded) = (self.rows, self.width, &self.floats, amx::padded(self.width));
+        let (rows, width, floats, padded) = (self.rows, self.width, &self.floats, layout::padded(self.width));
         self.values.grow(rows * padded);
         let values = Shared(self.values.values_mut().as_mut_ptr());
         let one = |group: usize| {
@@ -134,7 +134,7 @@ impl Inputs {
             let members = amx::SIDE.min(rows - group * amx::SIDE);
             let input = &floats[group * amx::SIDE * width..][..members * width];
             // SAFETY: the processor has them; the group's places are within the buffer, and its own.
-            unsafe { amx::place_group(input, width, values.0.add(group * amx::SIDE * padded).cast()) };
+            unsafe { layout::place_group(input, width, values.0.add(group * amx::SIDE * padded).cast()) };
         };
         spread(workers, rows.div_ceil(amx::SIDE), &one);
         self.made = Made::Tiles;

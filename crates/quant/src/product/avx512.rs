@@ -8,7 +8,7 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-use super::{BLOCK, Kernels, Lanes, Levels, Part, avx2};
+use super::{BLOCK, Kernels, Lanes, Levels, Part, avx2, by_rows};
 
 pub(super) const KERNELS: Kernels = Kernels { packed, unpacked, ..avx2::KERNELS };
 
@@ -204,34 +204,12 @@ unsafe fn unpacked_rows<const ROWS: usize>(part: &Part<'_, i16>, sums: *mut Lane
 /// [`super::GROUP`] at most.
 unsafe fn packed(part: &Part<'_, u8>, rows: usize, sums: *mut Lanes) {
     // SAFETY: as the caller says.
-    unsafe {
-        match rows {
-            1 => packed_rows::<1>(part, sums),
-            2 => packed_rows::<2>(part, sums),
-            3 => packed_rows::<3>(part, sums),
-            4 => packed_rows::<4>(part, sums),
-            5 => packed_rows::<5>(part, sums),
-            6 => packed_rows::<6>(part, sums),
-            7 => packed_rows::<7>(part, sums),
-            _ => packed_rows::<8>(part, sums),
-        }
-    }
+    unsafe { by_rows!(packed_rows(part, rows, sums)) }
 }
 
 /// # Safety
 /// As for [`packed`].
 unsafe fn unpacked(part: &Part<'_, i16>, rows: usize, sums: *mut Lanes) {
     // SAFETY: as the caller says.
-    unsafe {
-        match rows {
-            1 => unpacked_rows::<1>(part, sums),
-            2 => unpacked_rows::<2>(part, sums),
-            3 => unpacked_rows::<3>(part, sums),
-            4 => unpacked_rows::<4>(part, sums),
-            5 => unpacked_rows::<5>(part, sums),
-            6 => unpacked_rows::<6>(part, sums),
-            7 => unpacked_rows::<7>(part, sums),
-            _ => unpacked_rows::<8>(part, sums),
-        }
-    }
+    unsafe { by_rows!(unpacked_rows(part, rows, sums)) }
 }

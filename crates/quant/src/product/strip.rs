@@ -6,7 +6,8 @@ use std::ops::Range;
 use half::bf16;
 
 use super::activations::Shared;
-use super::amx::{self, CHUNK, OUTS, Packed, SIDE, STEP, STEPS, Sums, Tiles};
+use super::amx::{OUTS, SIDE, STEP, Sums, Tiles};
+use super::layout::{self, CHUNK, Packed, STEPS};
 use super::lines::Lines;
 use super::low_rank::{LowRank, Projected, padded_rank};
 use super::tiles::Tile;
@@ -54,7 +55,7 @@ impl<'a> Factors<'a> {
                 };
                 // SAFETY: this row's values, complete since `compute` has returned.
                 let own = unsafe { std::slice::from_raw_parts(output.0.add(first + at * padded).cast_const(), padded) };
-                amx::place_values(own, member, members, &mut values[place..]);
+                layout::place_values(own, member, members, &mut values[place..]);
             }
             terms.push(Factor { product, term: *term, steps, groups });
         }
@@ -111,7 +112,7 @@ enum Source<'a> {
 
 impl Tile<'_> {
     /// # Safety
-    /// [`amx::available`].
+    /// [`super::amx::available`].
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
     unsafe fn by_tiles(&self, factors: &Factors<'_>, tiles: &mut Tiles, room: &mut Room) {
         self.read_scales(&mut room.scales);
@@ -119,10 +120,11 @@ impl Tile<'_> {
         let source = self.source(&room.scales);
         let (groups, chunks) = (self.x.rows().div_ceil(SIDE), self.x.width().div_ceil(CHUNK));
         let few = groups <= 2;
-        room.weights.grow(amx::room(if few { AT_ONCE } else { chunks } * CHUNK));
+        room.weights.grow(layout::room(if few { AT_ONCE } else { chunks } * CHUNK));
         let weights: *mut u16 = room.weights.values_mut().as_mut_ptr().cast();
         // SAFETY: there is room for so many.
-        let place = |chunk: usize| unsafe { weights.add(if few { chunk % AT_ONCE } else { chunk } * amx::room(CHUNK)) };
+        let place =
+            |chunk: usize| unsafe { weights.add(if few { chunk % AT_ONCE } else { chunk } * layout::room(CHUNK)) };
         for chunk in 0..if few { chunks.min(AT_ONCE - 1) } else { chunks } {
             // SAFETY: the place is for a chunk of all rows.
             unsafe { self.unpack(&source, 0..OUTS, chunk, place(chunk)) };
@@ -147,7 +149,7 @@ impl Tile<'_> {
                             if next < chunks {
                                 self.unpack(&source, share * SHARE..(share + 1) * SHARE, next, place(next));
                             }
-                            tiles.add(this.add(share * amx::room(STEP)), x, 1);
+                            tiles.add(this.add(share * layout::room(STEP)), x, 1);
                             x[0] = x[0].wrapping_add(STEP * members[0]);
                             x[1] = x[1].wrapping_add(STEP * members[1]);
                         }
@@ -185,7 +187,7 @@ impl Tile<'_> {
     /// A chunk of some rows, of those that there are.
     ///
     /// # Safety
-    /// [`amx::available`]; `to` is for a chunk of all rows.
+    /// [`super::amx::available`]; `to` is for a chunk of all rows.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
     unsafe fn unpack(&self, source: &Source<'_>, rows: Range<usize>, chunk: usize, to: *mut u16) {
@@ -198,7 +200,7 @@ impl Tile<'_> {
                     let width = self.x.width();
                     for row in rows {
                         let ahead = values.as_ptr().wrapping_add(AHEAD * width + (chunk * OUTS + row) * CHUNK);
-                        amx::arrange(&values[row * width..(row + 1) * width][chunk * CHUNK..], row, to, ahead);
+                        layout::arrange(&values[row * width..(row + 1) * width][chunk * CHUNK..], row, to, ahead);
                     }
                 }
             }
@@ -218,11 +220,11 @@ impl Tile<'_> {
     fn read_factors(&self, factors: &Factors<'_>, to: &mut Lines) {
         let mut place = 0;
         for factor in factors.terms.iter().filter(|factor| factor.product == self.product) {
-            let size = amx::room(factor.steps * STEP);
+            let size = layout::room(factor.steps * STEP);
             to.grow(place + size);
             let padded = padded_rank(factor.term.rank);
             let b = &factor.term.b[self.first * padded..(self.first + self.count) * padded];
-            amx::place_factor(b, padded, &mut to.values_mut()[place..place + size]);
+            layout::place_factor(b, padded, &mut to.values_mut()[place..place + size]);
             place += size;
         }
     }
@@ -242,7 +244,7 @@ impl Tile<'_> {
                     }
                 }
             }
-            place += amx::room(factor.steps * STEP);
+            place += layout::room(factor.steps * STEP);
         }
     }
 

@@ -42,9 +42,12 @@ impl LlamaCpp {
         }
     }
 
-    /// What pip is told about it.
+    /// What pip is told about it. Its cache keeps what was compiled by name and version alone, however that was done.
     fn tell(&self, pip: &mut Command) {
         pip.env("CMAKE_ARGS", self.cmake()).env("CFLAGS", self.flags()).env("CXXFLAGS", self.flags());
+        if let Self::Here = self {
+            pip.arg("--no-cache-dir");
+        }
     }
 
     /// For what it is made, if not for all: part of what a virtualenv must hold.
