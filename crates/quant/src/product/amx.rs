@@ -19,6 +19,7 @@ pub(super) const SIDE: usize = 16;
 pub(super) const STEP: usize = 32;
 /// Values of a tile of W.
 pub(super) const TILE: usize = SIDE * STEP;
+
 /// Whether processor and kernel have tiles. The kernel is asked for them, once in a process.
 pub(super) fn available() -> bool {
     static AVAILABLE: OnceLock<bool> = OnceLock::new();
