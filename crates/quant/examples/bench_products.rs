@@ -15,6 +15,10 @@ impl Workers for Rayon {
     fn run(&self, work: &(dyn Fn() + Sync)) {
         rayon::broadcast(|_| work());
     }
+
+    fn count(&self) -> usize {
+        rayon::current_num_threads()
+    }
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

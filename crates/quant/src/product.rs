@@ -94,6 +94,8 @@ struct Kernels {
     dense: unsafe fn(&Dense<'_>, sums: *mut Lanes),
     /// Adds b·values of each row of `b`, as long as `values` and whole steps of eight, to sums that are `stride` apart.
     expand: unsafe fn(b: &[half::bf16], values: &[f32], sums: *mut Lanes, stride: usize),
+    /// The [`total`] of each of so many sums that are `stride` apart.
+    totals: unsafe fn(sums: *const Lanes, stride: usize, out: &mut [f32]),
 }
 
 /// The code book as integers, and their low and high bytes.

@@ -37,6 +37,10 @@ impl Workers for TorchWorkers {
             std::panic::resume_unwind(panic);
         }
     }
+
+    fn count(&self) -> usize {
+        usize::try_from(tch::get_num_threads()).unwrap_or(1).max(1)
+    }
 }
 
 #[cfg(test)]

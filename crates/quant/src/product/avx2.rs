@@ -8,12 +8,12 @@ use std::arch::x86_64::*;
 
 use half::bf16;
 
-use super::{BLOCK, Dense, GROUP, Kernels, Lanes, Levels, Part, STRIDE, by_rows};
+use super::{BLOCK, Dense, GROUP, Kernels, Lanes, Levels, Part, STRIDE, by_rows, total};
 
-pub(super) const KERNELS: Kernels = Kernels { packed, unpacked, unpack, dense, expand };
+pub(super) const KERNELS: Kernels = Kernels { packed, unpacked, unpack, dense, expand, totals };
 
 /// Packed bytes that are asked for ahead of their use.
-const AHEAD: usize = 1024;
+const AHEAD: usize = 2048;
 
 pub(super) fn available() -> bool {
     is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")
@@ -61,6 +61,27 @@ unsafe fn block(w: [__m256i; 4], x: *const i16) -> __m256i {
     // SAFETY: as the caller says.
     let pair = |i: usize| unsafe { _mm256_madd_epi16(w[i], _mm256_loadu_si256(x.add(i))) };
     _mm256_add_epi32(_mm256_add_epi32(pair(0), pair(1)), _mm256_add_epi32(pair(2), pair(3)))
+}
+
+/// A value in all lanes, from memory: left to itself the compiler keeps the table it came from in registers and takes it apart
+/// by shuffles, which are what the kernel is short of.
+///
+/// # Safety
+/// The value is there.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn broadcast(value: *const f32) -> __m256 {
+    let lanes;
+    // SAFETY: as the caller says.
+    unsafe {
+        std::arch::asm!(
+            "vbroadcastss {lanes}, dword ptr [{value}]",
+            lanes = lateout(ymm_reg) lanes,
+            value = in(reg) value,
+            options(pure, readonly, nostack, preserves_flags)
+        );
+    }
+    lanes
 }
 
 /// Each row of a weight by ROWS rows of x.
@@ -123,16 +144,24 @@ unsafe fn add<const ROWS: usize, T>(
         }
         let blocks = left.min(STRIDE);
         let scales = scales.as_flattened();
-        for at in 0..blocks {
+        let mut step = |at: usize| {
             let w = load(weights);
             for (row, acc) in acc.iter_mut().enumerate() {
-                let scale = &scales[if ROWS == 1 { at } else { at * GROUP + row }];
-                // SAFETY: ROWS·64 values a block.
-                let sum = unsafe { block(w, x.add(row * BLOCK)) };
-                *acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), _mm256_broadcast_ss(scale), *acc);
+                // SAFETY: a scale for each block and row; ROWS·64 values a block.
+                let (scale, sum) = unsafe {
+                    let scale = scales.as_ptr().add(if ROWS == 1 { at } else { at * GROUP + row });
+                    (broadcast(scale), block(w, x.add(row * BLOCK)))
+                };
+                *acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), scale, *acc);
             }
             // SAFETY: one past the end at most.
             unsafe { (weights, x) = (weights.add(per_block), x.add(ROWS * BLOCK)) };
+        };
+        if ROWS == 1 && blocks == STRIDE {
+            // A number the compiler knows, so that it does without counting.
+            (0..STRIDE).for_each(&mut step);
+        } else {
+            (0..blocks).for_each(&mut step);
         }
         left -= blocks;
     }
@@ -291,4 +320,35 @@ unsafe fn expand(b: &[bf16], values: &[f32], sums: *mut Lanes, stride: usize) {
     }
     // SAFETY: as the caller says.
     unsafe { inner(b, values, sums, stride) }
+}
+
+/// # Safety
+/// The processor has AVX2; `sums` has an entry for each of `out`, `stride` apart.
+unsafe fn totals(sums: *const Lanes, stride: usize, out: &mut [f32]) {
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn inner(sums: *const Lanes, stride: usize, out: &mut [f32]) {
+        let (fours, rest) = out.as_chunks_mut::<4>();
+        let first_of_rest = fours.len() * 4;
+        for (four, out) in fours.iter_mut().enumerate() {
+            // SAFETY: as the caller says.
+            unsafe {
+                let half = |at: usize| {
+                    let sums = sums.add((four * 4 + at) * stride).cast::<f32>();
+                    _mm_add_ps(_mm_loadu_ps(sums), _mm_loadu_ps(sums.add(4)))
+                };
+                let [a, b, c, d] = [half(0), half(1), half(2), half(3)];
+                // The first two of each by the last two: lanes a0 + a2, b0 + b2, a1 + a3, b1 + b3.
+                let a_b = _mm_add_ps(_mm_unpacklo_ps(a, b), _mm_unpackhi_ps(a, b));
+                let c_d = _mm_add_ps(_mm_unpacklo_ps(c, d), _mm_unpackhi_ps(c, d));
+                let all = _mm_add_ps(_mm_movelh_ps(a_b, c_d), _mm_movehl_ps(c_d, a_b));
+                _mm_storeu_ps(out.as_mut_ptr(), all);
+            }
+        }
+        for (at, out) in rest.iter_mut().enumerate() {
+            // SAFETY: as the caller says.
+            *out = total(unsafe { &*sums.add((first_of_rest + at) * stride) });
+        }
+    }
+    // SAFETY: as the caller says.
+    unsafe { inner(sums, stride, out) }
 }

@@ -9,6 +9,21 @@ use super::scales::{self, Planes};
 use super::{BLOCK, LARGEST_LEVEL, Levels, STRIDE};
 use crate::{Quantized, Scales};
 
+/// A hint that so many bytes will be read.
+#[inline(always)]
+fn prefetch(bytes: &[u8], first: usize, count: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for at in (first..first + count).step_by(64) {
+        // SAFETY: every x86-64 has the instruction, which may point anywhere.
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().wrapping_add(at).cast());
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (bytes, first, count);
+}
+
 /// W [out, in].
 #[derive(Clone, Copy)]
 #[expect(clippy::large_enum_variant, reason = "a few for each call, none kept")]
@@ -94,20 +109,32 @@ impl<'a> Matrix<'a> {
         &self.weight.packed()[place(row, blocks.start)..place(row + outs - 1, blocks.end)]
     }
 
-    /// The scales of a row's blocks, and zeros to whole strides.
+    /// The scales of some rows' blocks, each row's with zeros to whole strides.
     #[inline(always)]
-    pub(super) fn scales(&self, row: usize, out: &mut [f32]) {
-        let blocks = self.width / BLOCK;
-        let first = row * blocks;
+    pub(super) fn scales(&self, first: usize, rows: usize, out: &mut [f32]) {
+        let (blocks, padded) = (self.width / BLOCK, self.padded_blocks());
+        if blocks == padded {
+            return self.run_of_scales(first * blocks, &mut out[..rows * blocks]);
+        }
+        for (row, out) in (first..first + rows).zip(out.chunks_exact_mut(padded)) {
+            let (out, padding) = out.split_at_mut(blocks);
+            self.run_of_scales(row * blocks, out);
+            padding.fill(0.0);
+        }
+    }
+
+    /// The scales of as many blocks as `out` has room for, from block `first` of the whole weight on.
+    fn run_of_scales(&self, first: usize, out: &mut [f32]) {
+        let blocks = out.len();
         let ratio = self.weight.blocksize() / BLOCK; // a power of two
-        let (out, padding) = out.split_at_mut(blocks);
-        padding.fill(0.0);
         match self.weight.scales() {
             Scales::Single(absmax) if ratio == 1 => out.copy_from_slice(&absmax[first..first + blocks]),
             Scales::Single(absmax) => {
                 out.iter_mut().enumerate().for_each(|(at, out)| *out = absmax[(first + at) / ratio]);
             }
             Scales::Nested { codes, map, absmax, blocksize, offset } if ratio == 1 => {
+                // The next tile's codes: a stream too thin for the processor to see it coming.
+                prefetch(codes, first + blocks, blocks);
                 let mut at = 0;
                 while at < blocks {
                     // A run that has one second-level scale.
@@ -123,13 +150,15 @@ impl<'a> Matrix<'a> {
                         unsafe { planes.decode(codes, scale, *offset, out) };
                         continue;
                     }
-                    for (out, code) in out.iter_mut().zip(codes) {
-                        // Read as if it might change: the compiler would else gather eight entries in a register by
-                        // shuffles, of which the kernels have too many already.
-                        // SAFETY: a reference is valid for reading.
-                        *out = unsafe { std::ptr::read_volatile(&map[*code as usize]) };
+                    #[cfg(target_arch = "x86_64")]
+                    if super::avx2::available() {
+                        // SAFETY: just looked at.
+                        unsafe { scales::decode(codes, map, scale, *offset, out) };
+                        continue;
                     }
-                    out.iter_mut().for_each(|out| *out = *out * scale + offset);
+                    for (out, code) in out.iter_mut().zip(codes) {
+                        *out = map[*code as usize] * scale + offset;
+                    }
                 }
             }
             Scales::Nested { codes, map, absmax, blocksize, offset } => {

@@ -2,9 +2,9 @@
 
 use half::bf16;
 
-use super::{Activations, BLOCK, Dense, Kernels, Lanes, Levels, Part, element};
+use super::{Activations, BLOCK, Dense, Kernels, Lanes, Levels, Part, element, total};
 
-pub(super) const KERNELS: Kernels = Kernels { packed, unpacked, unpack, dense, expand };
+pub(super) const KERNELS: Kernels = Kernels { packed, unpacked, unpack, dense, expand, totals };
 
 /// # Safety
 /// `sums` has an entry for each pair of rows.
@@ -89,5 +89,14 @@ unsafe fn expand(b: &[bf16], values: &[f32], sums: *mut Lanes, stride: usize) {
     for (out, b) in b.chunks_exact(values.len()).enumerate() {
         // SAFETY: as the caller says.
         dot(b, values, unsafe { &mut *sums.add(out * stride) });
+    }
+}
+
+/// # Safety
+/// `sums` has an entry for each of `out`, `stride` apart.
+unsafe fn totals(sums: *const Lanes, stride: usize, out: &mut [f32]) {
+    for (at, out) in out.iter_mut().enumerate() {
+        // SAFETY: as the caller says.
+        *out = total(unsafe { &*sums.add(at * stride) });
     }
 }

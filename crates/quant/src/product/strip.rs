@@ -211,9 +211,7 @@ impl Tile<'_> {
         let Weights::FourBit(matrix) = &self.part.weights else { return };
         let padded = matrix.padded_blocks();
         scales.resize((OUTS * padded).max(scales.len()), 0.0);
-        for (out, scales) in (self.first..).zip(scales.chunks_exact_mut(padded)).take(self.count) {
-            matrix.scales(out, scales);
-        }
+        matrix.scales(self.first, self.count, scales);
     }
 
     /// Rows of each term's B, one term after the other.

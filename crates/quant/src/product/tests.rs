@@ -54,7 +54,7 @@ fn exact(weight: &Quantized, x: &Inputs) -> Vec<f64> {
     let mut scales = Vec::new();
     for row in 0..out {
         let mut of_row = vec![0f32; matrix.padded_blocks()];
-        matrix.scales(row, &mut of_row);
+        matrix.scales(row, 1, &mut of_row);
         scales.extend_from_slice(&of_row[..width / BLOCK]);
     }
     let value = |at: usize| {

@@ -1,7 +1,6 @@
 //! A product cut into tiles of outputs, which the workers take one after another.
 
 use std::cell::RefCell;
-use std::sync::atomic::AtomicUsize;
 
 use half::bf16;
 
@@ -10,7 +9,7 @@ use super::lines::Lines;
 use super::low_rank::{LowRank, Projected};
 #[cfg(target_arch = "x86_64")]
 use super::strip;
-use super::workers::{Workers, take};
+use super::workers::{Runs, Workers};
 use super::{
     BLOCK, DENSE_OUT, DENSE_ROWS, Dense, GROUP, Inputs, Kernels, Lanes, Matrix, Part, STRIDE, Weights, kernels, total,
 };
@@ -92,7 +91,7 @@ pub fn products_with(x: &Inputs, products: &mut [Product<'_>], workers: &dyn Wor
         Output { first, out, weights: product.weights, bias: product.bias, y: Shared(product.y.as_mut_ptr()) }
     });
     let parts: Vec<Output<'_>> = parts.collect();
-    let next = AtomicUsize::new(0);
+    let runs = Runs::new(tiles, workers.count());
     let at = |tile: usize| {
         let product = parts.partition_point(|part| part.first <= tile) - 1;
         let part = &parts[product];
@@ -104,9 +103,9 @@ pub fn products_with(x: &Inputs, products: &mut [Product<'_>], workers: &dyn Wor
         #[cfg(target_arch = "x86_64")]
         if x.is_tiled() {
             let mut worker = strip::Worker::new(&projected, &values, x);
-            return take(&next, tiles, |tile| worker.work(&at(tile)));
+            return runs.take(|tile| worker.work(&at(tile)));
         }
-        take(&next, tiles, |tile| at(tile).by_lanes(kernels));
+        runs.take(|tile| at(tile).by_lanes(kernels));
     };
     if tiles <= 1 { work() } else { workers.run(&work) }
 }
@@ -165,9 +164,7 @@ impl Tile<'_> {
         ROOM.with_borrow_mut(|room| {
             let padded = matrix.padded_blocks();
             room.scales.resize((TILE * padded).max(room.scales.len()), 0.0);
-            for (out, scales) in (self.first..).zip(room.scales.chunks_exact_mut(padded)).take(self.count) {
-                matrix.scales(out, scales);
-            }
+            matrix.scales(self.first, self.count, &mut room.scales);
             if self.x.groups() <= 1 { self.packed(matrix, kernels, room) } else { self.unpacked(matrix, kernels, room) }
         });
     }
@@ -241,7 +238,7 @@ impl Tile<'_> {
                     self.low_rank(row + at, first, kernels, &mut sums[at..], members);
                 }
                 for (pair, sums) in sums.iter().enumerate() {
-                    self.write(row + pair % members, first + pair / members, 1.0, sums);
+                    self.write(row + pair % members, first + pair / members, total(sums));
                 }
             }
         }
@@ -254,9 +251,13 @@ impl Tile<'_> {
         for at in 0..rows {
             self.low_rank(group * GROUP + at, self.first, kernels, &mut sums[at..], rows);
         }
-        for (out, sums) in (self.first..).zip(sums.chunks_exact(rows)) {
-            for (at, sums) in sums.iter().enumerate() {
-                self.write(group * GROUP + at, out, unit, sums);
+        let mut values = [0f32; TILE];
+        let values = &mut values[..self.count];
+        for at in 0..rows {
+            // SAFETY: chosen for this processor; a row's sums lie as many apart as there are rows.
+            unsafe { (kernels.totals)(sums[at..].as_ptr(), rows, values) };
+            for (out, value) in (self.first..).zip(&*values) {
+                self.write(group * GROUP + at, out, value * unit);
             }
         }
     }
@@ -266,8 +267,8 @@ impl Tile<'_> {
     }
 
     #[inline(always)]
-    fn write(&self, row: usize, out: usize, unit: f32, sums: &Lanes) {
-        let value = total(sums) * unit + self.part.bias.map_or(0.0, |bias| bias[out].to_f32());
+    fn write(&self, row: usize, out: usize, value: f32) {
+        let value = value + self.part.bias.map_or(0.0, |bias| bias[out].to_f32());
         // SAFETY: within y, whose length was checked; no other tile has this output.
         unsafe { *self.part.y.0.add(row * self.part.out + out) = value };
     }
