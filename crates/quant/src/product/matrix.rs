@@ -133,7 +133,7 @@ impl<'a> Matrix<'a> {
                 out.iter_mut().enumerate().for_each(|(at, out)| *out = absmax[(first + at) / ratio]);
             }
             Scales::Nested { codes, map, absmax, blocksize, offset } if ratio == 1 => {
-                // The next tile's codes: a stream too thin for the processor to see it coming.
+                // The codes that come next: a stream too thin for the processor to see it coming.
                 prefetch(codes, first + blocks, blocks);
                 let mut at = 0;
                 while at < blocks {

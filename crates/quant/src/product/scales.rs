@@ -107,21 +107,29 @@ impl Planes {
 mod tests {
     use super::*;
 
+    /// Both ways that this processor has, against one by one.
     #[test]
     fn every_code_of_any_number_of_them_is_looked_up_as_one_by_one() {
-        if !available() {
-            return;
-        }
         let map: [f32; 256] = std::array::from_fn(|at| (at as f32 - 128.0).powi(3) * 0.37e-6);
         let planes = Planes::new(&map);
         let codes: Vec<u8> = (0..700).map(|i| (i * 89 % 256) as u8).collect();
-        for count in [1, 3, 16, 32, 63, 64, 65, 88, 200, 700] {
-            let mut out = vec![7.0; count + 1];
-            // SAFETY: looked at above.
-            unsafe { planes.decode(&codes[..count], 0.7, 0.11, &mut out[..count]) };
-            let expected: Vec<f32> = codes[..count].iter().map(|code| map[*code as usize] * 0.7 + 0.11).collect();
-            assert_eq!(out[..count], expected);
-            assert_eq!(out[count], 7.0);
+        for count in [1, 3, 8, 16, 32, 63, 64, 65, 88, 200, 700] {
+            let codes = &codes[..count];
+            let expected: Vec<f32> = codes.iter().map(|code| map[*code as usize] * 0.7 + 0.11).collect();
+            let check = |look_up: &dyn Fn(&mut [f32])| {
+                let mut out = vec![7.0; count + 1];
+                look_up(&mut out[..count]);
+                assert_eq!(out[..count], expected);
+                assert_eq!(out[count], 7.0);
+            };
+            if super::super::avx2::available() {
+                // SAFETY: just looked at.
+                check(&|out| unsafe { decode(codes, &map, 0.7, 0.11, out) });
+            }
+            if available() {
+                // SAFETY: just looked at.
+                check(&|out| unsafe { planes.decode(codes, 0.7, 0.11, out) });
+            }
         }
     }
 }
