@@ -1,17 +1,30 @@
-//! The kernels' own text, run on the host under the emulation of CUDA, against tailor-quant (to the bit) and plain
-//! operators; and compiled by NVRTC for the cards that are promised.
+//! The kernels' own text against tailor-quant (to the bit) and plain operators: on the host under the emulation of CUDA, or
+//! on the GPU that `TAILOR_TEST_DEVICE` names; and compiled by NVRTC for the cards that are promised.
 
 mod compiled;
 mod dequantize;
 mod layers;
 mod optimizer;
 
-use tch::{Kind, Tensor};
+use tailor_torch::{gpu, kernels};
+use tch::{Device, Kind, Tensor};
+
+/// Where kernels are tried.
+fn device() -> Device {
+    match std::env::var("TAILOR_TEST_DEVICE") {
+        Ok(name) if !name.is_empty() => gpu::device(&name).expect("the GPU that TAILOR_TEST_DEVICE names"),
+        _ => {
+            kernels::emulate_on_host().expect("a C++ compiler");
+            Device::Cpu
+        }
+    }
+}
 
 /// What f32 sums in another order, and libm's functions, may differ by; in bf16 one rounding more or less.
 fn near(ours: &Tensor, plain: &Tensor, kind: Kind) {
     assert_eq!((ours.size(), ours.kind()), (plain.size(), plain.kind()));
-    let (ours, plain) = (ours.to_kind(Kind::Double), plain.to_kind(Kind::Double));
+    let wide = |tensor: &Tensor| tensor.to_device(Device::Cpu).to_kind(Kind::Double);
+    let (ours, plain) = (wide(ours), wide(plain));
     let (relative, absolute) = if kind == Kind::Float { (2e-5, 2e-6) } else { (1.6e-2, 8e-3) };
     assert!(ours.isfinite().all().int64_value(&[]) == 1, "{ours:?}");
     let scale = plain.abs().max().double_value(&[]);

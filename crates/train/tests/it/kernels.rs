@@ -1,18 +1,31 @@
-//! Whole runs with the kernels that a GPU runs, on the host: they go where the CPU's own operators go.
+//! Whole runs with the kernels that a GPU runs, on the host or on the GPU that `TAILOR_TEST_DEVICE` names: they go where
+//! the CPU's own operators go.
 
 use tailor_domain::spec::{Checkpointing, Grouping, Optimizer};
 use tailor_domain::{ErrorCode, LoraSpec, TrainSpec};
 use tailor_models::{Base, LoadOptions};
-use tailor_torch::kernels::emulate_on_host;
+use tailor_torch::{gpu, kernels};
 use tailor_train::train;
+use tch::Device;
 
 use super::{Steps, TinyBase, lora, recipe, spec};
+
+/// Where kernels are tried.
+fn device() -> Device {
+    match std::env::var("TAILOR_TEST_DEVICE") {
+        Ok(name) if !name.is_empty() => gpu::device(&name).expect("the GPU that TAILOR_TEST_DEVICE names"),
+        _ => {
+            kernels::emulate_on_host().expect("a C++ compiler");
+            Device::Cpu
+        }
+    }
+}
 
 impl TinyBase {
     /// The same base, its weights as a GPU has them.
     fn with_kernels(self) -> Self {
-        emulate_on_host().expect("a C++ compiler");
-        let base = Base::load(&self._folder.join("nf4"), &LoadOptions::default()).expect("loads");
+        let load = LoadOptions { device: device(), ..LoadOptions::default() };
+        let base = Base::load(&self._folder.join("nf4"), &load).expect("loads");
         assert_eq!(base.linears(), self.base.linears());
         Self { base, ..self }
     }
@@ -75,6 +88,25 @@ fn variants_of_an_adapter_train_with_kernels_as_without() {
     for ((what, lora), plain) in variants.iter().zip(&plain) {
         same(what, &run(&tiny, lora, &spec()), plain);
     }
+}
+
+/// Where there is no GPU it shows nothing, and says so.
+#[test]
+fn what_only_a_gpu_can_do_changes_no_result() {
+    if !device().is_cuda() {
+        eprintln!("skipped: TAILOR_TEST_DEVICE names no GPU");
+        return;
+    }
+    let tiny = TinyBase::random_llama(2).with_kernels();
+    let spec = TrainSpec { optimizer: Optimizer::AdamW8bit, checkpointing: Checkpointing::Layers, ..spec() };
+    let plain = run(&tiny, &lora(), &spec);
+    let aside = TrainSpec { checkpointing: Checkpointing::LayersOnHost, ..spec.clone() };
+    assert_eq!(run(&tiny, &lora(), &aside), plain, "layers' inputs on the host");
+    let paged = TrainSpec { optimizer: Optimizer::PagedAdamW8bit, ..spec.clone() };
+    assert_eq!(run(&tiny, &lora(), &paged), plain, "paged moments in 8 bits");
+    let wide = run(&tiny, &lora(), &TrainSpec { optimizer: Optimizer::AdamW, ..spec.clone() });
+    let paged = TrainSpec { optimizer: Optimizer::PagedAdamW, ..spec };
+    assert_eq!(run(&tiny, &lora(), &paged), wide, "paged moments in 32 bits");
 }
 
 #[test]

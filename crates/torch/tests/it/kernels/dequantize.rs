@@ -3,11 +3,10 @@
 use half::bf16;
 use tailor_quant::{Backend, BlockSize, Code, Float, Quantized, quantize};
 use tailor_torch::device::{DeviceWeight, dequantize_group, device_linear};
-use tailor_torch::kernels::emulate_on_host;
 use tailor_torch::{QuantWeight, backward, lora, quant_linear};
 use tch::{Device, Kind, Tensor};
 
-use super::near;
+use super::{device, near};
 
 fn weight(out: usize, input: usize, dtype: Float, code: Code, block: usize, double: bool) -> Quantized {
     // Magnitudes from 1e-6 to 1, so that scales of blocks differ and f16 has subnormals to round to.
@@ -18,22 +17,21 @@ fn weight(out: usize, input: usize, dtype: Float, code: Code, block: usize, doub
 }
 
 fn on_device(weight: &Quantized) -> DeviceWeight {
-    emulate_on_host().expect("a C++ compiler");
-    DeviceWeight::new(weight, Device::Cpu).expect("a matrix")
+    DeviceWeight::new(weight, device()).expect("a matrix")
 }
 
 fn same_bits(weight: &Quantized) {
     let case = format!("{:?} {:?} {:?} block {}", weight.shape(), weight.dtype(), weight.code(), weight.blocksize());
-    let device = on_device(weight);
+    let on_device = on_device(weight);
     let mut wide = vec![0f32; weight.elements()];
     weight.dequantize_f32(&mut wide);
-    let ours = dequantize_group(&[&device], Kind::Float).expect("launches").reshape([-1]);
+    let ours = dequantize_group(&[&on_device], Kind::Float).expect("launches").reshape([-1]).to_device(Device::Cpu);
     let ours = Vec::<f32>::try_from(&ours).expect("values");
     let differ = ours.iter().zip(&wide).position(|(a, b)| a.to_bits() != b.to_bits());
     assert_eq!(differ, None, "{case}, f32");
     let mut narrow = vec![bf16::ZERO; weight.elements()];
     weight.dequantize_bf16(&mut narrow);
-    let ours = dequantize_group(&[&device], Kind::BFloat16).expect("launches").reshape([-1]);
+    let ours = dequantize_group(&[&on_device], Kind::BFloat16).expect("launches").reshape([-1]).to_device(Device::Cpu);
     let mut bits = vec![0u8; ours.numel() * 2];
     ours.copy_data_u8(&mut bits, ours.numel());
     let theirs: Vec<u8> = narrow.iter().flat_map(|value| value.to_bits().to_le_bytes()).collect();
@@ -74,21 +72,21 @@ fn a_group_in_one_launch_equals_its_weights_one_by_one() {
 
 #[test]
 fn grouped_linear_layers_equal_the_cpus_in_value_and_gradient() {
-    emulate_on_host().expect("a C++ compiler");
     for kind in [Kind::Float, Kind::BFloat16] {
         let weights = [64, 32, 32].map(|out| weight(out, 48, Float::Bf16, Code::Nf4, 64, true));
         let x = Tensor::randn([2, 5, 48], (Kind::Float, Device::Cpu)).to_kind(kind);
         let seeds = [64, 32, 32].map(|out| Tensor::randn([2, 5, out], (Kind::Float, Device::Cpu)).to_kind(kind));
-        let gradients = |outputs: &dyn Fn(&Tensor) -> Vec<Tensor>| {
-            let x = x.copy().set_requires_grad(true);
+        let gradients = |on: Device, outputs: &dyn Fn(&Tensor) -> Vec<Tensor>| {
+            let x = x.to_device(on).copy().set_requires_grad(true);
             let outputs = outputs(&x);
+            let seeds: Vec<_> = seeds.iter().map(|seed| seed.to_device(on)).collect();
             let roots: Vec<_> = outputs.iter().zip(&seeds).map(|(y, seed)| (y, Some(seed))).collect();
             backward(&roots, false).expect("goes back");
             (outputs.iter().map(Tensor::detach).collect::<Vec<_>>(), x.grad())
         };
         let devices = weights.clone().map(|weight| on_device(&weight));
-        let ours = gradients(&|x| device_linear(x, &devices.iter().collect::<Vec<_>>()).expect("runs"));
-        let plain = gradients(&|x| {
+        let ours = gradients(device(), &|x| device_linear(x, &devices.iter().collect::<Vec<_>>()).expect("runs"));
+        let plain = gradients(Device::Cpu, &|x| {
             let weights = weights.iter().map(|weight| QuantWeight::new(weight.clone()).expect("a matrix"));
             weights.map(|weight| quant_linear(x, &weight, None).expect("runs")).collect()
         });
@@ -105,18 +103,17 @@ fn lora_in_the_type_of_its_input_equals_the_cpus_in_value_and_gradients() {
         let random = |shape: &[i64]| Tensor::randn(shape, (Kind::Float, Device::Cpu)) * 0.3;
         let (y, x) = (random(&[2, 3, 10]).to_kind(kind), random(&[2, 3, 8]).to_kind(kind));
         let (a, b, seed) = (random(&[4, 8]), random(&[10, 4]), random(&[2, 3, 10]).to_kind(kind));
-        let gradients = |run: &dyn Fn(&[Tensor; 4]) -> Tensor| {
-            let leaves = [&y, &x, &a, &b].map(|tensor| tensor.copy().set_requires_grad(true));
+        let gradients = |on: Device, run: &dyn Fn(&[Tensor; 4]) -> Tensor| {
+            let leaves = [&y, &x, &a, &b].map(|tensor| tensor.to_device(on).copy().set_requires_grad(true));
             let sum = run(&leaves);
-            backward(&[(&sum, Some(&seed))], false).expect("goes back");
+            backward(&[(&sum, Some(&seed.to_device(on)))], false).expect("goes back");
             (sum.detach(), leaves.map(|leaf| leaf.grad()))
         };
-        let plain = gradients(&|[y, x, a, b]| {
+        let plain = gradients(Device::Cpu, &|[y, x, a, b]| {
             let h = x.to_kind(Kind::Float).matmul(&a.tr()).matmul(&b.tr());
             (y.to_kind(Kind::Float) + h * 1.5).to_kind(kind)
         });
-        emulate_on_host().expect("a C++ compiler");
-        let ours = gradients(&|[y, x, a, b]| lora(y, x, a, b, 1.5).expect("runs"));
+        let ours = gradients(device(), &|[y, x, a, b]| lora(y, x, a, b, 1.5).expect("runs"));
         near(&ours.0, &plain.0, kind);
         for (ours, plain) in ours.1.iter().zip(&plain.1) {
             near(ours, plain, kind);
@@ -127,12 +124,12 @@ fn lora_in_the_type_of_its_input_equals_the_cpus_in_value_and_gradients() {
 
 #[test]
 fn weights_that_cannot_be_right_are_refused_in_words() {
-    let device = on_device(&weight(8, 16, Float::F32, Code::Nf4, 64, true));
+    let one = on_device(&weight(8, 16, Float::F32, Code::Nf4, 64, true));
     let other = on_device(&weight(8, 32, Float::F32, Code::Nf4, 64, true));
     let refused = |result: tailor_torch::Result<Tensor>| result.expect_err("refused").to_string();
-    assert!(refused(dequantize_group(&[&device, &other], Kind::Float)).contains("take 16 and 32 features"));
-    assert!(refused(dequantize_group(&[&device; 5], Kind::Float)).contains("5 weights in one launch; the limit is 4"));
-    let x = Tensor::ones([2, 17], (Kind::Float, Device::Cpu));
-    let error = device_linear(&x, &[&device]).expect_err("refused").to_string();
+    assert!(refused(dequantize_group(&[&one, &other], Kind::Float)).contains("take 16 and 32 features"));
+    assert!(refused(dequantize_group(&[&one; 5], Kind::Float)).contains("5 weights in one launch; the limit is 4"));
+    let x = Tensor::ones([2, 17], (Kind::Float, device()));
+    let error = device_linear(&x, &[&one]).expect_err("refused").to_string();
     assert!(error.contains("input has 17 features, the weight takes 16"), "{error}");
 }

@@ -3,15 +3,14 @@
 use tailor_torch::Gate;
 use tailor_torch::backward;
 use tailor_torch::device::{cross_entropy_in_place, gated, rms_norm, rope};
-use tailor_torch::kernels::emulate_on_host;
 use tch::{Device, Kind, Reduction, Tensor};
 
-use super::near;
+use super::{device, near};
 
 const KINDS: [Kind; 2] = [Kind::Float, Kind::BFloat16];
 
 fn random(shape: &[i64], kind: Kind) -> Tensor {
-    Tensor::randn(shape, (Kind::Float, Device::Cpu)).to_kind(kind)
+    Tensor::randn(shape, (Kind::Float, device())).to_kind(kind)
 }
 
 /// The result of `run` over leaves with these values, and their gradients from `seed`.
@@ -28,7 +27,6 @@ fn values_and_gradients<const N: usize>(
 
 #[test]
 fn norm_equals_plain_operators_at_every_width() {
-    emulate_on_host().expect("a C++ compiler");
     for kind in KINDS {
         for (width, one_plus) in [(64, false), (33, false), (1032, true), (2, true)] {
             let (x, weight) = (random(&[2, 3, width], kind), random(&[width], kind));
@@ -51,7 +49,6 @@ fn norm_equals_plain_operators_at_every_width() {
 
 #[test]
 fn gate_equals_plain_operators_for_both_activations() {
-    emulate_on_host().expect("a C++ compiler");
     for kind in KINDS {
         for shape in [[2i64, 3, 64], [1, 5, 33]] {
             for (gate_kind, act) in [(Gate::Silu, "silu"), (Gate::GeluTanh, "gelu")] {
@@ -70,7 +67,6 @@ fn gate_equals_plain_operators_for_both_activations() {
 
 #[test]
 fn gate_takes_slices_of_one_product() {
-    emulate_on_host().expect("a C++ compiler");
     let both = random(&[3, 64], Kind::Float);
     let parts = both.split(32, -1);
     let ours = gated(&parts[0], &parts[1], Gate::Silu).expect("runs");
@@ -79,14 +75,13 @@ fn gate_takes_slices_of_one_product() {
 
 #[test]
 fn positions_turn_as_plain_operators_do_whatever_the_layout() {
-    emulate_on_host().expect("a C++ compiler");
     for kind in KINDS {
         for (batch, heads, tokens, width, own_rows) in [(2, 3, 5, 16, true), (2, 1, 4, 32, false), (1, 4, 1, 6, true)] {
             // Heads out of a wider product, as projections that share one give them.
             let product = random(&[batch, tokens, heads * width + 8], kind);
             let x = product.narrow(-1, 0, heads * width).view([batch, tokens, heads, width]).transpose(1, 2);
             let angles =
-                Tensor::rand([if own_rows { batch } else { 1 }, 1, tokens, width / 2], (Kind::Float, Device::Cpu))
+                Tensor::rand([if own_rows { batch } else { 1 }, 1, tokens, width / 2], (Kind::Float, device()))
                     * 6.0;
             let angles = Tensor::cat(&[&angles, &angles], -1);
             let (cos, sin) = (angles.cos().to_kind(kind), angles.sin().to_kind(kind));
@@ -113,12 +108,11 @@ fn positions_turn_as_plain_operators_do_whatever_the_layout() {
 
 #[test]
 fn cross_entropy_equals_the_plain_loss_and_leaves_its_gradient() {
-    emulate_on_host().expect("a C++ compiler");
     for kind in KINDS {
         for vocabulary in [11i64, 300, 5000] {
             let logits = random(&[6, vocabulary], kind) * 4.0;
-            let labels = Tensor::from_slice(&[0i64, vocabulary - 1, -100, 3, 5, -100]);
-            let weights = Tensor::from_slice(&[0.5f32, 2.0, 1.0, 1.0, -0.25, 3.0]);
+            let labels = Tensor::from_slice(&[0i64, vocabulary - 1, -100, 3, 5, -100]).to_device(device());
+            let weights = Tensor::from_slice(&[0.5f32, 2.0, 1.0, 1.0, -0.25, 3.0]).to_device(device());
             let leaf = logits.copy().set_requires_grad(true);
             let wide = leaf.to_kind(Kind::Float);
             let plain = wide.cross_entropy_loss(&labels, None::<&Tensor>, Reduction::None, -100, 0.0);
@@ -130,7 +124,7 @@ fn cross_entropy_equals_the_plain_loss_and_leaves_its_gradient() {
 
             let one = logits.copy();
             let _ = cross_entropy_in_place(&one, &labels, None, 0.25).expect("runs");
-            let quarter = Tensor::full([6], 0.25, (Kind::Float, Device::Cpu));
+            let quarter = Tensor::full([6], 0.25, (Kind::Float, device()));
             let each = logits.copy();
             let _ = cross_entropy_in_place(&each, &labels, Some(&quarter), 0.0).expect("runs");
             assert!(one.equal(&each), "one weight for all is that weight for each");
@@ -140,23 +134,22 @@ fn cross_entropy_equals_the_plain_loss_and_leaves_its_gradient() {
 
 #[test]
 fn a_label_outside_the_vocabulary_is_a_loss_that_is_no_number() {
-    emulate_on_host().expect("a C++ compiler");
     let logits = random(&[2, 7], Kind::Float);
-    let losses = cross_entropy_in_place(&logits, &Tensor::from_slice(&[2i64, 7]), None, 1.0).expect("runs");
-    let losses = Vec::<f32>::try_from(&losses).expect("values");
+    let labels = Tensor::from_slice(&[2i64, 7]).to_device(device());
+    let losses = cross_entropy_in_place(&logits, &labels, None, 1.0).expect("runs");
+    let losses = Vec::<f32>::try_from(&losses.to_device(Device::Cpu)).expect("values");
     assert!(losses[0].is_finite() && losses[1].is_nan(), "{losses:?}");
 }
 
 #[test]
 fn what_does_not_fit_is_refused_in_words() {
-    emulate_on_host().expect("a C++ compiler");
     let x = random(&[2, 8], Kind::Float);
     let refused = |result: tailor_torch::Result<Tensor>| result.expect_err("refused").to_string();
     assert!(refused(rms_norm(&x, &random(&[7], Kind::Float), 1e-5, false)).contains("norm of 7 values over rows of 8"));
     assert!(refused(rms_norm(&x, &random(&[8], Kind::BFloat16), 1e-5, false)).contains("BFloat16"));
     assert!(refused(gated(&x, &random(&[2, 9], Kind::Float), Gate::Silu)).contains("differ in shape or type"));
     assert!(refused(rope(&x, &x, &x)).contains("[B, H, T, Dh]"));
-    let error = refused(cross_entropy_in_place(&x, &Tensor::from_slice(&[1i64]), None, 1.0));
+    let error = refused(cross_entropy_in_place(&x, &Tensor::from_slice(&[1i64]).to_device(device()), None, 1.0));
     assert!(error.contains("labels [1] do not fit logits [2, 8]"), "{error}");
     let double = random(&[2, 8], Kind::Double);
     assert!(refused(rms_norm(&double, &random(&[8], Kind::Double), 1e-5, false)).contains("float32 or bfloat16"));

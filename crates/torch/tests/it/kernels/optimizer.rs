@@ -1,16 +1,15 @@
 //! AdamW in one launch against its formula in f64, with moments in f32 and in 8 bits.
 
 use tailor_torch::device::{AdamFactors, AdamStep, Moment8, adamw, adamw8};
-use tailor_torch::kernels::emulate_on_host;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
-use super::near;
+use super::{device, near};
 
 const BETAS: (f64, f64) = (0.9, 0.999);
 const EPSILON: f64 = 1e-8;
 
 fn zeros(count: i64) -> Tensor {
-    Tensor::zeros([count], (Kind::Float, Device::Cpu))
+    Tensor::zeros([count], (Kind::Float, device()))
 }
 
 /// The formula on whole tensors in f64: values, moments.
@@ -25,14 +24,13 @@ fn stepped(state: [&Tensor; 3], gradient: &Tensor, [rate, correction, decay]: [&
 
 #[test]
 fn a_step_in_one_launch_equals_the_formula() {
-    emulate_on_host().expect("a C++ compiler");
     let count = 1000;
-    let values = Tensor::randn([count], (Kind::Float, Device::Cpu));
+    let values = Tensor::randn([count], (Kind::Float, device()));
     let (first, second) = (zeros(count), zeros(count));
-    let all = |number: f64| Tensor::full([count], number, (Kind::Double, Device::Cpu));
+    let all = |number: f64| Tensor::full([count], number, (Kind::Double, device()));
     let mut expected = [values.copy(), zeros(count), zeros(count)];
     for step in 1..=3 {
-        let gradient = Tensor::randn([count], (Kind::Float, Device::Cpu));
+        let gradient = Tensor::randn([count], (Kind::Float, device()));
         let (c1, c2) = (1.0 - BETAS.0.powi(step), 1.0 - BETAS.1.powi(step));
         let [w, m, v] = &expected;
         expected = stepped([w, m, v], &(&gradient * 0.5), [&all(1e-2 / c1), &all(c2), &all(0.999)]);
@@ -54,12 +52,11 @@ fn a_step_in_one_launch_equals_the_formula() {
 
 #[test]
 fn each_value_may_have_factors_of_its_own() {
-    emulate_on_host().expect("a C++ compiler");
     let count = 300;
-    let values = Tensor::randn([count], (Kind::Float, Device::Cpu));
-    let gradient = Tensor::randn([count], (Kind::Float, Device::Cpu));
+    let values = Tensor::randn([count], (Kind::Float, device()));
+    let gradient = Tensor::randn([count], (Kind::Float, device()));
     let [rates, corrections, decays] =
-        [0.1, 1.0, 1.0].map(|most| Tensor::rand([count], (Kind::Float, Device::Cpu)) * most + 1e-3);
+        [0.1, 1.0, 1.0].map(|most| Tensor::rand([count], (Kind::Float, device())) * most + 1e-3);
     let factors = [&rates, &corrections, &decays];
     let expected = stepped([&values, &zeros(count), &zeros(count)], &gradient, factors);
     let launch = AdamStep {
@@ -88,10 +85,10 @@ struct Eight {
 impl Eight {
     fn new(count: i64, signed: bool) -> Self {
         let low = if signed { -1.0 } else { 0.0 };
-        let map = Tensor::linspace(low, 1.0, 256, (Kind::Float, Device::Cpu));
+        let map = Tensor::linspace(low, 1.0, 256, (Kind::Float, device()));
         let middles = (map.narrow(0, 0, 255) + map.narrow(0, 1, 255)) / 2.0;
         let scales = zeros((count + 255) / 256);
-        Self { codes: Tensor::zeros([count], (Kind::Uint8, Device::Cpu)), scales, map, middles }
+        Self { codes: Tensor::zeros([count], (Kind::Uint8, device())), scales, map, middles }
     }
 
     fn borrowed(&self) -> Moment8<'_> {
@@ -116,13 +113,12 @@ impl Eight {
 
 #[test]
 fn eight_bit_moments_close_to_the_codes_that_plain_operators_give() {
-    emulate_on_host().expect("a C++ compiler");
     let count = 2 * 256 + 77;
-    let values = Tensor::randn([count], (Kind::Float, Device::Cpu));
+    let values = Tensor::randn([count], (Kind::Float, device()));
     let (first, second) = (Eight::new(count, true), Eight::new(count, false));
-    let all = |number: f64| Tensor::full([count], number, (Kind::Double, Device::Cpu));
+    let all = |number: f64| Tensor::full([count], number, (Kind::Double, device()));
     for _ in 0..3 {
-        let gradient = Tensor::randn([count], (Kind::Float, Device::Cpu));
+        let gradient = Tensor::randn([count], (Kind::Float, device()));
         // One block of zeros: it has no scale.
         let _ = gradient.narrow(0, 0, 256).zero_();
         let before = [values.copy(), first.opened(), second.opened()];
