@@ -2,8 +2,8 @@
 
 use tailor_domain::Invalid;
 use tailor_quant::Float;
-use tailor_torch::device::{DeviceWeight, MAX_GROUP, device_linear};
-use tailor_torch::{Projection, ProjectionWeight, QuantWeight};
+use tailor_torch::device::{DeviceWeight, MAX_GROUP, device_project};
+use tailor_torch::{Factors, Projection, ProjectionWeight, QuantWeight};
 use tch::{Kind, Tensor};
 
 use crate::pass::{Adapters, Pass};
@@ -92,7 +92,7 @@ impl Linear {
     /// The base's own.
     pub fn plain(&self, x: &Tensor) -> Tensor {
         match (&self.weight, self.constant()) {
-            (Weight::OnDevice(weight), _) => self.biased(on_device(x, &[weight]).remove(0)),
+            (Weight::OnDevice(weight), _) => self.biased(on_device(x, &[(weight, None)]).remove(0)),
             (_, Some(weight)) => {
                 together(x, &[Projection { weight, bias: self.bias.as_ref(), lora: None }]).swap_remove(0)
             }
@@ -175,13 +175,18 @@ pub(crate) fn project<const N: usize>(layers: [&Linear; N], x: &Tensor, pass: &P
             Some(change) => change.forward(layer, x, pass.training),
         });
     }
-    let mut products = on_device(x, &weights).into_iter();
-    layers.map(|layer| {
-        let y = products.next().map_or_else(|| layer.plain(x), |y| layer.biased(y));
-        match set.and_then(|set| set.change(layer.slot)) {
-            Some(change) => change.add_to(layer, &y, x, pass.training),
-            None => y,
+    let change = |layer: &Linear| set.and_then(|set| set.change(layer.slot));
+    // What is no more than LoRA on the same input goes along with the product.
+    let loras = layers.map(|layer| change(layer).and_then(|change| change.plain_lora(pass.training)));
+    let on: Vec<_> = weights.into_iter().zip(loras).collect();
+    let mut products = on_device(x, &on).into_iter().zip(&loras);
+    layers.map(|layer| match products.next() {
+        Some((y, Some(_))) => layer.biased(y),
+        Some((y, None)) => {
+            let y = layer.biased(y);
+            change(layer).map_or_else(|| y.shallow_clone(), |change| change.add_to(layer, &y, x, pass.training))
         }
+        None => layer.plain(x),
     })
 }
 
@@ -189,6 +194,6 @@ fn together(x: &Tensor, projections: &[Projection<'_>]) -> Vec<Tensor> {
     tailor_torch::project(x, projections).unwrap_or_else(|error| panic!("{error}"))
 }
 
-fn on_device(x: &Tensor, weights: &[&DeviceWeight]) -> Vec<Tensor> {
-    device_linear(x, weights).unwrap_or_else(|error| panic!("{error}"))
+fn on_device(x: &Tensor, layers: &[(&DeviceWeight, Option<Factors<'_>>)]) -> Vec<Tensor> {
+    device_project(x, layers).unwrap_or_else(|error| panic!("{error}"))
 }

@@ -10,9 +10,11 @@
 // Elements a block works on: 8 a thread and round.
 #define DEQUANTIZE_ELEMENTS (DEQUANTIZE_THREADS * DEQUANTIZE_ROUNDS * 8)
 
-__device__ __forceinline__ float part_scale(const TailorPart& part, u64 block) {
+__device__ __forceinline__ float part_scale(const TailorPart& part, u32 block) {
   if (part.scales != TAILOR_SCALES_NESTED) return part.absmax[block];
-  return part.map[part.codes[block]] * part.absmax[block / part.nested_block] + part.offset;
+  // A division takes as long as everything else that an element needs.
+  const u32 outer = part.nested_log2 != TAILOR_NO_LOG2 ? block >> part.nested_log2 : block / part.nested_block;
+  return part.map[part.codes[block]] * part.absmax[outer] + part.offset;
 }
 
 template <u32 ROUNDING, bool AFFINE>
@@ -32,8 +34,8 @@ __device__ __forceinline__ void full_block(const TailorPart& part, u64 first, co
   float scale[DEQUANTIZE_ROUNDS], minimum[DEQUANTIZE_ROUNDS];
 #pragma unroll
   for (int round = 0; round < DEQUANTIZE_ROUNDS; ++round) {
-    const u64 at = first + (round * DEQUANTIZE_THREADS + threadIdx.x) * 8;
-    const u64 block = at >> part.block_log2;
+    const u32 at = u32(first) + (round * DEQUANTIZE_THREADS + threadIdx.x) * 8;
+    const u32 block = at >> part.block_log2;
     packed[round] = *reinterpret_cast<const u32*>(part.packed + at / 2);
     scale[round] = part_scale(part, block);
     minimum[round] = AFFINE ? part.minimum[block] : 0.0f;
@@ -62,7 +64,7 @@ __device__ __forceinline__ void any_block(const TailorPart& part, u64 first, con
   const u64 end = first + DEQUANTIZE_ELEMENTS < part.elements ? first + DEQUANTIZE_ELEMENTS : part.elements;
 #pragma unroll 1
   for (u64 at = first + threadIdx.x; at < end; at += DEQUANTIZE_THREADS) {
-    const u64 block = at >> part.block_log2;
+    const u32 block = u32(at >> part.block_log2);
     const u8 byte = part.packed[at / 2];
     const u32 code = at % 2 == 0 ? byte >> 4 : byte & 15u;
     const float minimum = AFFINE ? part.minimum[block] : 0.0f;

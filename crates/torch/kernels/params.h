@@ -10,6 +10,8 @@
 #define TAILOR_SCALES_NESTED 1u  // map[codes[block]] * absmax[block / nested_block] + offset
 #define TAILOR_SCALES_AFFINE 2u  // value * absmax[block] + minimum[block]
 
+#define TAILOR_NO_LOG2 32u
+
 // What values are rounded to before they are rounded to the output's type, as bitsandbytes does.
 #define TAILOR_ROUND_NOT 0u
 #define TAILOR_ROUND_BF16 1u
@@ -28,6 +30,7 @@ struct TailorPart {
   unsigned int first_block;      // of the launch's blocks, the first that works on it
   unsigned int block_log2;       // elements under one scale, as a power of two
   unsigned int nested_block;
+  unsigned int nested_log2;      // of nested_block; TAILOR_NO_LOG2 where it is no power of two
   unsigned int scales;
   unsigned int rounding;
   float offset;

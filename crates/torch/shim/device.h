@@ -43,9 +43,16 @@ void tailor_device_weight_free(void* weight);
 // The weights one below the other, [sum of out, in], of type TailorFloat.
 int32_t tailor_device_dequantize(const void* const* weights, size_t count, int32_t dtype, void** result);
 
-// x·[W1; W2; ..]ᵀ in the type of x: [.., in] → [.., sum of out]. One launch dequantises all, once forward and once
-// backward; nothing of it is saved.
-int32_t tailor_device_linear(const void* x, const void* const* weights, size_t count, void** result);
+// LoRA of one layer: A [R, in] and B [out, R], both null where it has none.
+struct TailorFactors {
+  const void *a, *b;
+  double scale;
+};
+
+// results[i] = x·W_iᵀ + s_i·(x·A_iᵀ)·B_iᵀ in the type of x, columns of one product. One launch dequantises all weights, once
+// forward and once backward; nothing of them is saved. Gradients of A and B are summed in f32.
+int32_t tailor_device_project(const void* x, const void* const* weights, const TailorFactors* factors, size_t count,
+                              void** results);
 
 // As tailor_lora, with the products in the type of x and the sums of the parameters' gradients in f32.
 int32_t tailor_device_lora(const void* y, const void* x, const void* a, const void* b, double scale, void** result);

@@ -47,18 +47,48 @@ struct RmsNorm : torch::autograd::Function<RmsNorm> {
   }
 };
 
-struct Gated : torch::autograd::Function<Gated> {
-  static bool wide(const Tensor& a, const Tensor& b) {
-    return a.numel() % vector_width(a) == 0 && aligned16(a) && aligned16(b);
+// Elements from row to row of [.., F] whose rows lie evenly spaced, each without gaps; 0 where they do not.
+int64_t row_stride(const Tensor& x) {
+  const int64_t last = x.dim() - 1;
+  if (x.stride(last) != 1) return 0;
+  if (x.numel() == x.size(last)) return x.size(last);
+  int64_t stride = 0, inner = 0;  // of the innermost dimension that has more than one place, and what lies in it
+  for (int64_t d = last - 1; d >= 0; --d) {
+    if (x.size(d) == 1) continue;
+    if (stride == 0) {
+      stride = x.stride(d);
+    } else if (x.stride(d) != inner) {
+      return 0;
+    }
+    inner = x.stride(d) * x.size(d);
   }
+  return stride;
+}
+
+struct Gated : torch::autograd::Function<Gated> {
+  // How a launch goes over gate and up: values at a time, and rows.
+  struct Plan {
+    bool vector;
+    int64_t units, parts, stride;
+
+    Plan(const Tensor& gate, const Tensor& up, bool others_aligned) : stride(row_stride(gate)) {
+      const int64_t width = gate.size(-1), lanes = vector_width(gate);
+      vector = width % lanes == 0 && stride % lanes == 0 && aligned16(gate) && aligned16(up) && others_aligned;
+      parts = width / (vector ? lanes : 1);
+      units = gate.numel() / (vector ? lanes : 1);
+      TORCH_CHECK(units < (int64_t(1) << 32), "a gate of ", gate.sizes(), " is too large for one launch: use fewer tokens");
+    }
+  };
 
   static Tensor forward(AutogradContext* ctx, const Tensor& some_gate, const Tensor& some_up, int64_t activation) {
-    const Tensor gate = some_gate.contiguous(), up = some_up.contiguous();
-    Tensor y = at::empty_like(gate);
-    const bool vector = wide(gate, up);
-    const int64_t values = gate.numel() / (vector ? vector_width(gate) : 1);
-    launch(gate, variant("tailor_gated_", gate, vector), ceil_div(values, THREADS), THREADS, gate.data_ptr(),
-           up.data_ptr(), y.data_ptr(), (unsigned long long)(gate.numel()), uint32_t(activation));
+    const int64_t stride = row_stride(some_gate);
+    const bool as_they_lie = stride > 0 && stride == row_stride(some_up);
+    const Tensor gate = as_they_lie ? some_gate : some_gate.contiguous(), up = as_they_lie ? some_up : some_up.contiguous();
+    Tensor y = at::empty(gate.sizes(), gate.options());
+    const Plan plan(gate, up, true);
+    launch(gate, variant("tailor_gated_", gate, plan.vector), ceil_div(plan.units, THREADS), THREADS, gate.data_ptr(),
+           up.data_ptr(), y.data_ptr(), uint32_t(plan.units), uint32_t(plan.parts), (unsigned long long)(plan.stride),
+           uint32_t(activation));
     ctx->save_for_backward({gate, up});
     ctx->saved_data["activation"] = activation;
     return y;
@@ -68,12 +98,11 @@ struct Gated : torch::autograd::Function<Gated> {
     const auto saved = ctx->get_saved_variables();
     const Tensor &gate = saved[0], &up = saved[1];
     const Tensor gradient = gradients[0].contiguous();
-    Tensor g_gate = at::empty_like(gate), g_up = at::empty_like(up);
-    const bool vector = wide(gate, up) && aligned16(gradient);
-    const int64_t values = gate.numel() / (vector ? vector_width(gate) : 1);
-    launch(gate, variant("tailor_gated_backward_", gate, vector), ceil_div(values, THREADS), THREADS, gradient.data_ptr(),
-           gate.data_ptr(), up.data_ptr(), g_gate.data_ptr(), g_up.data_ptr(), (unsigned long long)(gate.numel()),
-           uint32_t(ctx->saved_data["activation"].toInt()));
+    Tensor g_gate = at::empty(gate.sizes(), gate.options()), g_up = at::empty(gate.sizes(), gate.options());
+    const Plan plan(gate, up, aligned16(gradient));
+    launch(gate, variant("tailor_gated_backward_", gate, plan.vector), ceil_div(plan.units, THREADS), THREADS,
+           gradient.data_ptr(), gate.data_ptr(), up.data_ptr(), g_gate.data_ptr(), g_up.data_ptr(), uint32_t(plan.units),
+           uint32_t(plan.parts), (unsigned long long)(plan.stride), uint32_t(ctx->saved_data["activation"].toInt()));
     return {g_gate, g_up, Tensor()};
   }
 };

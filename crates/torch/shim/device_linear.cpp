@@ -26,6 +26,7 @@ struct FourBit : torch::CustomClassHolder {
   explicit FourBit(const TailorFourBit& parts) : out(parts.out), in(parts.in), nested_block(parts.nested_block),
                                                  scales(parts.scales), rounding(parts.rounding), offset(parts.offset) {
     TORCH_CHECK(out > 0 && in > 0, "a weight of ", out, "×", in);
+    TORCH_CHECK(out <= (int64_t(1) << 32) / in, "a weight of ", out, "×", in, " has more than 2^32 values");
     TORCH_CHECK(parts.block >= 2 && (parts.block & (parts.block - 1)) == 0, "block of ", parts.block,
                 " elements is not a power of two above 1");
     block_log2 = 0;
@@ -64,6 +65,10 @@ struct FourBit : torch::CustomClassHolder {
     part.elements = static_cast<unsigned long long>(out * in);
     part.block_log2 = block_log2;
     part.nested_block = nested_block;
+    part.nested_log2 = TAILOR_NO_LOG2;
+    for (uint32_t log2 = 0; log2 < 32; ++log2) {
+      if (nested_block == 1u << log2) part.nested_log2 = log2;
+    }
     part.scales = scales;
     part.rounding = rounding;
     part.offset = offset;
@@ -73,8 +78,16 @@ struct FourBit : torch::CustomClassHolder {
 
 using Pointer = c10::intrusive_ptr<FourBit>;
 
+// LoRA of one layer of a group; none where the rank is 0.
+struct Term {
+  size_t place = 0;  // of A among the arguments; B follows
+  int64_t rank = 0;
+  double scale = 0;
+};
+
 struct Group : torch::CustomClassHolder {
   std::vector<Pointer> weights;
+  std::vector<Term> terms;  // one for each weight
   int64_t out = 0, in = 0;
 
   Group(const void* const* handles, size_t count) {
@@ -86,6 +99,7 @@ struct Group : torch::CustomClassHolder {
       TORCH_CHECK(weight->packed.device() == weights[0]->packed.device(), "weights of one group are on two devices");
       out += weight->out;
     }
+    terms.resize(count);
   }
 
   // [out, in]; from the caching allocator, which hands the same memory to the next layer in the order of the stream.
@@ -110,20 +124,6 @@ struct Group : torch::CustomClassHolder {
   }
 };
 
-struct Linear : torch::autograd::Function<Linear> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, c10::intrusive_ptr<Group> group) {
-    ctx->saved_data["group"] = c10::IValue::make_capsule(group);
-    return at::linear(x, group->dequantize(x.scalar_type()));
-  }
-
-  static variable_list backward(AutogradContext* ctx, variable_list gradients) {
-    if (!ctx->needs_input_grad(0)) return {Tensor(), Tensor()};
-    const auto group = c10::static_intrusive_pointer_cast<Group>(ctx->saved_data["group"].toCapsule());
-    const Tensor& gy = gradients[0];  // [.., out]
-    return {at::matmul(gy, group->dequantize(gy.scalar_type())), Tensor()};
-  }
-};
-
 // left·right as f32: tensor cores take bf16 and add in f32; only a GPU gives that sum unrounded.
 Tensor product_f32(const Tensor& left, const Tensor& right) {
   if (left.scalar_type() == at::kFloat) return at::mm(left, right);
@@ -131,6 +131,114 @@ Tensor product_f32(const Tensor& left, const Tensor& right) {
   return at::mm(left.to(at::kFloat), right.to(at::kFloat));
 }
 
+// All layers that take one input, with their LoRA: one dequantisation and one product for all their weights, one product
+// for all A, and one place in which the gradient of x is summed up. What LoRA adds is added where the product lies, and
+// its parameters are rounded to the type of x. Saved are x, x·Aᵀ and the parameters.
+struct Project : torch::autograd::Function<Project> {
+  // All A in the type of the product, one below the other [ΣR, in].
+  static Tensor stacked(const Group& group, const variable_list& pairs, at::ScalarType type) {
+    std::vector<Tensor> all;
+    for (const Term& term : group.terms) {
+      if (term.rank > 0) all.push_back(pairs[term.place].to(type));
+    }
+    return all.size() == 1 ? all[0] : at::cat(all);
+  }
+
+  // `arguments`: A and B of each layer that has some.
+  static variable_list forward(AutogradContext* ctx, const Tensor& x, at::TensorList arguments,
+                               c10::intrusive_ptr<Group> group) {
+    ctx->set_materialize_grads(false);
+    const auto type = x.scalar_type();
+    const Tensor flat = x.reshape({-1, group->in});  // [N, in]
+    variable_list saved(arguments.begin(), arguments.end());
+    const Tensor y = at::mm(flat, group->dequantize(type).t());  // [N, Σout]
+    Tensor h;                                                    // [N, ΣR]
+    if (!saved.empty()) h = at::mm(flat, stacked(*group, saved, type).t());
+    auto shape = x.sizes().vec();
+    variable_list results;
+    int64_t column = 0, ranks = 0;
+    for (size_t i = 0; i < group->weights.size(); ++i) {
+      const int64_t out = group->weights[i]->out;
+      const Term& term = group->terms[i];
+      Tensor own = y.narrow(1, column, out);
+      column += out;
+      if (term.rank > 0) {
+        own.addmm_(h.narrow(1, ranks, term.rank), saved[term.place + 1].to(type).t(), 1, term.scale);
+        ranks += term.rank;
+      }
+      shape.back() = out;
+      // A tensor of its own over the same memory: for autograd it is no view of what the next layer changes.
+      results.push_back(own.view(shape).variable_data());
+    }
+    saved.push_back(flat);
+    saved.push_back(h);
+    ctx->save_for_backward(std::move(saved));
+    ctx->saved_data["group"] = c10::IValue::make_capsule(group);
+    ctx->saved_data["shape"] = x.sizes();
+    return results;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list gradients) {
+    const auto group = c10::static_intrusive_pointer_cast<Group>(ctx->saved_data["group"].toCapsule());
+    variable_list saved = ctx->get_saved_variables();
+    const Tensor h = saved.back();
+    saved.pop_back();
+    const Tensor flat = saved.back();
+    saved.pop_back();
+    const auto type = flat.scalar_type();
+    // One gradient for x, one for each argument, none for the group.
+    variable_list results(saved.size() + 2);
+    const bool wants_x = ctx->needs_input_grad(0), has_lora = !saved.empty();
+    Tensor gx, gh;  // [N, in], [N, ΣR] with the scale
+    if (has_lora) gh = at::zeros({flat.size(0), h.size(1)}, flat.options());
+    Tensor weights;
+    if (wants_x) weights = group->dequantize(type);
+    bool wants_a = false;
+    int64_t row = 0, ranks = 0;
+    for (size_t i = 0; i < group->weights.size(); ++i) {
+      const int64_t out = group->weights[i]->out;
+      const Term& term = group->terms[i];
+      const int64_t first = row, rank = ranks;
+      row += out;
+      ranks += term.rank;
+      if (!gradients[i].defined()) continue;
+      const Tensor g = gradients[i].reshape({-1, out});
+      gradients[i].reset();
+      if (wants_x) {
+        const Tensor w = weights.narrow(0, first, out);
+        if (gx.defined()) {
+          gx.addmm_(g, w);
+        } else {
+          gx = at::mm(g, w);
+        }
+      }
+      if (term.rank == 0) continue;
+      gh.narrow(1, rank, term.rank).copy_(at::mm(g, saved[term.place + 1].to(type)).mul_(term.scale));
+      if (ctx->needs_input_grad(term.place + 2)) {
+        results[term.place + 2] = product_f32(g.t(), h.narrow(1, rank, term.rank)).mul_(term.scale);  // [out, R]
+      }
+      wants_a = wants_a || ctx->needs_input_grad(term.place + 1);
+    }
+    weights.reset();
+    if (wants_a) {
+      const Tensor ga = product_f32(gh.t(), flat);  // [ΣR, in]
+      ranks = 0;
+      for (const Term& term : group->terms) {
+        if (term.rank > 0 && ctx->needs_input_grad(term.place + 1)) {
+          results[term.place + 1] = ga.narrow(0, ranks, term.rank);
+        }
+        ranks += term.rank;
+      }
+    }
+    if (gx.defined()) {
+      if (has_lora) gx.addmm_(gh, stacked(*group, saved, type));
+      results[0] = gx.view(ctx->saved_data["shape"].toIntVector());
+    }
+    return results;
+  }
+};
+
+// LoRA by itself, where its input is not the layer's own (dropout), or something comes between.
 struct Lora : torch::autograd::Function<Lora> {
   static Tensor forward(AutogradContext* ctx, const Tensor& y, const Tensor& x, const Tensor& a, const Tensor& b,
                         double scale) {
@@ -182,12 +290,25 @@ int32_t tailor_device_dequantize(const void* const* weights, size_t count, int32
   });
 }
 
-int32_t tailor_device_linear(const void* x, const void* const* weights, size_t count, void** result) {
+int32_t tailor_device_project(const void* x, const void* const* weights, const TailorFactors* factors, size_t count,
+                              void** results) {
   return shielded([&] {
     auto group = c10::make_intrusive<Group>(weights, count);
     const Tensor& input = tensor_of(x);
     TORCH_CHECK(input.size(-1) == group->in, "input has ", input.size(-1), " features, the weight takes ", group->in);
-    *result = new_handle(Linear::apply(input, group));
+    std::vector<Tensor> arguments;
+    for (size_t i = 0; i < count; ++i) {
+      if (factors[i].a == nullptr) continue;
+      const Tensor &a = tensor_of(factors[i].a), &b = tensor_of(factors[i].b);
+      const int64_t out = group->weights[i]->out;
+      TORCH_CHECK(a.dim() == 2 && b.dim() == 2 && a.size(1) == group->in && b.size(0) == out && a.size(0) == b.size(1),
+                  "A ", a.sizes(), " and B ", b.sizes(), " do not fit a layer from ", group->in, " to ", out);
+      group->terms[i] = {arguments.size(), a.size(0), factors[i].scale};
+      arguments.push_back(a);
+      arguments.push_back(b);
+    }
+    variable_list made = Project::apply(input, at::TensorList(arguments), group);
+    for (size_t i = 0; i < count; ++i) results[i] = new_handle(std::move(made[i]));
   });
 }
 

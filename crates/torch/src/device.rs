@@ -15,7 +15,7 @@ use crate::ffi;
 pub use adam::{AdamFactors, AdamStep, Moment8, adamw, adamw8};
 pub(crate) use layers::device_lora;
 pub use layers::{attend_texts, cross_entropy_in_place, gated, rms_norm, rope};
-pub use weight::{DeviceParts, DeviceScales, DeviceWeight, MAX_GROUP, dequantize_group, device_linear};
+pub use weight::{DeviceParts, DeviceScales, DeviceWeight, MAX_GROUP, dequantize_group, device_project};
 
 /// Whether kernels run for tensors where this one is.
 pub fn has_kernels(tensor: &Tensor) -> bool {

@@ -46,6 +46,15 @@ pub(crate) struct Launch {
 
 pub(crate) type Launcher = extern "C" fn(*const Launch, *mut c_char, usize) -> i32;
 
+/// A and B of one layer on a device; both null where it has none.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct DeviceFactors {
+    pub a: *const c_void,
+    pub b: *const c_void,
+    pub scale: f64,
+}
+
 #[repr(C)]
 pub(crate) struct FourBit {
     pub packed: *const c_void,
@@ -98,11 +107,12 @@ unsafe extern "C" {
         dtype: i32,
         result: *mut *mut c_void,
     ) -> i32;
-    pub(crate) fn tailor_device_linear(
+    pub(crate) fn tailor_device_project(
         x: *const c_void,
         weights: *const *const c_void,
+        factors: *const DeviceFactors,
         count: usize,
-        result: *mut *mut c_void,
+        results: *mut *mut c_void,
     ) -> i32;
     pub(crate) fn tailor_device_lora(
         y: *const c_void,

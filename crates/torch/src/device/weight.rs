@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tailor_quant::{Float, Quantized, Scales};
 use tch::{Device, Kind, Tensor};
 
-use crate::{Error, Result, ffi};
+use crate::{Error, Factors, Result, ffi};
 
 /// Weights that one launch dequantises at most.
 pub const MAX_GROUP: usize = 4;
@@ -175,21 +175,33 @@ pub fn dequantize_group(weights: &[&DeviceWeight], kind: Kind) -> Result<Tensor>
     ffi::produce(|result| unsafe { ffi::tailor_device_dequantize(all.as_ptr(), all.len(), dtype, result) })
 }
 
-/// `x·[W1; W2; ..]ᵀ`, the weights dequantised by one launch, forward and again backward, and never saved.
+/// `x·Wᵀ + scale·(x·Aᵀ)·Bᵀ` for several layers of one input, in the type of `x`: their weights are dequantised by one launch,
+/// forward and again backward, and never saved; one product serves all. The gradients of A and B are summed in f32.
 ///
 /// # Shapes
-/// `x` [.., in] → [.., out] for each weight.
+/// `x` [.., in] → [.., out] for each layer: columns of one tensor.
 ///
 /// # Errors
-/// As [`dequantize_group`]; an input of another width.
-pub fn device_linear(x: &Tensor, weights: &[&DeviceWeight]) -> Result<Vec<Tensor>> {
-    let all = handles(weights);
+/// As [`dequantize_group`]; an input of another width; A and B that do not fit.
+pub fn device_project(x: &Tensor, layers: &[(&DeviceWeight, Option<Factors<'_>>)]) -> Result<Vec<Tensor>> {
+    let weights: Vec<_> = layers.iter().map(|(weight, _)| weight.handle.0.cast_const()).collect();
+    let none = ffi::DeviceFactors { a: ptr::null(), b: ptr::null(), scale: 0.0 };
+    let raw = |lora: &Factors<'_>| {
+        let [a, b] = [lora.a, lora.b].map(ffi::handle);
+        ffi::DeviceFactors { a, b, scale: lora.scale }
+    };
+    let factors: Vec<_> = layers.iter().map(|(_, lora)| lora.as_ref().map_or(none, raw)).collect();
+    let mut results = vec![ptr::null_mut(); layers.len()];
     // SAFETY: all handles are alive during the call; the history counts the weights.
-    let whole =
-        ffi::produce(|result| unsafe { ffi::tailor_device_linear(ffi::handle(x), all.as_ptr(), all.len(), result) })?;
-    if let [_] = weights {
-        return Ok(vec![whole]);
-    }
-    let outs: Vec<i64> = weights.iter().map(|weight| weight.out_features).collect();
-    Ok(whole.f_split_with_sizes(outs.as_slice(), -1)?)
+    ffi::check(unsafe {
+        ffi::tailor_device_project(
+            ffi::handle(x),
+            weights.as_ptr(),
+            factors.as_ptr(),
+            layers.len(),
+            results.as_mut_ptr(),
+        )
+    })?;
+    // SAFETY: on success the shim has put a new tensor handle in each place, which is ours now.
+    Ok(results.into_iter().map(|result| unsafe { Tensor::from_ptr(result.cast()) }).collect())
 }

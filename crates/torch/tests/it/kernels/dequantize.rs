@@ -2,8 +2,8 @@
 
 use half::bf16;
 use tailor_quant::{Backend, BlockSize, Code, Float, Quantized, quantize};
-use tailor_torch::device::{DeviceWeight, dequantize_group, device_linear};
-use tailor_torch::{QuantWeight, backward, lora, quant_linear};
+use tailor_torch::device::{DeviceWeight, dequantize_group, device_project};
+use tailor_torch::{Factors, Projection, ProjectionWeight, QuantWeight, backward, lora, project, quant_linear};
 use tch::{Device, Kind, Tensor};
 
 use super::{device, near};
@@ -85,7 +85,7 @@ fn grouped_linear_layers_equal_the_cpus_in_value_and_gradient() {
             (outputs.iter().map(Tensor::detach).collect::<Vec<_>>(), x.grad())
         };
         let devices = weights.clone().map(|weight| on_device(&weight));
-        let ours = gradients(device(), &|x| device_linear(x, &devices.iter().collect::<Vec<_>>()).expect("runs"));
+        let ours = gradients(device(), &|x| device_project(x, &devices.iter().map(|one| (one, None)).collect::<Vec<_>>()).expect("runs"));
         let plain = gradients(Device::Cpu, &|x| {
             let weights = weights.iter().map(|weight| QuantWeight::new(weight.clone()).expect("a matrix"));
             weights.map(|weight| quant_linear(x, &weight, None).expect("runs")).collect()
@@ -95,6 +95,62 @@ fn grouped_linear_layers_equal_the_cpus_in_value_and_gradient() {
         }
         near(&ours.1, &plain.1, kind);
     }
+}
+
+/// Every other layer has LoRA; values and all gradients are those of the CPU's projections.
+#[test]
+fn grouped_layers_with_lora_equal_the_cpus_in_value_and_gradients() {
+    for kind in [Kind::Float, Kind::BFloat16] {
+        let outs = [64i64, 32, 48];
+        let weights = outs.map(|out| weight(out as usize, 64, Float::Bf16, Code::Nf4, 64, true));
+        let random = |shape: &[i64]| Tensor::randn(shape, (Kind::Float, Device::Cpu)) * 0.3;
+        let x = random(&[2, 5, 64]).to_kind(kind);
+        let pairs: Vec<_> = outs.iter().map(|out| (random(&[4, 64]), random(&[*out, 4]))).collect();
+        let seeds: Vec<_> = outs.iter().map(|out| random(&[2, 5, *out]).to_kind(kind)).collect();
+        let gradients = |on: Device, run: &dyn Fn(&Tensor, &[(Tensor, Tensor)]) -> Vec<Tensor>| {
+            let leaf = |tensor: &Tensor| tensor.to_device(on).copy().set_requires_grad(true);
+            let (x, pairs) = (leaf(&x), pairs.iter().map(|(a, b)| (leaf(a), leaf(b))).collect::<Vec<_>>());
+            let outputs = run(&x, &pairs);
+            let seeds: Vec<_> = seeds.iter().map(|seed| seed.to_device(on)).collect();
+            let roots: Vec<_> = outputs.iter().zip(&seeds).map(|(y, seed)| (y, Some(seed))).collect();
+            backward(&roots, false).expect("goes back");
+            let mut all: Vec<Tensor> = outputs.iter().map(Tensor::detach).collect();
+            all.push(x.grad());
+            for at in [0, 2] {
+                all.extend([pairs[at].0.grad(), pairs[at].1.grad()]);
+            }
+            all
+        };
+        let of = |pairs: &'_ [(Tensor, Tensor)], at: usize| -> Option<(Tensor, Tensor)> {
+            (at != 1).then(|| (pairs[at].0.shallow_clone(), pairs[at].1.shallow_clone()))
+        };
+        let devices = weights.clone().map(|weight| on_device(&weight));
+        let ours = gradients(device(), &|x, pairs| {
+            let own: Vec<_> = (0..3).map(|at| of(pairs, at)).collect();
+            let layers = devices.iter().zip(&own).map(|(weight, own)| {
+                (weight, own.as_ref().map(|(a, b)| Factors { a, b, scale: 1.5 }))
+            });
+            device_project(x, &layers.collect::<Vec<_>>()).expect("runs")
+        });
+        let plain = gradients(Device::Cpu, &|x, pairs| {
+            let own: Vec<_> = (0..3).map(|at| of(pairs, at)).collect();
+            let weights = weights.clone().map(|weight| QuantWeight::new(weight).expect("a matrix"));
+            let layers = weights.iter().zip(&own).map(|(weight, own)| Projection {
+                weight: ProjectionWeight::FourBit(weight),
+                bias: None,
+                lora: own.as_ref().map(|(a, b)| Factors { a, b, scale: 1.5 }),
+            });
+            project(x, &layers.collect::<Vec<_>>()).expect("runs")
+        });
+        for (ours, plain) in ours.iter().zip(&plain) {
+            near(ours, plain, kind_of(ours, kind));
+        }
+    }
+}
+
+/// Gradients of parameters are f32 however their products were made.
+fn kind_of(tensor: &Tensor, computed: Kind) -> Kind {
+    if tensor.kind() == Kind::Float { computed } else { tensor.kind() }
 }
 
 #[test]
@@ -130,6 +186,6 @@ fn weights_that_cannot_be_right_are_refused_in_words() {
     assert!(refused(dequantize_group(&[&one, &other], Kind::Float)).contains("take 16 and 32 features"));
     assert!(refused(dequantize_group(&[&one; 5], Kind::Float)).contains("5 weights in one launch; the limit is 4"));
     let x = Tensor::ones([2, 17], (Kind::Float, device()));
-    let error = device_linear(&x, &[&one]).expect_err("refused").to_string();
+    let error = device_project(&x, &[(&one, None)]).expect_err("refused").to_string();
     assert!(error.contains("input has 17 features, the weight takes 16"), "{error}");
 }

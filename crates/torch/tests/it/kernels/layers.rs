@@ -67,10 +67,19 @@ fn gate_equals_plain_operators_for_both_activations() {
 
 #[test]
 fn gate_takes_slices_of_one_product() {
-    let both = random(&[3, 64], Kind::Float);
-    let parts = both.split(32, -1);
-    let ours = gated(&parts[0], &parts[1], Gate::Silu).expect("runs");
-    near(&ours, &(parts[0].silu() * &parts[1]), Kind::Float);
+    for (shape, width) in [(&[3i64, 64][..], 32), (&[2, 3, 66], 33), (&[1, 4, 1, 16], 8)] {
+        let (both, seed) = (random(shape, Kind::Float), random(&[&shape[..shape.len() - 1], &[width]].concat(), Kind::Float));
+        let run = |gate: &dyn Fn(&Tensor, &Tensor) -> Tensor| {
+            values_and_gradients([&both], &seed, |[both]| {
+                let parts = both.split(width, -1);
+                gate(&parts[0], &parts[1])
+            })
+        };
+        let ours = run(&|gate, up| gated(gate, up, Gate::Silu).expect("runs"));
+        let plain = run(&|gate, up| gate.silu() * up);
+        near(&ours.0, &plain.0, Kind::Float);
+        near(&ours.1[0], &plain.1[0], Kind::Float);
+    }
 }
 
 #[test]
