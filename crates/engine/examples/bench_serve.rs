@@ -1,10 +1,15 @@
 //! Tokens a second of serving, at the shape of a 1.1B Llama with random weights: decoding at batch 1, 8 and 32, a prompt of
 //! 512 tokens, adapters; in turn with llama.cpp on Q4_0 of the same shape.
 //!
+//! With `--device cuda` on an NVIDIA GPU, where it has no peer: weights are made on the card, and beside the model the
+//! products by themselves are measured against what the card copies. `--shape tinyllama|llama3-8b|tiny`.
+//!
 //! Both sides take turns, so that a machine whose speed drifts drifts for both; medians, and the median of the pairs' ratios.
 //! Both are given their tokens and are timed from tokens to logits. `--pairs N`, `--no-peer`, `--base DIR` (a base that is
 //! there already, or will be made there), `--only NAME` (decode, "decode 8", prefill, adapters).
 
+#[path = "serve/card.rs"]
+mod card;
 #[path = "serve/ours.rs"]
 mod ours;
 #[path = "serve/peer.rs"]
@@ -32,11 +37,15 @@ struct Settings {
     peer: bool,
     base: Option<PathBuf>,
     only: Option<String>,
+    /// Where it runs, as `TAILOR_DEVICE` names it.
+    device: String,
+    shape: String,
 }
 
 impl Settings {
     fn parse() -> Result<Self, Failure> {
-        let mut settings = Self { pairs: 5, peer: true, base: None, only: None };
+        let mut settings =
+            Self { pairs: 5, peer: true, base: None, only: None, device: "cpu".into(), shape: "tinyllama".into() };
         let mut words = std::env::args().skip(1).filter(|word| word != "--bench");
         while let Some(word) = words.next() {
             let mut value = || words.next().ok_or(format!("{word} needs a value"));
@@ -45,6 +54,8 @@ impl Settings {
                 "--pairs" => settings.pairs = value()?.parse()?,
                 "--base" => settings.base = Some(value()?.into()),
                 "--only" => settings.only = Some(value()?),
+                "--device" => settings.device = value()?,
+                "--shape" => settings.shape = value()?,
                 other => return Err(format!("unknown setting {other}").into()),
             }
         }
@@ -58,18 +69,11 @@ impl Settings {
 
 fn main() -> Result<(), Failure> {
     let settings = Settings::parse()?;
-    let shape = LlamaShape {
-        hidden: 2048,
-        layers: 22,
-        feed_forward: 5632,
-        heads: 32,
-        kv_heads: 4,
-        vocab: 32000,
-        context: 2048,
-        bf16: true,
-        ..LlamaShape::default()
-    };
+    let shape = shape(&settings.shape)?;
     let _no_grad = tch::no_grad_guard();
+    if settings.device != "cpu" {
+        return on_card(&settings, &shape);
+    }
     let work = TempDir::new();
     let folder = settings.base.clone().unwrap_or_else(|| work.join("nf4"));
     make(&shape, &folder, work.path())?;
@@ -113,6 +117,60 @@ fn main() -> Result<(), Failure> {
     }
     if settings.wants("adapters") {
         adapters(&settings, &ours)?;
+    }
+    Ok(())
+}
+
+/// A model by its published sizes.
+fn shape(name: &str) -> Result<LlamaShape, Failure> {
+    let of = |hidden, layers, feed_forward, kv_heads, vocab| LlamaShape {
+        hidden,
+        layers,
+        feed_forward,
+        heads: 32,
+        kv_heads,
+        vocab,
+        context: 2048,
+        bf16: true,
+        ..LlamaShape::default()
+    };
+    match name {
+        "tinyllama" => Ok(of(2048, 22, 5632, 4, 32_000)),
+        "llama3-8b" => Ok(of(4096, 32, 14_336, 8, 128_256)),
+        "tiny" => Ok(LlamaShape { heads: 4, ..of(128, 2, 192, 2, 300) }),
+        other => Err(format!("there is no shape {other:?}; there are tinyllama, llama3-8b and tiny").into()),
+    }
+}
+
+/// The tables of a GPU; `emulated` tries the program out on the host.
+fn on_card(settings: &Settings, shape: &LlamaShape) -> Result<(), Failure> {
+    let card = card::Card::open(&settings.device)?;
+    println!("{}, {}\n", card.name(), settings.shape);
+    if settings.wants("products") {
+        card.products(shape)?;
+    }
+    let ours = Ours::random(shape, card.device())?;
+    println!("weights {:.0} MB a token, copies {:.0} GB/s\n", ours.bytes() as f64 / 1e6, card.copied() / 1e9);
+    println!("| work | tokens/s | ms a step | read, GB/s | of what the card copies |");
+    println!("| --- | --- | --- | --- | --- |");
+    let row = |name: &str, tokens: usize, steps: usize, run: &dyn Fn() -> Result<f64, Failure>| {
+        run()?;
+        let seconds = (0..settings.pairs).map(|_| run()).collect::<Result<Vec<_>, _>>()?;
+        let step = median(seconds) / steps as f64;
+        let read = ours.bytes() as f64 / step;
+        let (speed, share) = (tokens as f64 / step, read / card.copied() * 100.0);
+        println!("| {name} | {speed:.0} | {:.2} | {:.0} | {share:.0} % |", step * 1e3, read / 1e9);
+        Ok::<_, Failure>(())
+    };
+    for batch in BATCHES.into_iter().filter(|batch| settings.wants(&format!("decode {batch}"))) {
+        let sets = vec![None; batch];
+        row(&format!("decode, batch {batch}"), batch, STEPS, &|| ours.decode(&sets, STEPS))?;
+    }
+    if settings.wants("prefill") {
+        row(&format!("prompt of {PROMPT} tokens"), PROMPT, 1, &|| ours.prefill(PROMPT))?;
+    }
+    if settings.wants("adapters") {
+        adapters(settings, &ours)?;
     }
     Ok(())
 }

@@ -73,6 +73,16 @@ pub(crate) enum Model {
     T5(T5),
 }
 
+/// How the steps of serving go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Steps {
+    Operators,
+    /// On a CPU ([`crate::fused`]).
+    Fused,
+    /// Where kernels are ([`crate::device_step`]).
+    OnDevice,
+}
+
 /// A model with frozen weights (loaded) or trainable ones (random).
 pub struct Base {
     config: Config,
@@ -80,8 +90,8 @@ pub struct Base {
     pub(crate) model: Model,
     compute: Compute,
     device: Device,
-    /// Whether steps of serving go past the operators (see [`crate::fused`]).
-    pub(crate) fused: bool,
+    /// How steps of serving go past the operators.
+    pub(crate) steps: Steps,
     /// Every linear layer, the head last.
     linears: Arc<[LinearInfo]>,
     /// Of the linear layers, in their order.
@@ -150,11 +160,15 @@ impl Base {
         if let Some(name) = builder.unused() {
             return Err(Error::tensor(&name, "is in the checkpoint, but config.json describes no place for it"));
         }
-        let fused = matches!(&model, Model::Decoder(decoder) if crate::fused::fits(decoder));
+        let steps = match &model {
+            Model::Decoder(decoder) if crate::fused::fits(decoder) => Steps::Fused,
+            Model::Decoder(decoder) if crate::device_step::fits(decoder) => Steps::OnDevice,
+            Model::Decoder(_) | Model::T5(_) => Steps::Operators,
+        };
         Ok(Self {
             config,
             config_text,
-            fused,
+            steps,
             model,
             compute: options.compute,
             device: options.device,
@@ -205,7 +219,7 @@ impl Base {
 
     /// Whether a step of serving ([`Base::advance`]) goes past libtorch's operators: a decoder in bf16 on a CPU that has AVX2.
     pub fn is_fused(&self) -> bool {
-        self.fused
+        self.steps != Steps::Operators
     }
 
     /// What an adapter can change: the linear layers with the head, and where other tensors are used.

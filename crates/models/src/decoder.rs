@@ -308,7 +308,7 @@ impl Layer {
         Ok(Self { kind, input_layernorm, self_attn, attention_norm, mlp_input_norm, mlp, mlp_norm })
     }
 
-    fn linears(&self) -> [&Linear; 7] {
+    pub(crate) fn linears(&self) -> [&Linear; 7] {
         let Attention { q_proj, k_proj, v_proj, o_proj, .. } = &self.self_attn;
         let Mlp { gate_proj, up_proj, down_proj, .. } = &self.mlp;
         [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]

@@ -46,6 +46,7 @@ mod change;
 mod config;
 mod decoder;
 mod decoding;
+mod device_step;
 mod error;
 mod fused;
 mod linear;

@@ -5,15 +5,19 @@
 //! magnitudes (DoRA), biases, and whole tensors in the place of the base's; or, with prompt tuning, virtual tokens alone.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use half::bf16;
 use tailor_quant::{LowRank, padded_rank};
 use tch::{Kind, Tensor};
 
+use crate::base::Steps;
 use crate::change::{Change, Dora};
 use crate::linear::Weight;
 use crate::weights::Site;
 use crate::{Base, Error, LinearInfo, Result};
+
+static SERVED: AtomicU64 = AtomicU64::new(1);
 
 /// Both factors for one linear layer.
 #[derive(Debug)]
@@ -57,8 +61,8 @@ pub struct LoraSet {
     sites: Arc<[Site]>,
     whole: Vec<Option<Tensor>>,
     prompt: Option<Tensor>, // [P, D] f32
-    /// Whether all factors are as serving reads them, and there is nothing else.
-    served: bool,
+    /// Where all factors are as serving reads them, and there is nothing else, the number that this form of them has.
+    served: Option<u64>,
 }
 
 impl LoraSet {
@@ -66,7 +70,7 @@ impl LoraSet {
         let (linears, sites) = base.places();
         let changes = linears.iter().map(|_| None).collect();
         let whole = sites.iter().map(|_| None).collect();
-        Self { linears, changes, sites, whole, prompt: None, served: false }
+        Self { linears, changes, sites, whole, prompt: None, served: None }
     }
 
     /// A set to be trained: A uniform as PEFT's kaiming_uniform(a=√5), B zero, both f32 leaves. Draws from libtorch's
@@ -111,7 +115,7 @@ impl LoraSet {
     /// # Errors
     /// The base has no such layer, or the shapes do not fit it.
     pub fn insert(&mut self, path: &str, lora: Lora) -> Result<()> {
-        self.served = false;
+        self.served = None;
         let slot = self.slot(path)?;
         let linear = &self.linears[slot];
         let (a, b) = (lora.a.size(), lora.b.size());
@@ -134,7 +138,7 @@ impl LoraSet {
     /// # Errors
     /// No factors there, or some with dropout; a size that does not fit; a row of W + s·B·A without any length.
     pub fn insert_magnitude(&mut self, base: &Base, path: &str, magnitude: Tensor) -> Result<()> {
-        self.served = false;
+        self.served = None;
         let slot = self.slot(path)?;
         self.check_vector(slot, "magnitude", &magnitude)?;
         let change = self.changes[slot].as_ref();
@@ -189,7 +193,7 @@ impl LoraSet {
     /// # Errors
     /// No factors there, or some with DoRA.
     pub fn insert_frozen(&mut self, path: &str, frozen: Lora) -> Result<()> {
-        self.served = false;
+        self.served = None;
         let slot = self.slot(path)?;
         match self.changes[slot].as_mut().filter(|change| change.lora.is_some() && change.dora.is_none()) {
             None => Err(Error::Adapter(format!("{path}: a second pair needs A and B, and no magnitude"))),
@@ -205,7 +209,7 @@ impl LoraSet {
     /// # Errors
     /// No factors there, or a size that does not fit.
     pub fn insert_lora_bias(&mut self, path: &str, bias: Tensor) -> Result<()> {
-        self.served = false;
+        self.served = None;
         let slot = self.slot(path)?;
         self.check_vector(slot, "bias of lora_B", &bias)?;
         match self.changes[slot].as_mut().filter(|change| change.lora.is_some()) {
@@ -223,7 +227,7 @@ impl LoraSet {
     /// # Errors
     /// The base has no such parameter that can be replaced, or has it in another shape.
     pub fn replace(&mut self, path: &str, tensor: Tensor) -> Result<()> {
-        self.served = false;
+        self.served = None;
         let misfit = |shape: &[i64]| {
             Err(Error::Adapter(format!("{path} is {:?} in the adapter and {shape:?} in the base", tensor.size())))
         };
@@ -301,7 +305,7 @@ impl LoraSet {
     /// No memory.
     pub fn serve(&mut self, base: &Base) -> Result<()> {
         let plain = self.changes.iter().flatten().all(|change| change.is_plain());
-        if !base.fused || !plain || self.whole.iter().any(Option::is_some) {
+        if base.steps == Steps::Operators || !plain || self.whole.iter().any(Option::is_some) {
             return Ok(());
         }
         let narrow = |x: &Tensor| x.f_detach()?.f_to_kind(Kind::BFloat16)?.f_contiguous();
@@ -317,12 +321,17 @@ impl LoraSet {
         }
         let factors = self.changes.iter_mut().flatten().filter_map(|change| change.lora.as_mut());
         factors.zip(rounded).for_each(|(lora, (a, b))| (lora.a, lora.b) = (a, b));
-        self.served = true;
+        self.served = Some(SERVED.fetch_add(1, Ordering::Relaxed));
         Ok(())
     }
 
     /// Whether [`Self::serve`] has put it into the form that steps read, or there is nothing to put.
     pub(crate) fn is_served(&self) -> bool {
+        self.served.is_some()
+    }
+
+    /// The number of this set's factors as [`Self::serve`] has made them: no others in this process ever have it.
+    pub(crate) fn served_as(&self) -> Option<u64> {
         self.served
     }
 

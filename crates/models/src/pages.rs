@@ -6,7 +6,8 @@
 
 use tch::{Kind, Tensor, no_grad};
 
-use crate::base::Model;
+use crate::base::{Model, Steps};
+use crate::device_step;
 use crate::fused;
 use crate::lora::LoraSet;
 use crate::pass::{Pass, Routes};
@@ -113,31 +114,19 @@ impl Base {
             let pass = Pass::rows(&routes);
             let ids = self.flat_ids(segments.iter().map(|segment| segment.tokens)); // [N, 1]
             if let Model::Decoder(decoder) = &self.model
-                && self.fused
+                && self.steps == Steps::Fused
                 && fused::takes(segments)
             {
                 return fused::advance(decoder, &ids, &virtual_rows(starts(segments)), segments, pool);
             }
-            let spans = self.spans(segments.iter().map(|s| (s.blocks, s.past, s.tokens.len())));
-            let write = self.written(segments.iter().map(|s| (s.blocks, s.past, s.tokens.len())));
+            let given = virtual_rows(starts(segments));
             let hidden = match &self.model {
-                Model::Decoder(decoder) => {
-                    decoder.hidden_paged(&ids, &virtual_rows(starts(segments)), &spans, &write, pool, &pass)
+                Model::Decoder(decoder) if self.steps == Steps::OnDevice && device_step::takes(segments) => {
+                    device_step::hidden(decoder, &ids, &given, segments, pool)?
                 }
-                Model::T5(t5) => {
-                    let cross = segments.iter().filter_map(|segment| segment.cross);
-                    let cross: Vec<Span> = cross
-                        .zip(&spans)
-                        .map(|((blocks, length), span)| {
-                            let slots = Some(self.index(&slots(blocks, 0, length)));
-                            // All the encoder's keys were there before.
-                            Span { start: span.start, count: span.count, slots, past: length as i64 - span.count }
-                        })
-                        .collect();
-                    t5.hidden_paged(&ids, &spans, &cross, &write, pool, &pass)
-                }
+                model => self.hidden_by_operators(model, &ids, &given, segments, pool, &pass),
             }; // [N, 1, D]
-            let ends = spans.iter().map(|span| span.start + span.count - 1);
+            let ends = starts(segments).map(|(_, _, count, start)| start + count as i64 - 1);
             let wanted: Vec<i64> = ends.zip(segments).filter(|(_, s)| s.logits).map(|(end, _)| end).collect();
             let wanting: Vec<Option<&LoraSet>> = segments.iter().filter(|s| s.logits).map(|s| s.adapter).collect();
             if wanted.is_empty() {
@@ -147,6 +136,36 @@ impl Base {
             let routes = Routes::new(&wanting, self.device());
             Ok(self.head(&last, &Pass::rows(&routes)))
         })
+    }
+
+    /// # Shapes
+    /// `ids` [N, 1] → [N, 1, D]
+    fn hidden_by_operators(
+        &self,
+        model: &Model,
+        ids: &Tensor,
+        given: &GivenRows,
+        segments: &[Segment<'_>],
+        pool: &KvPool,
+        pass: &Pass<'_>,
+    ) -> Tensor {
+        let spans = self.spans(segments.iter().map(|s| (s.blocks, s.past, s.tokens.len())));
+        let write = self.written(segments.iter().map(|s| (s.blocks, s.past, s.tokens.len())));
+        match model {
+            Model::Decoder(decoder) => decoder.hidden_paged(ids, given, &spans, &write, pool, pass),
+            Model::T5(t5) => {
+                let cross = segments.iter().filter_map(|segment| segment.cross);
+                let cross: Vec<Span> = cross
+                    .zip(&spans)
+                    .map(|((blocks, length), span)| {
+                        let slots = Some(self.index(&slots(blocks, 0, length)));
+                        // All the encoder's keys were there before.
+                        Span { start: span.start, count: span.count, slots, past: length as i64 - span.count }
+                    })
+                    .collect();
+                t5.hidden_paged(ids, &spans, &cross, &write, pool, pass)
+            }
+        }
     }
 
     /// Runs the encoder over whole inputs and keeps, for each decoder layer, the keys and values of its states.

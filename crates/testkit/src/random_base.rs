@@ -61,12 +61,9 @@ impl Default for T5Shape {
 pub const EOS: u32 = 1;
 
 impl LlamaShape {
-    /// Writes the folder's files into `folder`, which exists.
-    ///
-    /// # Errors
-    /// A file cannot be written.
-    pub fn write(&self, folder: &Path, seed: u64) -> io::Result<()> {
-        let config = format!(
+    /// The text of `config.json`.
+    pub fn config(&self) -> String {
+        format!(
             r#"{{"architectures":["LlamaForCausalLM"],"model_type":"llama","hidden_size":{},"num_hidden_layers":{},
 "intermediate_size":{},"num_attention_heads":{},"num_key_value_heads":{},"vocab_size":{},"max_position_embeddings":{},
 "rms_norm_eps":1e-5,"rope_theta":10000.0,"hidden_act":"silu","attention_bias":false,"mlp_bias":false,
@@ -80,8 +77,15 @@ impl LlamaShape {
             self.context,
             self.tied,
             dtype_name(self.bf16)
-        );
-        std::fs::write(folder.join("config.json"), config)?;
+        )
+    }
+
+    /// Writes the folder's files into `folder`, which exists.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub fn write(&self, folder: &Path, seed: u64) -> io::Result<()> {
+        std::fs::write(folder.join("config.json"), self.config())?;
         let head = self.hidden / self.heads;
         let mut tensors = vec![Entry::matrix("model.embed_tokens", self.vocab, self.hidden).embedding()];
         for layer in 0..self.layers {

@@ -26,7 +26,7 @@ struct TailorPart {
   const float* minimum;          // [blocks], affine scales only
   const float* values;           // [16]
   unsigned long long elements;
-  unsigned long long begins;     // place of its first element in the output
+  unsigned long long begins;     // place of its first element in the output; of a product, its first column there
   unsigned int first_block;      // of the launch's blocks, the first that works on it
   unsigned int block_log2;       // elements under one scale, as a power of two
   unsigned int nested_block;
@@ -59,4 +59,27 @@ struct TailorMoment8 {
   float* scales;
   const float* map;      // [256] ascending
   const float* middles;  // [255] where the nearest entry changes
+};
+
+// Where a step's new tokens stand and where their sequences' keys are (kernels/paged.cu).
+struct TailorPagedStep {
+  const int* positions;  // [N] places in their sequences
+  const int* slots;      // [N] where their keys and values are put
+  const int* tables;     // [N] where the numbers of their sequences' blocks begin
+  const int* blocks;
+};
+
+// A row's adapter for one linear layer (kernels/low_rank.cu): A [rank, in], B [out, b_stride] in bf16, b_stride a multiple
+// of 8; a rank of 0 is none.
+struct TailorLowRankTerm {
+  const void *a, *b;
+  unsigned int rank, b_stride;
+  float scale;
+  unsigned int unused;
+};
+
+// Where the outputs of up to four weights begin in a row, and at [count] where the last ones end.
+struct TailorLowRankOutputs {
+  unsigned int starts[TAILOR_MAX_PARTS + 1];
+  unsigned int count;
 };

@@ -76,6 +76,40 @@ __device__ __forceinline__ Pack<T, V> load(const T* from) {
   return *reinterpret_cast<const Pack<T, V>*>(from);
 }
 
+// Eight values of bf16 that one access has brought.
+__device__ __forceinline__ void widen8(const Pack<u32, 4>& words, float (&to)[8]) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    to[2 * i] = __uint_as_float(words.at[i] << 16);
+    to[2 * i + 1] = __uint_as_float(words.at[i] & 0xffff0000u);
+  }
+}
+
+// 8 bytes that nobody reads again: they need not stay in the caches.
+__device__ __forceinline__ Pack<u32, 2> load_once(const u8* from) {
+#ifdef __CUDA_ARCH__
+  Pack<u32, 2> words;
+  asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];"
+               : "=r"(words.at[0]), "=r"(words.at[1])
+               : "l"(from));
+  return words;
+#else
+  return *reinterpret_cast<const Pack<u32, 2>*>(from);
+#endif
+}
+
+// c += A·B over a warp: A 16×16, B 16×8, both bf16 in pairs, c f32. Fragments as PTX has them for mma.m16n8k16.
+__device__ __forceinline__ void mma_bf16(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+#ifdef __CUDA_ARCH__
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#else
+  host::mma_bf16(c, a, b0, b1);
+#endif
+}
+
 // Two values beside each other in memory, the low one first.
 __device__ __forceinline__ u32 bf16_pair(float low, float high) {
 #ifdef __CUDA_ARCH__

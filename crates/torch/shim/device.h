@@ -57,6 +57,35 @@ int32_t tailor_device_project(const void* x, const void* const* weights, const T
 // As tailor_lora, with the products in the type of x and the sums of the parameters' gradients in f32.
 int32_t tailor_device_lora(const void* y, const void* x, const void* a, const void* b, double scale, void** result);
 
+// y [N, Σout] = x·[W1; W2; ..]ᵀ, or with `add` that added to what is there, for x [N, in] in bf16 with N at most
+// TAILOR_FEW_ROWS and weights as `tailor_device_is_direct` lets them through: multiplied as they lie, in one launch.
+#define TAILOR_FEW_ROWS 32
+int32_t tailor_step_product(const void* x, const void* const* weights, size_t count, int32_t add, void* y);
+int32_t tailor_device_is_direct(const void* weight);
+
+// ---- A step of serving (device_step.cpp) ---------------------------------------------------------------------------
+
+// The places of N rows in one tensor i32 on the device: positions [N], slots [N], beginnings of tables [N], then tables.
+struct TailorStepNumbers {
+  const void* numbers;
+  int64_t rows;
+};
+
+// y = norm of x [N, D] in bf16; `roots` f32 has room for N.
+int32_t tailor_step_norm(const void* x, const void* weight, double epsilon, int32_t one_plus, void* y, void* roots);
+// y [N, F] = act(both[.., :F])·both[.., F:].
+int32_t tailor_step_gated(const void* both, int32_t activation, void* y);
+// product [N, (H + 2K)·Dh]: q and k turn by their positions, k and v go to the pages [slots, K, Dh].
+int32_t tailor_step_turn(void* product, const void* frequencies, const TailorStepNumbers* numbers, void* keys,
+                         void* values, int64_t heads);
+// out [N, H·Dh] = attention of the product's q over the pages; a window of 0 is none, and so is a cap of 0.
+int32_t tailor_step_attend(const void* product, const TailorStepNumbers* numbers, const void* keys, const void* values,
+                           int64_t heads, int64_t window, double scale, double softcap, void* out);
+// y [N, Σout] += LoRA of x [N, in], by terms u8 [layers, N, sizeof TailorLowRankTerm] from layer `first` on; `inner` f32 has
+// room for count·N·most, `most` being the largest rank.
+int32_t tailor_step_low_rank(const void* x, const void* terms, int64_t first, const int64_t* outs, size_t count,
+                             int64_t most, void* inner, void* y);
+
 // ---- Layers (device_layers.cpp) ------------------------------------------------------------------------------------
 
 // x [.., D], weight [D] of the same type; the weight gets no gradient.

@@ -53,6 +53,9 @@ struct FourBit : torch::CustomClassHolder {
     if (scales == TAILOR_SCALES_AFFINE) take(minimum, parts.minimum, at::kFloat, blocks, "minima");
   }
 
+  // Whether a product reads it as it lies: a scale for whole pieces of 64 of a row, and no minimum.
+  bool is_direct() const { return scales != TAILOR_SCALES_AFFINE && block_log2 >= 6 && in % 64 == 0; }
+
   TailorPart part() const {
     const auto floats = [](const Tensor& t) { return t.defined() ? t.data_ptr<float>() : nullptr; };
     TailorPart part{};
@@ -85,9 +88,13 @@ struct Term {
   double scale = 0;
 };
 
+// Rows of x from which on weights are dequantised for a product of libtorch's, and of W in a block of our own kernel's.
+constexpr int64_t FEW_ROWS = TAILOR_FEW_ROWS;
+
 struct Group : torch::CustomClassHolder {
   std::vector<Pointer> weights;
   std::vector<Term> terms;  // one for each weight
+  bool inference = false;   // nobody goes back: few rows need no dequantised weight
   int64_t out = 0, in = 0;
 
   Group(const void* const* handles, size_t count) {
@@ -122,6 +129,33 @@ struct Group : torch::CustomClassHolder {
     launch(packed, "tailor_dequantize_" + type_name(result), blocks, 256, parts, to);
     return result;
   }
+
+  bool is_direct(const Tensor& x) const {
+    bool all = x.scalar_type() == at::kBFloat16 && x.size(0) >= 1 && x.size(0) <= FEW_ROWS && x.is_contiguous() && aligned16(x);
+    for (const Pointer& weight : weights) all = all && weight->is_direct();
+    return all;
+  }
+
+  // y = x·Wᵀ or y += x·Wᵀ where `is_direct`: x [N, in], y [N, out].
+  void multiply(const Tensor& x, const Tensor& y, bool add) const {
+    const int64_t rows = x.size(0), of_w = rows <= 8 ? 16 : 32;
+    TORCH_CHECK(is_direct(x) && x.size(1) == in, "no product of x ", x.sizes(), " with weights as they lie");
+    TORCH_CHECK(y.scalar_type() == at::kBFloat16 && y.is_contiguous() && y.size(0) == rows && y.size(1) == out,
+                "a product of [", rows, ", ", out, "] into ", y.sizes());
+    TailorParts parts{};
+    parts.count = static_cast<unsigned>(weights.size());
+    int64_t blocks = 0, begins = 0;
+    for (size_t i = 0; i < weights.size(); ++i) {
+      parts.part[i] = weights[i]->part();
+      parts.part[i].first_block = static_cast<unsigned>(blocks);
+      parts.part[i].begins = static_cast<unsigned long long>(begins);
+      blocks += ceil_div(weights[i]->out, of_w);
+      begins += weights[i]->out;
+    }
+    const char* const kernel = rows <= 8 ? "tailor_product_8" : rows <= 16 ? "tailor_product_16" : "tailor_product_32";
+    launch(x, kernel, blocks, 256, parts, x.data_ptr(), y.data_ptr(), uint32_t(rows), uint32_t(in), uint32_t(out),
+           uint32_t(add));
+  }
 };
 
 // left·right as f32: tensor cores take bf16 and add in f32; only a GPU gives that sum unrounded.
@@ -151,7 +185,13 @@ struct Project : torch::autograd::Function<Project> {
     const auto type = x.scalar_type();
     const Tensor flat = x.reshape({-1, group->in});  // [N, in]
     variable_list saved(arguments.begin(), arguments.end());
-    const Tensor y = at::mm(flat, group->dequantize(type).t());  // [N, Σout]
+    Tensor y;  // [N, Σout]
+    if (group->inference && group->is_direct(flat)) {
+      y = at::empty({flat.size(0), group->out}, flat.options());
+      group->multiply(flat, y, false);
+    } else {
+      y = at::mm(flat, group->dequantize(type).t());
+    }
     Tensor h;                                                    // [N, ΣR]
     if (!saved.empty()) h = at::mm(flat, stacked(*group, saved, type).t());
     auto shape = x.sizes().vec();
@@ -294,6 +334,7 @@ int32_t tailor_device_project(const void* x, const void* const* weights, const T
                               void** results) {
   return shielded([&] {
     auto group = c10::make_intrusive<Group>(weights, count);
+    group->inference = !at::GradMode::is_enabled();
     const Tensor& input = tensor_of(x);
     TORCH_CHECK(input.size(-1) == group->in, "input has ", input.size(-1), " features, the weight takes ", group->in);
     std::vector<Tensor> arguments;
@@ -310,6 +351,14 @@ int32_t tailor_device_project(const void* x, const void* const* weights, const T
     variable_list made = Project::apply(input, at::TensorList(arguments), group);
     for (size_t i = 0; i < count; ++i) results[i] = new_handle(std::move(made[i]));
   });
+}
+
+int32_t tailor_device_is_direct(const void* weight) {
+  return (*static_cast<const Pointer*>(weight))->is_direct() ? 1 : 0;
+}
+
+int32_t tailor_step_product(const void* x, const void* const* weights, size_t count, int32_t add, void* y) {
+  return shielded([&] { Group(weights, count).multiply(tensor_of(x), tensor_of(y), add != 0); });
 }
 
 int32_t tailor_device_lora(const void* y, const void* x, const void* a, const void* b, double scale, void** result) {

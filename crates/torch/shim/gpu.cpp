@@ -2,5 +2,6 @@
 #include "launch.cpp"
 #include "device_linear.cpp"
 #include "device_layers.cpp"
+#include "device_step.cpp"
 #include "device_adamw.cpp"
 #include "device_memory.cpp"

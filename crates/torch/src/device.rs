@@ -6,6 +6,7 @@
 
 mod adam;
 mod layers;
+pub mod step;
 mod weight;
 
 use tch::{Device, Kind, Tensor};

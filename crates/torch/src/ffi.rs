@@ -96,7 +96,86 @@ pub(crate) struct MomentTensors {
     pub middles: *const c_void,
 }
 
+/// `TailorLowRankTerm` of kernels/params.h: a row's adapter for one layer, with addresses on the device.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct LowRankTerm {
+    pub a: u64,
+    pub b: u64,
+    pub rank: u32,
+    pub b_stride: u32,
+    pub scale: f32,
+    pub unused: u32,
+}
+
+impl LowRankTerm {
+    pub const NONE: Self = Self { a: 0, b: 0, rank: 0, b_stride: 0, scale: 0.0, unused: 0 };
+
+    /// As it lies in memory.
+    pub fn bytes(self) -> [u8; size_of::<Self>()] {
+        let mut bytes = [0; size_of::<Self>()];
+        let fields = [self.a.to_ne_bytes().as_slice(), &self.b.to_ne_bytes(), &self.rank.to_ne_bytes()].concat();
+        let rest = [self.b_stride.to_ne_bytes(), self.scale.to_ne_bytes(), self.unused.to_ne_bytes()].concat();
+        for (to, from) in bytes.iter_mut().zip(fields.iter().chain(&rest)) {
+            *to = *from;
+        }
+        bytes
+    }
+}
+
+#[repr(C)]
+pub(crate) struct StepNumbers {
+    pub numbers: *const c_void,
+    pub rows: i64,
+}
+
 unsafe extern "C" {
+    pub(crate) fn tailor_device_is_direct(weight: *const c_void) -> i32;
+    pub(crate) fn tailor_step_product(
+        x: *const c_void,
+        weights: *const *const c_void,
+        count: usize,
+        add: i32,
+        y: *mut c_void,
+    ) -> i32;
+    pub(crate) fn tailor_step_norm(
+        x: *const c_void,
+        weight: *const c_void,
+        epsilon: f64,
+        one_plus: i32,
+        y: *mut c_void,
+        roots: *mut c_void,
+    ) -> i32;
+    pub(crate) fn tailor_step_gated(both: *const c_void, activation: i32, y: *mut c_void) -> i32;
+    pub(crate) fn tailor_step_turn(
+        product: *mut c_void,
+        frequencies: *const c_void,
+        numbers: *const StepNumbers,
+        keys: *mut c_void,
+        values: *mut c_void,
+        heads: i64,
+    ) -> i32;
+    pub(crate) fn tailor_step_attend(
+        product: *const c_void,
+        numbers: *const StepNumbers,
+        keys: *const c_void,
+        values: *const c_void,
+        heads: i64,
+        window: i64,
+        scale: f64,
+        softcap: f64,
+        out: *mut c_void,
+    ) -> i32;
+    pub(crate) fn tailor_step_low_rank(
+        x: *const c_void,
+        terms: *const c_void,
+        first: i64,
+        outs: *const i64,
+        count: usize,
+        most: i64,
+        inner: *mut c_void,
+        y: *mut c_void,
+    ) -> i32;
     pub(crate) fn tailor_set_launcher(cuda: i32, launcher: Option<Launcher>);
     pub(crate) fn tailor_has_kernels(tensor: *const c_void) -> i32;
     pub(crate) fn tailor_device_weight(parts: *const FourBit, weight: *mut *mut c_void) -> i32;

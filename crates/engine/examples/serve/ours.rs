@@ -4,7 +4,8 @@ use std::path::Path;
 use std::time::Instant;
 
 use tailor_models::{BLOCK_TOKENS, Base, Compute, KvPool, LoadOptions, Lora, LoraSet, Segment};
-use tch::{Kind, Tensor};
+use tailor_testkit::LlamaShape;
+use tch::{Device, Kind, Tensor};
 
 use crate::Failure;
 
@@ -24,6 +25,14 @@ impl Ours {
         let base = Base::load(folder, &LoadOptions { compute: Compute::Bf16, ..LoadOptions::default() })?;
         let pool = base.kv_pool(32 * BLOCKS)?;
         Ok(Self { base, pool, vocab })
+    }
+
+    /// Weights of this shape made on the device.
+    pub fn random(shape: &LlamaShape, device: Device) -> Result<Self, Failure> {
+        let base =
+            Base::random_four_bit(shape.config().as_bytes(), &LoadOptions { compute: Compute::Bf16, device }, 1)?;
+        let pool = base.kv_pool(32 * BLOCKS)?;
+        Ok(Self { base, pool, vocab: shape.vocab })
     }
 
     /// Bytes of weights that a step reads: all but the embedding, of which it needs a row a token.
@@ -48,7 +57,8 @@ impl Ours {
             let segments: Vec<Segment<'_>> = segments.collect();
             let start = Instant::now();
             let logits = self.base.advance(&segments, &self.pool)?;
-            std::hint::black_box(&logits);
+            // A GPU is waited for, and its result brought, as sampling does.
+            std::hint::black_box(&logits.f_to_device(Device::Cpu)?);
             if at >= WARM_UP {
                 seconds += start.elapsed().as_secs_f64();
             }
@@ -63,7 +73,7 @@ impl Ours {
         let whole = Segment { tokens: &tokens, past: 0, blocks: &blocks, cross: None, adapter: None, logits: true };
         let start = Instant::now();
         let logits = self.base.advance(&[whole], &self.pool)?;
-        std::hint::black_box(&logits);
+        std::hint::black_box(&logits.f_to_device(Device::Cpu)?);
         Ok(start.elapsed().as_secs_f64())
     }
 

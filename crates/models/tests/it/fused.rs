@@ -12,10 +12,10 @@ const CASES: [&str; 8] =
     ["llama-gqa", "llama-tied", "mistral-window", "qwen2", "qwen3-window", "gemma", "gemma2", "gemma3"];
 
 /// A base to compute with in either type, and prompts for it.
-struct Case {
-    name: &'static str,
-    folder: PathBuf,
-    prompts: Vec<Vec<u32>>,
+pub(crate) struct Case {
+    pub name: &'static str,
+    pub folder: PathBuf,
+    pub prompts: Vec<Vec<u32>>,
 }
 
 impl Case {
@@ -24,27 +24,35 @@ impl Case {
     }
 
     /// In 4 bits, with rows of whole blocks, which the golden ones are too small for.
-    fn four_bit(scratch: &Path) -> Self {
-        let config = r#"{"model_type":"llama","hidden_size":128,"num_hidden_layers":3,"intermediate_size":192,
+    pub(crate) fn four_bit(scratch: &Path) -> Self {
+        Self::quantized(
+            scratch,
+            "four bits",
+            r#"{"model_type":"llama","hidden_size":128,"num_hidden_layers":3,"intermediate_size":192,
             "num_attention_heads":4,"num_key_value_heads":2,"vocab_size":96,"max_position_embeddings":128,"rms_norm_eps":1e-5,
             "rope_theta":10000.0,"hidden_act":"silu","tie_word_embeddings":false,"bos_token_id":0,"eos_token_id":1,
-            "initializer_range":0.2}"#;
-        let (dense, folder) = (scratch.join("dense"), scratch.join("nf4"));
+            "initializer_range":0.2}"#,
+        )
+    }
+
+    /// A random model of this config in 4 bits.
+    pub(crate) fn quantized(scratch: &Path, name: &'static str, config: &str) -> Self {
+        let (dense, folder) = (scratch.join(format!("{name} dense")), scratch.join(name));
         std::fs::create_dir(&dense).unwrap();
         let base = Base::random(config.as_bytes(), tch::Device::Cpu, 5).unwrap();
         base.save_folder(&dense, tailor_quant::Float::Bf16).unwrap();
         tailor_quant::quantize_folder(&dense, &folder, &tailor_quant::QuantOptions::default(), &mut |_| {}).unwrap();
         let prompt = |length: u32| (0..length).map(|i| 2 + (i * 37 + length) % 90).collect();
-        Self { name: "four bits", folder, prompts: [9, 2, 40, 17].map(prompt).to_vec() }
+        Self { name, folder, prompts: [9, 2, 40, 17].map(prompt).to_vec() }
     }
 
-    fn load(&self, compute: Compute) -> Base {
+    pub(crate) fn load(&self, compute: Compute) -> Base {
         Base::load(&self.folder, &LoadOptions { compute, ..LoadOptions::default() }).unwrap()
     }
 }
 
 /// Factors on every linear layer, of another rank and size for each seed.
-fn adapter(base: &Base, seed: i64) -> LoraSet {
+pub(crate) fn adapter(base: &Base, seed: i64) -> LoraSet {
     tch::manual_seed(seed);
     let mut set = LoraSet::empty(base);
     for linear in base.linears() {
@@ -56,7 +64,7 @@ fn adapter(base: &Base, seed: i64) -> LoraSet {
 }
 
 /// Logits after each prompt, all but its last token read in a step before: (tokens, adapter) each.
-fn in_pages(base: &Base, sequences: &[(&[u32], Option<&LoraSet>)]) -> Tensor {
+pub(crate) fn in_pages(base: &Base, sequences: &[(&[u32], Option<&LoraSet>)]) -> Tensor {
     let pool = base.kv_pool(64).unwrap();
     let mut next = 0;
     let rooms = sequences.iter().map(|(tokens, _)| {
@@ -85,13 +93,17 @@ fn in_pages(base: &Base, sequences: &[(&[u32], Option<&LoraSet>)]) -> Tensor {
 }
 
 /// The prompts that have more than one token, with one of two adapters or, the second, with none.
-fn mixed<'a>(prompts: &'a [Vec<u32>], sets: &'a [LoraSet; 2], with: bool) -> Vec<(&'a [u32], Option<&'a LoraSet>)> {
+pub(crate) fn mixed<'a>(
+    prompts: &'a [Vec<u32>],
+    sets: &'a [LoraSet; 2],
+    with: bool,
+) -> Vec<(&'a [u32], Option<&'a LoraSet>)> {
     let long = prompts.iter().filter(|prompt| prompt.len() > 1).enumerate();
     long.map(|(i, prompt)| (prompt.as_slice(), (with && i != 1).then(|| &sets[i % 2]))).collect()
 }
 
 /// The same by operators over whole sequences.
-fn whole(base: &Base, sequences: &[(&[u32], Option<&LoraSet>)]) -> Tensor {
+pub(crate) fn whole(base: &Base, sequences: &[(&[u32], Option<&LoraSet>)]) -> Tensor {
     let rows = sequences.iter().map(|(tokens, set)| base.start(&[tokens.to_vec()], &Pass::maybe(*set)).unwrap().0);
     Tensor::cat(&rows.collect::<Vec<_>>(), 0)
 }

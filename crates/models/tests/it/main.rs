@@ -3,6 +3,7 @@
 mod adapters;
 mod codes;
 mod decoding;
+mod device_step;
 mod fused;
 mod golden;
 mod loading;

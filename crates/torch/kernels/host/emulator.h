@@ -66,6 +66,37 @@ inline float shuffle_xor(float value, int mask) {
   return values[thread ^ unsigned(mask)];
 }
 
+// What each lane brings to a product of its warp, in two sets in turn as above.
+struct Fragment {
+  unsigned a[4], b[2];
+};
+inline Fragment fragments[2][MAX_THREADS];
+
+inline float half_of(unsigned pair, unsigned which) {
+  const unsigned bits = which == 0 ? pair << 16 : pair & 0xffff0000u;
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+// mma.m16n8k16 of bf16 with sums in f32, element by element from its fragments' definition.
+inline void mma_bf16(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+  const unsigned thread = at_thread.x, warp = thread - thread % WARP, lane = thread % WARP;
+  Fragment* const all = fragments[fibres[thread].shuffles++ % 2];
+  all[thread] = {{a[0], a[1], a[2], a[3]}, {b0, b1}};
+  wait(State::AtWarpBarrier);
+  for (unsigned j = 0; j < 4; ++j) {
+    const unsigned row = lane / 4, upper = j / 2, column = lane % 4 * 2 + j % 2;
+    float sum = 0.0f;
+    for (unsigned k = 0; k < 16; ++k) {
+      const unsigned t = k % 8 / 2, high = k / 8;
+      const Fragment &of_a = all[warp + row * 4 + t], &of_b = all[warp + column * 4 + t];
+      sum += half_of(of_a.a[high * 2 + upper], k % 2) * half_of(of_b.b[high], k % 2);
+    }
+    c[j] += sum;
+  }
+}
+
 inline void entry() {
   body(arguments);
   fibres[at_thread.x].state = State::Done;

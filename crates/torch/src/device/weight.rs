@@ -151,6 +151,16 @@ impl DeviceWeight {
         self.resident_bytes
     }
 
+    /// Whether [`super::step::product`] takes it: a scale for each piece of 64 of a row, and no minimum.
+    pub fn is_direct(&self) -> bool {
+        // SAFETY: the weight is alive during the call.
+        unsafe { ffi::tailor_device_is_direct(self.handle.0) != 0 }
+    }
+
+    pub(super) fn raw(&self) -> *const c_void {
+        self.handle.0.cast_const()
+    }
+
     /// The whole weight as a new f32 tensor `[out, in]`: for tests, merging and export, not for computing.
     ///
     /// # Errors

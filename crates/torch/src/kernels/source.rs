@@ -5,7 +5,7 @@ use sha2::{Digest as _, Sha256};
 /// What the host's compiler sees before everything else.
 pub(crate) const EMULATOR: &str = include_str!("../../kernels/host/emulator.h");
 
-const PARTS: [&str; 8] = [
+const PARTS: [&str; 11] = [
     include_str!("../../kernels/params.h"),
     include_str!("../../kernels/prelude.cuh"),
     include_str!("../../kernels/dequantize.cu"),
@@ -14,10 +14,13 @@ const PARTS: [&str; 8] = [
     include_str!("../../kernels/rope.cu"),
     include_str!("../../kernels/cross_entropy.cu"),
     include_str!("../../kernels/adamw.cu"),
+    include_str!("../../kernels/product.cu"),
+    include_str!("../../kernels/paged.cu"),
+    include_str!("../../kernels/low_rank.cu"),
 ];
 
 /// Every kernel, as the shim names them.
-pub const KERNELS: [&str; 26] = [
+pub const KERNELS: [&str; 33] = [
     "tailor_dequantize_bf16",
     "tailor_dequantize_f32",
     "tailor_rms_norm_bf16",
@@ -44,6 +47,13 @@ pub const KERNELS: [&str; 26] = [
     "tailor_cross_entropy_f32",
     "tailor_adamw",
     "tailor_adamw8",
+    "tailor_product_8",
+    "tailor_product_16",
+    "tailor_product_32",
+    "tailor_turn_and_keep",
+    "tailor_attend_pages",
+    "tailor_low_rank_inner",
+    "tailor_low_rank_outer",
 ];
 
 /// All kernels in one translation unit.

@@ -5,6 +5,7 @@ mod compiled;
 mod dequantize;
 mod layers;
 mod optimizer;
+mod step;
 
 use tailor_torch::{gpu, kernels};
 use tch::{Device, Kind, Tensor};

@@ -33,8 +33,13 @@ fn compiles_without_spills(architecture: &str) {
         assert!(line.contains("0 bytes spill stores, 0 bytes spill loads"), "{kernel} on {architecture}: {line}");
         let registers = part.split("Used ").nth(1).and_then(|rest| rest.split(' ').next()?.parse::<u32>().ok());
         let registers = registers.unwrap_or_else(|| panic!("registers of {kernel}:\n{part}"));
-        // 65,536 a multiprocessor: up to 64 leave 1024 threads side by side.
-        assert!(registers <= 64, "{kernel} on {architecture} takes {registers} registers");
+        // 65,536 a multiprocessor: up to 64 leave 1024 threads side by side. What has sums for many rows gets by with fewer.
+        let most = match kernel {
+            "tailor_product_32" => 160,
+            "tailor_product_16" | "tailor_attend_pages" => 128,
+            _ => 64,
+        };
+        assert!(registers <= most, "{kernel} on {architecture} takes {registers} registers");
     }
 }
 
@@ -67,6 +72,7 @@ fn the_list_of_kernels_is_complete() {
         include_str!("../../../shim/device_linear.cpp"),
         include_str!("../../../shim/device_layers.cpp"),
         include_str!("../../../shim/device_adamw.cpp"),
+        include_str!("../../../shim/device_step.cpp"),
     ];
     let named =
         shim.iter().flat_map(|text| text.split('"')).filter(|word| word.starts_with("tailor_") && !word.contains(' '));
@@ -75,9 +81,12 @@ fn the_list_of_kernels_is_complete() {
             source::KERNELS.iter().any(|kernel| *kernel == name || (name.ends_with('_') && kernel.starts_with(name)));
         assert!(known, "{name} is launched and not in the list");
     }
-    assert!(
-        source::KERNELS
-            .iter()
-            .all(|kernel| source::all().contains(&kernel.replace("_bf16", "").replace("_f32", "").replace("_vec", "")))
-    );
+    let text = source::all();
+    let written = |kernel: &str| {
+        // Macros put endings together.
+        let stem =
+            ["_bf16", "_f32", "_vec", "_8", "_16", "_32"].iter().fold(kernel.to_owned(), |name, e| name.replace(e, ""));
+        text.contains(&stem)
+    };
+    assert!(source::KERNELS.iter().all(|kernel| written(kernel)));
 }

@@ -85,7 +85,9 @@ fn grouped_linear_layers_equal_the_cpus_in_value_and_gradient() {
             (outputs.iter().map(Tensor::detach).collect::<Vec<_>>(), x.grad())
         };
         let devices = weights.clone().map(|weight| on_device(&weight));
-        let ours = gradients(device(), &|x| device_project(x, &devices.iter().map(|one| (one, None)).collect::<Vec<_>>()).expect("runs"));
+        let ours = gradients(device(), &|x| {
+            device_project(x, &devices.iter().map(|one| (one, None)).collect::<Vec<_>>()).expect("runs")
+        });
         let plain = gradients(Device::Cpu, &|x| {
             let weights = weights.iter().map(|weight| QuantWeight::new(weight.clone()).expect("a matrix"));
             weights.map(|weight| quant_linear(x, &weight, None).expect("runs")).collect()
@@ -127,9 +129,10 @@ fn grouped_layers_with_lora_equal_the_cpus_in_value_and_gradients() {
         let devices = weights.clone().map(|weight| on_device(&weight));
         let ours = gradients(device(), &|x, pairs| {
             let own: Vec<_> = (0..3).map(|at| of(pairs, at)).collect();
-            let layers = devices.iter().zip(&own).map(|(weight, own)| {
-                (weight, own.as_ref().map(|(a, b)| Factors { a, b, scale: 1.5 }))
-            });
+            let layers = devices
+                .iter()
+                .zip(&own)
+                .map(|(weight, own)| (weight, own.as_ref().map(|(a, b)| Factors { a, b, scale: 1.5 })));
             device_project(x, &layers.collect::<Vec<_>>()).expect("runs")
         });
         let plain = gradients(Device::Cpu, &|x, pairs| {

@@ -68,7 +68,8 @@ fn gate_equals_plain_operators_for_both_activations() {
 #[test]
 fn gate_takes_slices_of_one_product() {
     for (shape, width) in [(&[3i64, 64][..], 32), (&[2, 3, 66], 33), (&[1, 4, 1, 16], 8)] {
-        let (both, seed) = (random(shape, Kind::Float), random(&[&shape[..shape.len() - 1], &[width]].concat(), Kind::Float));
+        let (both, seed) =
+            (random(shape, Kind::Float), random(&[&shape[..shape.len() - 1], &[width]].concat(), Kind::Float));
         let run = |gate: &dyn Fn(&Tensor, &Tensor) -> Tensor| {
             values_and_gradients([&both], &seed, |[both]| {
                 let parts = both.split(width, -1);
@@ -90,8 +91,7 @@ fn positions_turn_as_plain_operators_do_whatever_the_layout() {
             let product = random(&[batch, tokens, heads * width + 8], kind);
             let x = product.narrow(-1, 0, heads * width).view([batch, tokens, heads, width]).transpose(1, 2);
             let angles =
-                Tensor::rand([if own_rows { batch } else { 1 }, 1, tokens, width / 2], (Kind::Float, device()))
-                    * 6.0;
+                Tensor::rand([if own_rows { batch } else { 1 }, 1, tokens, width / 2], (Kind::Float, device())) * 6.0;
             let angles = Tensor::cat(&[&angles, &angles], -1);
             let (cos, sin) = (angles.cos().to_kind(kind), angles.sin().to_kind(kind));
             let seed = random(&[batch, heads, tokens, width], kind);
