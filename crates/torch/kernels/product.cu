@@ -23,36 +23,44 @@ __device__ __forceinline__ void fill_table(u32* table, const float* values) {
   }
 }
 
-// The scale of the piece of a row that begins at this element.
-__device__ __forceinline__ float piece_scale(const TailorPart& part, u64 element) {
-  return part_scale(part, u32(element >> part.block_log2));
-}
+// What a lane reads of its rows g and g + 8 of M tiles: where they begin, in bytes and in pieces.
+template <int M>
+struct Rows {
+  u32 bytes[M][2], pieces[M][2];
+};
 
-// What a warp has read of one piece: for each of M tiles, 8 bytes of row g and 8 of row g + 8, and their scales.
+// What a lane has read of one piece: 8 bytes of each row, and their scales.
 template <int M>
 struct Piece {
   Pack<u32, 2> packed[M][2];
   float scale[M][2];
 };
 
+// A piece that is not there any more is read as the last one, and its sum is not made.
 template <int M>
-__device__ __forceinline__ void read_piece(const TailorPart& part, u32 row, u32 rows, u32 in, u32 piece, u32 pieces,
+__device__ __forceinline__ void read_piece(const TailorPart& part, const Rows<M>& rows, u32 piece, u32 pieces,
                                            Piece<M>& to) {
-  const u32 t = threadIdx.x & 3u;
+  const u32 own = piece < pieces ? piece : pieces - 1;
+  const u32 in_block = part.block_log2 - 6;
 #pragma unroll
   for (int m = 0; m < M; ++m) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const u32 own = row + m * 16 + half * 8;
-      to.packed[m][half] = {{0, 0}};
-      to.scale[m][half] = 0.0f;
-      if (own < rows && piece < pieces) {
-        const u64 element = u64(own) * in + piece * PRODUCT_PIECE;
-        to.packed[m][half] = load_once(part.packed + element / 2 + t * 8);
-        to.scale[m][half] = piece_scale(part, element);
+      to.packed[m][half] = load_once(part.packed + (rows.bytes[m][half] + own * (PRODUCT_PIECE / 2)));
+      const u32 block = (rows.pieces[m][half] + own) >> in_block;
+      if (part.scales == TAILOR_SCALES_NESTED) {
+        to.scale[m][half] = part.map[part.codes[block]] * part.absmax[block >> part.nested_log2] + part.offset;
+      } else {
+        to.scale[m][half] = part.absmax[block];
       }
     }
   }
+}
+
+// Where the table has the two numbers of one byte of a word.
+__device__ __forceinline__ u32 in_table(const char* table, u32 word, int byte) {
+  const u32 place = (byte == 0 ? word << 7 : word >> (byte * 8 - 7)) & 0x7f80u;
+  return *reinterpret_cast<const u32*>(table + place);
 }
 
 // N tiles of 8 rows of x, M tiles of 16 rows of W, AHEAD pieces on their way to a warp while it works on one.
@@ -68,11 +76,21 @@ __device__ __forceinline__ void product(const TailorParts& parts, const bf16* x,
   const u32 rows = u32(part.elements / in), pieces = in / PRODUCT_PIECE;
   const u32 first = (blockIdx.x - part.first_block) * (16 * M);
   const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  const u32 row = first + g;
+  Rows<M> own;
+#pragma unroll
+  for (int m = 0; m < M; ++m) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      // Of rows that are not there the last one is read, and nothing is written.
+      const u32 row = first + g + m * 16 + half * 8, there = row < rows ? row : rows - 1;
+      own.bytes[m][half] = there * (in / 2) + t * 8;
+      own.pieces[m][half] = there * pieces;
+    }
+  }
 
   Piece<M> ahead[AHEAD];
 #pragma unroll
-  for (int i = 0; i < AHEAD; ++i) read_piece<M>(part, row, rows, in, warp + i * PRODUCT_WARPS, pieces, ahead[i]);
+  for (int i = 0; i < AHEAD; ++i) read_piece<M>(part, own, warp + i * PRODUCT_WARPS, pieces, ahead[i]);
   fill_table(shared, part.values);
   __syncthreads();
   const char* const table = reinterpret_cast<const char*>(shared + lane);
@@ -99,14 +117,10 @@ __device__ __forceinline__ void product(const TailorParts& parts, const bf16* x,
 #pragma unroll
           for (int step = 0; step < 4; ++step) {
             // Bytes 2·step and 2·step + 1 of both rows.
-            const u32 shift = (step & 1) * 16;
-            const u32 low = ahead[i].packed[m][0].at[step / 2] >> shift, high = ahead[i].packed[m][1].at[step / 2] >> shift;
-            const u32 a[4] = {
-                *reinterpret_cast<const u32*>(table + ((low & 255u) << 7)),
-                *reinterpret_cast<const u32*>(table + ((high & 255u) << 7)),
-                *reinterpret_cast<const u32*>(table + ((low & 0xff00u) >> 1)),
-                *reinterpret_cast<const u32*>(table + ((high & 0xff00u) >> 1)),
-            };
+            const u32 low = ahead[i].packed[m][0].at[step / 2], high = ahead[i].packed[m][1].at[step / 2];
+            const int byte = step % 2 * 2;
+            const u32 a[4] = {in_table(table, low, byte), in_table(table, high, byte), in_table(table, low, byte + 1),
+                              in_table(table, high, byte + 1)};
 #pragma unroll
             for (int n = 0; n < N; ++n) {
               mma_bf16(of_piece[n], a, inputs[n][step / 2].at[(step & 1) * 2], inputs[n][step / 2].at[(step & 1) * 2 + 1]);
@@ -119,7 +133,7 @@ __device__ __forceinline__ void product(const TailorParts& parts, const bf16* x,
           }
         }
       }
-      read_piece<M>(part, row, rows, in, piece + PRODUCT_WARPS * AHEAD, pieces, ahead[i]);
+      read_piece<M>(part, own, piece + PRODUCT_WARPS * AHEAD, pieces, ahead[i]);
     }
   }
 
@@ -131,27 +145,27 @@ __device__ __forceinline__ void product(const TailorParts& parts, const bf16* x,
     for (int n = 0; n < N; ++n) {
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        const u32 own = m * 16 + g + (j / 2) * 8, of_x = n * 8 + t * 2 + (j & 1);
-        sums[(warp * (16 * M) + own) * (8 * N) + of_x] = sum[m][n][j];
+        const u32 of_w = m * 16 + g + (j / 2) * 8, of_x = n * 8 + t * 2 + (j & 1);
+        sums[(warp * (16 * M) + of_w) * (8 * N) + of_x] = sum[m][n][j];
       }
     }
   }
   __syncthreads();
   for (u32 at = threadIdx.x; at < 16 * M * 8 * N; at += PRODUCT_THREADS) {
     // Neighbouring threads write neighbouring columns of y.
-    const u32 own = at % (16 * M), of_x = at / (16 * M);
-    if (first + own >= rows || of_x >= count) continue;
+    const u32 of_w = at % (16 * M), of_x = at / (16 * M);
+    if (first + of_w >= rows || of_x >= count) continue;
     float total = 0.0f;
 #pragma unroll
-    for (u32 from = 0; from < PRODUCT_WARPS; ++from) total += sums[(from * (16 * M) + own) * (8 * N) + of_x];
-    bf16* const to = y + u64(of_x) * width + part.begins + first + own;
+    for (u32 from = 0; from < PRODUCT_WARPS; ++from) total += sums[(from * (16 * M) + of_w) * (8 * N) + of_x];
+    bf16* const to = y + u64(of_x) * width + part.begins + first + of_w;
     // Rounded before it is added, as a layer's result is.
     *to = add != 0 ? to_bf16(to_float(*to) + rounded<bf16>(total)) : to_bf16(total);
   }
 }
 
 #define PRODUCT(NAME, N, M, AHEAD)                                                                                   \
-  extern "C" __global__ void __launch_bounds__(256, N > 2 ? 1 : 2) tailor_product_##NAME(                            \
+  extern "C" __global__ void __launch_bounds__(256, N == 1 ? 3 : N == 2 ? 2 : 1) tailor_product_##NAME(                            \
       const __grid_constant__ TailorParts parts, const bf16* x, bf16* y, u32 count, u32 in, u32 width, u32 add) {    \
     product<N, M, AHEAD>(parts, x, y, count, in, width, add);                                                        \
   }

@@ -53,8 +53,11 @@ struct FourBit : torch::CustomClassHolder {
     if (scales == TAILOR_SCALES_AFFINE) take(minimum, parts.minimum, at::kFloat, blocks, "minima");
   }
 
-  // Whether a product reads it as it lies: a scale for whole pieces of 64 of a row, and no minimum.
-  bool is_direct() const { return scales != TAILOR_SCALES_AFFINE && block_log2 >= 6 && in % 64 == 0; }
+  // Whether a product reads it as it lies: a scale for whole pieces of 64 of a row, no minimum, places in 32 bits.
+  bool is_direct() const {
+    const bool nested_evenly = scales != TAILOR_SCALES_NESTED || (nested_block & (nested_block - 1)) == 0;
+    return scales != TAILOR_SCALES_AFFINE && nested_evenly && block_log2 >= 6 && in % 64 == 0;
+  }
 
   TailorPart part() const {
     const auto floats = [](const Tensor& t) { return t.defined() ? t.data_ptr<float>() : nullptr; };
