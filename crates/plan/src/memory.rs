@@ -58,6 +58,10 @@ impl Memory {
     /// What training with these settings takes on a device of this kind.
     pub fn of(shape: &Shape, adapter: &Adapter, settings: &Settings, kind: DeviceKind) -> Self {
         const F32: u64 = 4;
+        // A GPU's attention goes by where texts begin, whatever shares a sequence.
+        let mut settings = settings.clone();
+        settings.pass.masked &= kind != DeviceKind::Gpu;
+        let settings = &settings;
         let element = settings.compute.bytes();
         let trained = adapter.values();
         // In 8 bits one byte each, and an f32 scale for 256 of them. Paged ones are counted as if none had left.

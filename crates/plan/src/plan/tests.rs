@@ -204,3 +204,43 @@ fn ranks_share_the_rows_of_a_batch_take_less_time_and_cost_what_they_all_cost() 
     assert!(four < 0.5 * one && four > 0.24 * one, "{one} and {four} seconds");
     assert!((together.cost.expect("a price") - 4.0 * four / 1800.0).abs() < 1e-9, "four machines for that time");
 }
+
+/// Peaks of tensors that one H200 measured at commit d9994a4 (docs/benchmarks.md), without what its context takes.
+#[test]
+fn peaks_that_a_gpu_has_measured_are_foretold_within_a_tenth() {
+    use tailor_domain::spec::{Grouping, Optimizer};
+
+    let case = |tokens, rows, checkpointing, optimizer, grouping| {
+        let mut recipe = recipe(tokens, rows);
+        (recipe.train.checkpointing, recipe.train.optimizer) = (checkpointing, optimizer);
+        recipe.train.grouping = grouping;
+        recipe.evaluate.tuning_fraction = 0.0;
+        recipe.lora.rank = 16;
+        recipe
+    };
+    let llama_3_8b = llama(4096, 14336, 32, 32, 8, 128_256);
+    let plain = case(4096, 1, Checkpointing::None, Optimizer::AdamW, Grouping::Packed);
+    let again = case(2048, 2, Checkpointing::Layers, Optimizer::AdamW8bit, Grouping::Length);
+    let aside = case(2048, 1, Checkpointing::LayersOnHost, Optimizer::PagedAdamW8bit, Grouping::Length);
+    for (name, shape, recipe, measured) in [
+        ("8B, all kept", &llama_3_8b, plain, 25.074e9),
+        ("8B, layers run again", &llama_3_8b, again, 8.105e9),
+        ("70B, inputs on the host", &llama_2_70b(), aside, 39.646e9),
+    ] {
+        let question = Question {
+            shape,
+            recipe: &recipe,
+            code: QuantCode::Nf4,
+            dtype: "bf16",
+            rows: rows(u64::from(recipe.train.max_tokens)),
+            trainers: &[],
+            cards: &[],
+            price_per_hour: 2.0,
+        };
+        let card = Device::gpu("H200", 141 * GB);
+        let memory = memory_on(&question, &card).expect("a plan");
+        let foretold = (memory.total() - memory.runtime) as f64;
+        println!("{name}: {:.3} GB for {:.3}: {memory:?}", foretold / 1e9, measured / 1e9);
+        assert!((foretold / measured - 1.0).abs() < 0.1, "{name}: {foretold:.3e} for {measured:.3e}");
+    }
+}
