@@ -11,6 +11,8 @@ struct Bench {
     package: &'static str,
     target: [&'static str; 2],
     peer: Peer,
+    /// Services that it starts, as they are shipped, from beside itself.
+    services: &'static [&'static str],
 }
 
 /// Whom it runs beside us.
@@ -29,6 +31,7 @@ const BENCHES: &[Bench] = &[
         package: "tailor-train",
         target: ["--example", "bench_memory"],
         peer: Peer::Python,
+        services: &[],
     },
     Bench {
         name: "dense",
@@ -36,6 +39,7 @@ const BENCHES: &[Bench] = &[
         package: "tailor-train",
         target: ["--example", "bench_dense"],
         peer: Peer::Nobody,
+        services: &[],
     },
     Bench {
         name: "train",
@@ -43,6 +47,7 @@ const BENCHES: &[Bench] = &[
         package: "tailor-train",
         target: ["--example", "bench_train"],
         peer: Peer::Python,
+        services: &[],
     },
     Bench {
         name: "serve",
@@ -50,6 +55,7 @@ const BENCHES: &[Bench] = &[
         package: "tailor-engine",
         target: ["--example", "bench_serve"],
         peer: Peer::LlamaCpp,
+        services: &[],
     },
     Bench {
         name: "ranks",
@@ -57,6 +63,7 @@ const BENCHES: &[Bench] = &[
         package: "tailor-train",
         target: ["--example", "bench_ranks"],
         peer: Peer::Nobody,
+        services: &[],
     },
     Bench {
         name: "share",
@@ -64,6 +71,7 @@ const BENCHES: &[Bench] = &[
         package: "tailor-train",
         target: ["--example", "bench_share"],
         peer: Peer::Nobody,
+        services: &[],
     },
     Bench {
         name: "startup",
@@ -71,6 +79,7 @@ const BENCHES: &[Bench] = &[
         package: "tailor-tests",
         target: ["--example", "bench_startup"],
         peer: Peer::Nobody,
+        services: &["tailor-dataset", "tailor-registry", "tailor-trainer"],
     },
     Bench {
         name: "adapters",
@@ -78,6 +87,7 @@ const BENCHES: &[Bench] = &[
         package: "tailor-tests",
         target: ["--example", "bench_adapters"],
         peer: Peer::Nobody,
+        services: &["tailor-gateway", "tailor-registry"],
     },
     Bench {
         name: "gpu",
@@ -85,6 +95,7 @@ const BENCHES: &[Bench] = &[
         package: "tailor-train",
         target: ["--example", "bench_gpu"],
         peer: Peer::Nobody,
+        services: &[],
     },
     Bench {
         name: "load",
@@ -92,6 +103,7 @@ const BENCHES: &[Bench] = &[
         package: "tailor-train",
         target: ["--example", "bench_load"],
         peer: Peer::Python,
+        services: &[],
     },
     Bench {
         name: "registry",
@@ -99,6 +111,7 @@ const BENCHES: &[Bench] = &[
         package: "tailor-registry",
         target: ["--example", "bench_registry"],
         peer: Peer::Nobody,
+        services: &[],
     },
     Bench {
         name: "codes",
@@ -106,6 +119,7 @@ const BENCHES: &[Bench] = &[
         package: "tailor-bases",
         target: ["--example", "bench_codes"],
         peer: Peer::Nobody,
+        services: &[],
     },
     Bench {
         name: "quant",
@@ -113,6 +127,7 @@ const BENCHES: &[Bench] = &[
         package: "tailor-quant",
         target: ["--example", "bench_quant"],
         peer: Peer::Python,
+        services: &[],
     },
 ];
 
@@ -132,9 +147,9 @@ pub fn bench(arguments: &[String]) -> Result<()> {
         return package::gpu(&std::path::absolute(folder)?);
     }
     libtorch::setup()?;
-    if bench.package == "tailor-tests" {
-        // It runs the programs as they are shipped, from beside itself.
-        process::run(workspace::cargo().args(["build", "--release", "--workspace", "--bins"]))?;
+    if !bench.services.is_empty() {
+        let packages = bench.services.iter().flat_map(|service| ["--package", service]);
+        process::run(workspace::cargo().args(["build", "--release", "--bins"]).args(packages))?;
     }
     let mut command = workspace::cargo();
     command.args(["run", "--release", "--package", bench.package]).args(bench.target).arg("--").args(rest);
