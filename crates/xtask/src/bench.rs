@@ -51,7 +51,7 @@ const BENCHES: &[Bench] = &[
     },
     Bench {
         name: "serve",
-        about: "tokens a second of serving in turn with llama.cpp, share of the bandwidth, what adapters cost (--no-peer)",
+        about: "tokens a second of serving in turn with llama.cpp, share of the bandwidth, what adapters cost (--no-peer; --device cuda)",
         package: "tailor-engine",
         target: ["--example", "bench_serve"],
         peer: Peer::LlamaCpp,
@@ -153,8 +153,9 @@ pub fn bench(arguments: &[String]) -> Result<()> {
     }
     let mut command = workspace::cargo();
     command.args(["run", "--release", "--package", bench.package]).args(bench.target).arg("--").args(rest);
-    // A Python that is there already serves as well; without the peer none is needed.
-    if std::env::var_os("TAILOR_PEER_PYTHON").is_none() && !rest.iter().any(|word| word == "--no-peer") {
+    // A Python that is there already serves as well; without the peer none is needed, and on a GPU serving has none.
+    let alone = |word: &String| word == "--no-peer" || (bench.name == "serve" && word == "--device");
+    if std::env::var_os("TAILOR_PEER_PYTHON").is_none() && !rest.iter().any(alone) {
         let venv = match bench.peer {
             Peer::Nobody => None,
             Peer::Python => Some(checks::parity_venv()?),

@@ -6,6 +6,8 @@
 //! that one.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tailor_torch::Surroundings;
@@ -30,10 +32,25 @@ pub trait Task {
     fn turn(&mut self, bases: &mut Bases) -> Result<Option<Self::Answer>>;
 }
 
-/// A handle to the device's thread, which ends when the last one is gone and its work is done.
+/// A handle to the device's thread. With the last one the thread ends, after the turn it is in; whoever drops that one waits for
+/// it, so that no thread is inside libtorch while the process ends.
 #[derive(Debug, Clone)]
-pub struct Device {
-    inbox: mpsc::Sender<Starting>,
+pub struct Device(Arc<Thread>);
+
+#[derive(Debug)]
+struct Thread {
+    /// None once nothing more comes.
+    inbox: Option<mpsc::Sender<Starting>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for Thread {
+    fn drop(&mut self) {
+        self.inbox = None;
+        // Its panics are caught turn by turn. A task of its own may hold the last handle.
+        let other = self.thread.take().filter(|thread| thread.thread().id() != std::thread::current().id());
+        let _ = other.map(JoinHandle::join);
+    }
 }
 
 /// Makes the task on the thread, since what it holds may not leave it.
@@ -83,11 +100,12 @@ impl Device {
     /// [`Error::DeviceGone`]: the system gives no thread.
     pub fn start(name: &str) -> Result<Self> {
         let (inbox, tasks) = mpsc::channel(INBOX);
-        std::thread::Builder::new().name(name.to_owned()).spawn(move || serve(tasks)).map_err(|error| {
-            tracing::error!(%error, "cannot start the device thread");
-            Error::DeviceGone
-        })?;
-        Ok(Self { inbox })
+        let thread =
+            std::thread::Builder::new().name(name.to_owned()).spawn(move || serve(tasks)).map_err(|error| {
+                tracing::error!(%error, "cannot start the device thread");
+                Error::DeviceGone
+            })?;
+        Ok(Self(Arc::new(Thread { inbox: Some(inbox), thread: Some(thread) })))
     }
 
     /// Runs a task to its end, in turns with others.
@@ -102,7 +120,8 @@ impl Device {
     ) -> Result<T::Answer> {
         let (answer, done) = oneshot::channel();
         let start = Box::new(move || Box::new(Answering { task: make(), answer: Some(answer) }) as Box<dyn Turns>);
-        self.inbox.send(Starting { name, span, start }).await.map_err(|_| Error::DeviceGone)?;
+        let inbox = self.0.inbox.as_ref().ok_or(Error::DeviceGone)?;
+        inbox.send(Starting { name, span, start }).await.map_err(|_| Error::DeviceGone)?;
         done.await.unwrap_or(Err(Error::DeviceGone))
     }
 
@@ -166,8 +185,9 @@ fn next(inbox: &mut mpsc::Receiver<Starting>, idle: bool) -> Next {
     }
     match inbox.try_recv() {
         Ok(starting) => Next::Start(starting),
-        // Without handles it ends once the work is done.
-        Err(TryRecvError::Empty | TryRecvError::Disconnected) => Next::GoOn,
+        Err(TryRecvError::Empty) => Next::GoOn,
+        // Without handles nobody waits for what is under way.
+        Err(TryRecvError::Disconnected) => Next::End,
     }
 }
 
@@ -228,6 +248,20 @@ mod tests {
 
     fn order(said: &Receiver<&'static str>) -> Vec<&'static str> {
         said.try_iter().collect()
+    }
+
+    /// What is under way ends after its turn, and the thread with it.
+    #[tokio::test]
+    async fn the_last_handle_takes_the_thread_along() {
+        let device = Device::start("tailor-device-test").expect("a thread");
+        let (said, heard) = channel();
+        let endless =
+            Counting { name: "endless", left: u32::MAX, sound: u32::MAX, said, each: Duration::from_millis(1) };
+        let work = run(&device, endless);
+        assert!(tokio::time::timeout(Duration::from_millis(50), work).await.is_err(), "it goes on");
+        drop(device);
+        // The task is gone, and with it the sender.
+        while heard.recv().is_ok() {}
     }
 
     #[tokio::test]
