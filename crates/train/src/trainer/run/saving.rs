@@ -40,7 +40,7 @@ impl<B: Deref<Target = Base>> Run<'_, B> {
         .map_err(Error::at(format!("checkpoint of step {}", self.state.step)))
     }
 
-    pub(super) fn restore(&mut self, from: &Checkpoint) -> tailor_models::Result<()> {
+    pub(in crate::trainer) fn restore(&mut self, from: &Checkpoint) -> tailor_models::Result<()> {
         let lacks = |name: &str| tailor_models::Error::Request(format!("the checkpoint has no {name}"));
         self.optimizer.restore(from.step(), &|name| from.tensor(name))?;
         if self.recipe.lora.dora {
@@ -66,7 +66,7 @@ impl<B: Deref<Target = Base>> Run<'_, B> {
     }
 
     /// The parameters that are published.
-    pub(super) fn kept(&self, outcome: Outcome) -> tailor_models::Result<Vec<f32>> {
+    pub(in crate::trainer) fn kept(&self, outcome: Outcome) -> tailor_models::Result<Vec<f32>> {
         match self.kept_measurement(outcome) {
             Some(_) => Ok(self.best.clone()),
             None => Ok(self.optimizer.flat_values()?),
