@@ -86,12 +86,14 @@ type Lanes = [f32; 8];
 struct Kernels {
     /// Adds w·x of each row of a part of a 4-bit weight and each of a group of rows of x, to sums [rows of w, rows of x].
     packed: unsafe fn(&Part<'_, u8>, rows: usize, sums: *mut Lanes),
-    /// The same from unpacked levels.
+    /// The same from unpacked levels, as `unpack` has left them.
     unpacked: unsafe fn(&Part<'_, i16>, rows: usize, sums: *mut Lanes),
-    /// Levels of whole blocks in the kernels' order.
-    unpack: unsafe fn(packed: &[u8], levels: &Levels, out: &mut [i16]),
+    /// Levels of rows of whole blocks, for `unpacked` alone to read; as many values as the rows have.
+    unpack: unsafe fn(packed: &[&[u8]], levels: &Levels, out: &mut [i16]),
     /// Adds w·x of a few rows of weights in bf16 and a few of x: sums of the first weight's row, then the second's.
     dense: unsafe fn(&Dense<'_>, sums: *mut Lanes),
+    /// Rows of weights that `dense` is best given with several rows of x: at most [`DENSE_OUT`].
+    dense_outs: usize,
     /// Adds b·values of each row of `b`, as long as `values` and whole steps of eight, to sums that are `stride` apart.
     expand: unsafe fn(b: &[half::bf16], values: &[f32], sums: *mut Lanes, stride: usize),
     /// The [`total`] of each of so many sums that are `stride` apart.
@@ -106,14 +108,17 @@ struct Levels {
     high: [u8; 16],
 }
 
-/// Some blocks of a few rows of a weight, packed or as levels, and the same blocks of a group of rows of x.
+/// Some blocks of a few rows of a weight, packed or as levels, and the same blocks of a group of rows of x. Scales and x begin
+/// with the first of the blocks.
 struct Part<'a, T> {
     levels: &'a Levels,
     /// Rows of the weight.
     outs: usize,
-    /// From the first row's first of these blocks on; the rows lie `weight_stride` apart.
+    /// The rows, which lie `weight_stride` apart, or levels as they were unpacked.
     weights: &'a [T],
     weight_stride: usize,
+    /// Of each row the blocks from `first_block` on.
+    first_block: usize,
     blocks: usize,
     /// One a block, padded with zeros to whole strides; the rows' lie `scale_stride` apart.
     scales: &'a [f32],
@@ -125,7 +130,8 @@ impl<'a, T> Part<'a, T> {
     /// Weights and scales of one row.
     #[inline(always)]
     fn row(&self, out: usize, per_block: usize) -> (&'a [T], &'a [f32]) {
-        let (weights, scales) = (&self.weights[out * self.weight_stride..], &self.scales[out * self.scale_stride..]);
+        let weights = &self.weights[out * self.weight_stride + self.first_block * per_block..];
+        let scales = &self.scales[out * self.scale_stride..];
         (&weights[..self.blocks * per_block], &scales[..self.blocks.next_multiple_of(STRIDE)])
     }
 }

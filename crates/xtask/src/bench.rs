@@ -11,8 +11,8 @@ struct Bench {
     package: &'static str,
     target: [&'static str; 2],
     peer: Peer,
-    /// Services that it starts, as they are shipped, from beside itself.
-    services: &'static [&'static str],
+    /// Packages of the programs that it starts, as they are shipped, from beside itself.
+    programs: &'static [&'static str],
 }
 
 /// Whom it runs beside us.
@@ -31,7 +31,7 @@ const BENCHES: &[Bench] = &[
         package: "tailor-train",
         target: ["--example", "bench_memory"],
         peer: Peer::Python,
-        services: &[],
+        programs: &[],
     },
     Bench {
         name: "dense",
@@ -39,7 +39,7 @@ const BENCHES: &[Bench] = &[
         package: "tailor-train",
         target: ["--example", "bench_dense"],
         peer: Peer::Nobody,
-        services: &[],
+        programs: &[],
     },
     Bench {
         name: "train",
@@ -47,7 +47,7 @@ const BENCHES: &[Bench] = &[
         package: "tailor-train",
         target: ["--example", "bench_train"],
         peer: Peer::Python,
-        services: &[],
+        programs: &[],
     },
     Bench {
         name: "serve",
@@ -55,7 +55,7 @@ const BENCHES: &[Bench] = &[
         package: "tailor-engine",
         target: ["--example", "bench_serve"],
         peer: Peer::LlamaCpp,
-        services: &[],
+        programs: &[],
     },
     Bench {
         name: "ranks",
@@ -63,7 +63,7 @@ const BENCHES: &[Bench] = &[
         package: "tailor-train",
         target: ["--example", "bench_ranks"],
         peer: Peer::Nobody,
-        services: &[],
+        programs: &[],
     },
     Bench {
         name: "share",
@@ -71,7 +71,7 @@ const BENCHES: &[Bench] = &[
         package: "tailor-train",
         target: ["--example", "bench_share"],
         peer: Peer::Nobody,
-        services: &[],
+        programs: &[],
     },
     Bench {
         name: "startup",
@@ -79,7 +79,7 @@ const BENCHES: &[Bench] = &[
         package: "tailor-tests",
         target: ["--example", "bench_startup"],
         peer: Peer::Nobody,
-        services: &["tailor-dataset", "tailor-registry", "tailor-trainer"],
+        programs: &["tailor-cli", "tailor-dataset", "tailor-registry", "tailor-trainer"],
     },
     Bench {
         name: "adapters",
@@ -87,7 +87,7 @@ const BENCHES: &[Bench] = &[
         package: "tailor-tests",
         target: ["--example", "bench_adapters"],
         peer: Peer::Nobody,
-        services: &["tailor-gateway", "tailor-registry"],
+        programs: &["tailor-cli", "tailor-gateway", "tailor-registry"],
     },
     Bench {
         name: "gpu",
@@ -95,7 +95,7 @@ const BENCHES: &[Bench] = &[
         package: "tailor-train",
         target: ["--example", "bench_gpu"],
         peer: Peer::Nobody,
-        services: &[],
+        programs: &[],
     },
     Bench {
         name: "load",
@@ -103,7 +103,7 @@ const BENCHES: &[Bench] = &[
         package: "tailor-train",
         target: ["--example", "bench_load"],
         peer: Peer::Python,
-        services: &[],
+        programs: &[],
     },
     Bench {
         name: "registry",
@@ -111,7 +111,7 @@ const BENCHES: &[Bench] = &[
         package: "tailor-registry",
         target: ["--example", "bench_registry"],
         peer: Peer::Nobody,
-        services: &[],
+        programs: &[],
     },
     Bench {
         name: "codes",
@@ -119,7 +119,7 @@ const BENCHES: &[Bench] = &[
         package: "tailor-bases",
         target: ["--example", "bench_codes"],
         peer: Peer::Nobody,
-        services: &[],
+        programs: &[],
     },
     Bench {
         name: "quant",
@@ -127,7 +127,7 @@ const BENCHES: &[Bench] = &[
         package: "tailor-quant",
         target: ["--example", "bench_quant"],
         peer: Peer::Python,
-        services: &[],
+        programs: &[],
     },
 ];
 
@@ -147,8 +147,8 @@ pub fn bench(arguments: &[String]) -> Result<()> {
         return package::gpu(&std::path::absolute(folder)?);
     }
     libtorch::setup()?;
-    if !bench.services.is_empty() {
-        let packages = bench.services.iter().flat_map(|service| ["--package", service]);
+    if !bench.programs.is_empty() {
+        let packages = bench.programs.iter().flat_map(|program| ["--package", program]);
         process::run(workspace::cargo().args(["build", "--release", "--bins"]).args(packages))?;
     }
     let mut command = workspace::cargo();

@@ -10,7 +10,7 @@ use half::bf16;
 
 use super::{BLOCK, Dense, GROUP, Kernels, Lanes, Levels, Part, STRIDE, by_rows, total};
 
-pub(super) const KERNELS: Kernels = Kernels { packed, unpacked, unpack, dense, expand, totals };
+pub(super) const KERNELS: Kernels = Kernels { packed, unpacked, unpack, dense, dense_outs: 2, expand, totals };
 
 /// Packed bytes that are asked for ahead of their use.
 const AHEAD: usize = 2048;
@@ -218,21 +218,27 @@ pub(super) unsafe fn unpacked(part: &Part<'_, i16>, rows: usize, sums: *mut Lane
 
 /// # Safety
 /// The processor has AVX2 and FMA.
-unsafe fn unpack(packed: &[u8], values: &Levels, out: &mut [i16]) {
-    #[target_feature(enable = "avx2,fma")]
-    fn inner(packed: &[u8], values: &Levels, out: &mut [i16]) {
-        let tables = tables(values);
-        for (bytes, out) in packed.as_chunks::<{ BLOCK / 2 }>().0.iter().zip(out.as_chunks_mut::<BLOCK>().0) {
-            // SAFETY: 32 bytes are there, and room for 64 integers.
-            unsafe {
-                for (i, vector) in levels(bytes.as_ptr(), tables).into_iter().enumerate() {
-                    _mm256_storeu_si256(out.as_mut_ptr().cast::<__m256i>().add(i), vector);
-                }
+unsafe fn unpack(packed: &[&[u8]], values: &Levels, out: &mut [i16]) {
+    let width = out.len() / packed.len().max(1);
+    for (packed, out) in packed.iter().zip(out.chunks_exact_mut(width.max(1))) {
+        // SAFETY: as the caller says.
+        unsafe { unpack_row(packed, values, out) };
+    }
+}
+
+/// # Safety
+/// The processor has AVX2 and FMA.
+#[target_feature(enable = "avx2,fma")]
+pub(super) unsafe fn unpack_row(packed: &[u8], values: &Levels, out: &mut [i16]) {
+    let tables = tables(values);
+    for (bytes, out) in packed.as_chunks::<{ BLOCK / 2 }>().0.iter().zip(out.as_chunks_mut::<BLOCK>().0) {
+        // SAFETY: 32 bytes are there, and room for 64 integers.
+        unsafe {
+            for (i, vector) in levels(bytes.as_ptr(), tables).into_iter().enumerate() {
+                _mm256_storeu_si256(out.as_mut_ptr().cast::<__m256i>().add(i), vector);
             }
         }
     }
-    // SAFETY: as the caller says.
-    unsafe { inner(packed, values, out) }
 }
 
 /// Eight values of bf16 as f32.

@@ -4,7 +4,8 @@ use half::bf16;
 
 use super::{Activations, BLOCK, Dense, Kernels, Lanes, Levels, Part, element, total};
 
-pub(super) const KERNELS: Kernels = Kernels { packed, unpacked, unpack, dense, expand, totals };
+pub(super) const KERNELS: Kernels =
+    Kernels { packed, unpacked, unpack: unpack_rows, dense, dense_outs: 2, expand, totals };
 
 /// # Safety
 /// `sums` has an entry for each pair of rows.
@@ -12,11 +13,9 @@ unsafe fn packed(part: &Part<'_, u8>, rows: usize, sums: *mut Lanes) {
     let mut levels = vec![0i16; part.blocks * BLOCK];
     for out in 0..part.outs {
         let (packed, scales) = part.row(out, BLOCK / 2);
+        unpack(packed, part.levels, &mut levels);
         // SAFETY: as the caller says.
-        unsafe {
-            unpack(packed, part.levels, &mut levels);
-            one(&levels, scales, &part.x, std::slice::from_raw_parts_mut(sums.add(out * rows), rows));
-        }
+        one(&levels, scales, &part.x, unsafe { std::slice::from_raw_parts_mut(sums.add(out * rows), rows) });
     }
 }
 
@@ -50,7 +49,12 @@ fn one(levels: &[i16], scales: &[f32], x: &Activations<'_>, sums: &mut [Lanes]) 
 
 /// # Safety
 /// None is needed: the signature is that of the others.
-unsafe fn unpack(packed: &[u8], levels: &Levels, out: &mut [i16]) {
+unsafe fn unpack_rows(packed: &[&[u8]], levels: &Levels, out: &mut [i16]) {
+    let width = out.len() / packed.len().max(1);
+    packed.iter().zip(out.chunks_exact_mut(width.max(1))).for_each(|(packed, out)| unpack(packed, levels, out));
+}
+
+fn unpack(packed: &[u8], levels: &Levels, out: &mut [i16]) {
     for (bytes, out) in packed.as_chunks::<{ BLOCK / 2 }>().0.iter().zip(out.as_chunks_mut::<BLOCK>().0) {
         for (place, level) in out.iter_mut().enumerate() {
             let element = element(place);

@@ -179,6 +179,7 @@ impl Tile<'_> {
                 outs: self.count,
                 weights: matrix.strip(self.first, self.count, span.clone()),
                 weight_stride: matrix.width() / 2,
+                first_block: 0,
                 blocks: span.len(),
                 scales: &room.scales[span.start..self.count * padded],
                 scale_stride: padded,
@@ -194,10 +195,13 @@ impl Tile<'_> {
     fn unpacked(&self, matrix: &Matrix<'_>, kernels: Kernels, room: &mut Room) {
         let (width, blocks, padded) = (matrix.width(), matrix.width() / BLOCK, matrix.padded_blocks());
         room.levels.grow(TILE * width);
-        for (out, levels) in (self.first..).zip(room.levels.values_mut().chunks_exact_mut(width)).take(self.count) {
-            // SAFETY: chosen for this processor.
-            unsafe { (kernels.unpack)(matrix.bytes(out, 0..blocks), matrix.levels(), levels) };
-        }
+        let packed: [&[u8]; TILE] = std::array::from_fn(|at| match at < self.count {
+            true => matrix.bytes(self.first + at, 0..blocks),
+            false => &[],
+        });
+        let levels = &mut room.levels.values_mut()[..self.count * width];
+        // SAFETY: chosen for this processor.
+        unsafe { (kernels.unpack)(&packed[..self.count], matrix.levels(), levels) };
         for group in 0..self.x.groups() {
             let rows = self.x.group_rows(group);
             room.zero(rows);
@@ -205,8 +209,9 @@ impl Tile<'_> {
                 let part = Part {
                     levels: matrix.levels(),
                     outs: self.count,
-                    weights: &room.levels.values()[span.start * BLOCK..(self.count - 1) * width + span.end * BLOCK],
+                    weights: &room.levels.values()[..self.count * width],
                     weight_stride: width,
+                    first_block: span.start,
                     blocks: span.len(),
                     scales: &room.scales[span.start..self.count * padded],
                     scale_stride: padded,
@@ -221,8 +226,8 @@ impl Tile<'_> {
 
     fn dense(&self, weights: &[bf16], kernels: Kernels) {
         let (rows, width) = (self.x.rows(), self.x.width());
-        // One row of x: four chains of sums at a time hide the additions' latency. More: two rows of weights by four.
-        let (wide, tall) = if rows == 1 { (DENSE_OUT, 1) } else { (2, DENSE_ROWS) };
+        // One row of x: four chains of sums at a time hide the additions' latency. More: some rows of weights by four.
+        let (wide, tall) = if rows == 1 { (DENSE_OUT, 1) } else { (kernels.dense_outs, DENSE_ROWS) };
         for at in (0..self.count).step_by(wide) {
             let outs = wide.min(self.count - at);
             let first = self.first + at;
