@@ -4,6 +4,7 @@
 //! This file holds the memory and runs the model over it; which blocks belong to whom is the caller's to know. Prompts may
 //! be read in pieces, and pieces, whole prompts and single tokens of other sequences go through the model together.
 
+use tailor_torch::device::step::FEW_ROWS;
 use tch::{Kind, Tensor, no_grad};
 
 use crate::base::{Model, Steps};
@@ -107,6 +108,37 @@ impl Base {
                 return Err(Error::Request("an encoder's side is for encoder-decoders, which always have one".into()));
             }
         }
+        let groups = self.groups(segments);
+        let [_] = groups.as_slice() else { return self.apart(segments, &groups, pool) };
+        self.together(segments, pool)
+    }
+
+    /// Which segments go through the model together: all, but where kernels take few rows at a time those that are decoded go by
+    /// them whatever else is in the step, so that nobody's prompt changes a bit of theirs.
+    fn groups(&self, segments: &[Segment<'_>]) -> Vec<Vec<usize>> {
+        if self.steps != Steps::OnDevice || device_step::takes(segments) {
+            return vec![(0..segments.len()).collect()];
+        }
+        let (decoded, others): (Vec<usize>, Vec<usize>) = (0..segments.len())
+            .partition(|at| device_step::takes(&segments[*at..=*at]) && segments[*at].tokens.len() == 1);
+        let others = (!others.is_empty()).then_some(others);
+        decoded.chunks(FEW_ROWS).map(<[usize]>::to_vec).chain(others).collect()
+    }
+
+    /// Group after group; logits in the segments' order.
+    fn apart(&self, segments: &[Segment<'_>], groups: &[Vec<usize>], pool: &KvPool) -> Result<Tensor> {
+        let (mut parts, mut order) = (Vec::new(), Vec::<usize>::new());
+        for group in groups {
+            let own: Vec<Segment<'_>> = group.iter().map(|at| segments[*at]).collect();
+            parts.push(self.together(&own, pool)?);
+            order.extend(group.iter().filter(|at| segments[**at].logits));
+        }
+        let mut places: Vec<i64> = (0..order.len() as i64).collect();
+        places.sort_by_key(|place| order[*place as usize]);
+        Ok(Tensor::f_cat(&parts, 0)?.f_index_select(0, &self.index(&places))?)
+    }
+
+    fn together(&self, segments: &[Segment<'_>], pool: &KvPool) -> Result<Tensor> {
         no_grad(|| {
             let lengths: Vec<usize> = segments.iter().map(|segment| segment.tokens.len()).collect();
             let sets: Vec<Option<&LoraSet>> = segments.iter().map(|segment| segment.adapter).collect();

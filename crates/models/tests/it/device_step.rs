@@ -1,7 +1,7 @@
 //! A step of serving where kernels are: on the host under the emulation of CUDA, or on the GPU that `TAILOR_TEST_DEVICE`
 //! names.
 
-use tailor_models::{Base, Compute, LoadOptions, LoraSet};
+use tailor_models::{Base, Compute, LoadOptions, LoraSet, Segment};
 use tailor_torch::{gpu, kernels};
 use tch::Device;
 
@@ -84,4 +84,24 @@ fn a_sequence_gets_the_same_bits_by_kernels_in_whatever_company() {
         let alone = in_pages(&base, &[*one]);
         assert!(alone.get(0).equal(&together.get(row as i64)), "sequence {row}");
     }
+}
+
+#[test]
+fn a_long_piece_of_a_prompt_changes_no_bit_of_what_is_decoded_beside_it() {
+    let scratch = tempfile::tempdir().unwrap();
+    let base = with_kernels(&Case::four_bit(scratch.path()));
+    let sets = served(&base);
+    let pool = base.kv_pool(64).unwrap();
+    let segment = |tokens, past, blocks, adapter| Segment { tokens, past, blocks, cross: None, adapter, logits: true };
+    let long: Vec<u32> = (0..40).map(|i| 2 + i * 7 % 90).collect();
+    let _ =
+        base.advance(&[segment(&[5, 9, 11], 0, &[0], Some(&sets[0])), segment(&[7, 8], 0, &[1], None)], &pool).unwrap();
+    let decoded = [segment(&[13], 3, &[0], Some(&sets[0])), segment(&[17], 2, &[1], None)];
+    let alone = base.advance(&decoded, &pool).unwrap();
+    let between = [decoded[0], segment(&long, 0, &[2, 3, 4], Some(&sets[1])), decoded[1]];
+    let together = base.advance(&between, &pool).unwrap();
+    assert_eq!(together.size()[0], 3);
+    assert!(together.get(0).equal(&alone.get(0)) && together.get(2).equal(&alone.get(1)));
+    let prompt = base.advance(&between[1..2], &pool).unwrap();
+    assert!(together.get(1).equal(&prompt.get(0)), "logits are in the order of the segments");
 }
