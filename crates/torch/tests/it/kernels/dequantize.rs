@@ -99,6 +99,9 @@ fn grouped_linear_layers_equal_the_cpus_in_value_and_gradient() {
     }
 }
 
+/// What layers give for x and their A and B.
+type Layers<'a> = &'a dyn Fn(&Tensor, &[(Tensor, Tensor)]) -> Vec<Tensor>;
+
 /// Every other layer has LoRA; values and all gradients are those of the CPU's projections.
 #[test]
 fn grouped_layers_with_lora_equal_the_cpus_in_value_and_gradients() {
@@ -109,7 +112,7 @@ fn grouped_layers_with_lora_equal_the_cpus_in_value_and_gradients() {
         let x = random(&[2, 5, 64]).to_kind(kind);
         let pairs: Vec<_> = outs.iter().map(|out| (random(&[4, 64]), random(&[*out, 4]))).collect();
         let seeds: Vec<_> = outs.iter().map(|out| random(&[2, 5, *out]).to_kind(kind)).collect();
-        let gradients = |on: Device, run: &dyn Fn(&Tensor, &[(Tensor, Tensor)]) -> Vec<Tensor>| {
+        let gradients = |on: Device, run: Layers<'_>| {
             let leaf = |tensor: &Tensor| tensor.to_device(on).copy().set_requires_grad(true);
             let (x, pairs) = (leaf(&x), pairs.iter().map(|(a, b)| (leaf(a), leaf(b))).collect::<Vec<_>>());
             let outputs = run(&x, &pairs);
