@@ -31,6 +31,8 @@ const BATCHES: [usize; 3] = [1, 8, 32];
 const PROMPT: usize = 512;
 const STEPS: usize = 16;
 const RANK: i64 = 16;
+/// What the program ends with where it has no card to run on, as `bench_gpu` does.
+const NO_CARD: i32 = 3;
 
 struct Settings {
     pairs: usize,
@@ -144,7 +146,10 @@ fn shape(name: &str) -> Result<LlamaShape, Failure> {
 
 /// The tables of a GPU; `emulated` tries the program out on the host.
 fn on_card(settings: &Settings, shape: &LlamaShape) -> Result<(), Failure> {
-    let card = card::Card::open(&settings.device)?;
+    let card = card::Card::open(&settings.device).unwrap_or_else(|error| {
+        eprintln!("not run: {error}");
+        std::process::exit(NO_CARD)
+    });
     println!("{}, {}\n", card.name(), settings.shape);
     if settings.wants("products") {
         card.products(shape)?;
