@@ -164,11 +164,12 @@ __device__ __forceinline__ void product(const TailorParts& parts, const bf16* x,
   }
 }
 
-#define PRODUCT(NAME, N, M, AHEAD)                                                                                   \
-  extern "C" __global__ void __launch_bounds__(256, N == 1 ? 3 : N == 2 ? 2 : 1) tailor_product_##NAME(                            \
-      const __grid_constant__ TailorParts parts, const bf16* x, bf16* y, u32 count, u32 in, u32 width, u32 add) {    \
-    product<N, M, AHEAD>(parts, x, y, count, in, width, add);                                                        \
+// Blocks that stand side by side on a multiprocessor: as many as their registers leave room for.
+#define PRODUCT(NAME, N, M, AHEAD, BLOCKS)                                                                        \
+  extern "C" __global__ void __launch_bounds__(256, BLOCKS) tailor_product_##NAME(                                \
+      const __grid_constant__ TailorParts parts, const bf16* x, bf16* y, u32 count, u32 in, u32 width, u32 add) { \
+    product<N, M, AHEAD>(parts, x, y, count, in, width, add);                                                     \
   }
-PRODUCT(8, 1, 1, 4)
-PRODUCT(16, 2, 2, 4)
-PRODUCT(32, 4, 2, 2)
+PRODUCT(8, 1, 1, 4, 3)
+PRODUCT(16, 2, 2, 4, 2)
+PRODUCT(32, 4, 2, 2, 1)

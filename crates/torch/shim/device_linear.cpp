@@ -6,6 +6,7 @@
 
 #include "../kernels/params.h"
 
+#include <utility>
 #include <vector>
 
 namespace {
@@ -112,11 +113,10 @@ struct Group : torch::CustomClassHolder {
     terms.resize(count);
   }
 
-  // [out, in]; from the caching allocator, which hands the same memory to the next layer in the order of the stream.
-  Tensor dequantize(at::ScalarType dtype) const {
-    TORCH_CHECK(dtype == at::kFloat || dtype == at::kBFloat16, "4-bit weights compute in float32 or bfloat16, not ", dtype);
-    const Tensor& packed = weights[0]->packed;
-    Tensor result = at::empty({out, in}, packed.options().dtype(dtype));
+  // The weights one after the other in one launch, and its blocks. `takes` says of each how many blocks it has, and how far
+  // behind its own place in the output the next one's begins.
+  template <class F>
+  std::pair<TailorParts, int64_t> laid_out(F&& takes) const {
     TailorParts parts{};
     parts.count = static_cast<unsigned>(weights.size());
     int64_t blocks = 0, begins = 0;
@@ -124,10 +124,22 @@ struct Group : torch::CustomClassHolder {
       parts.part[i] = weights[i]->part();
       parts.part[i].first_block = static_cast<unsigned>(blocks);
       parts.part[i].begins = static_cast<unsigned long long>(begins);
-      const int64_t elements = weights[i]->out * in;
-      blocks += ceil_div(elements, BLOCK_ELEMENTS);
-      begins += elements;
+      const auto [own, further] = takes(*weights[i]);
+      blocks += own;
+      begins += further;
     }
+    return {parts, blocks};
+  }
+
+  // [out, in]; from the caching allocator, which hands the same memory to the next layer in the order of the stream.
+  Tensor dequantize(at::ScalarType dtype) const {
+    TORCH_CHECK(dtype == at::kFloat || dtype == at::kBFloat16, "4-bit weights compute in float32 or bfloat16, not ", dtype);
+    const Tensor& packed = weights[0]->packed;
+    Tensor result = at::empty({out, in}, packed.options().dtype(dtype));
+    const auto [parts, blocks] = laid_out([&](const FourBit& weight) {
+      const int64_t elements = weight.out * in;
+      return std::make_pair(ceil_div(elements, BLOCK_ELEMENTS), elements);
+    });
     void* const to = result.data_ptr();
     launch(packed, "tailor_dequantize_" + type_name(result), blocks, 256, parts, to);
     return result;
@@ -145,16 +157,9 @@ struct Group : torch::CustomClassHolder {
     TORCH_CHECK(is_direct(x) && x.size(1) == in, "no product of x ", x.sizes(), " with weights as they lie");
     TORCH_CHECK(y.scalar_type() == at::kBFloat16 && y.is_contiguous() && y.size(0) == rows && y.size(1) == out,
                 "a product of [", rows, ", ", out, "] into ", y.sizes());
-    TailorParts parts{};
-    parts.count = static_cast<unsigned>(weights.size());
-    int64_t blocks = 0, begins = 0;
-    for (size_t i = 0; i < weights.size(); ++i) {
-      parts.part[i] = weights[i]->part();
-      parts.part[i].first_block = static_cast<unsigned>(blocks);
-      parts.part[i].begins = static_cast<unsigned long long>(begins);
-      blocks += ceil_div(weights[i]->out, of_w);
-      begins += weights[i]->out;
-    }
+    const auto [parts, blocks] = laid_out([&](const FourBit& weight) {
+      return std::make_pair(ceil_div(weight.out, of_w), weight.out);
+    });
     const char* const kernel = rows <= 8 ? "tailor_product_8" : rows <= 16 ? "tailor_product_16" : "tailor_product_32";
     launch(x, kernel, blocks, 256, parts, x.data_ptr(), y.data_ptr(), uint32_t(rows), uint32_t(in), uint32_t(out),
            uint32_t(add));

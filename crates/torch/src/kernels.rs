@@ -9,4 +9,4 @@ mod host;
 pub mod nvrtc;
 pub mod source;
 
-pub use host::emulate_on_host;
+pub use host::{TEST_VARIABLE, emulate_on_host, test_device};

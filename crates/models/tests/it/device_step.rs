@@ -2,7 +2,7 @@
 //! names.
 
 use tailor_models::{Base, Compute, LoadOptions, LoraSet, Segment};
-use tailor_torch::{gpu, kernels};
+use tailor_torch::kernels::test_device;
 use tch::Device;
 
 use crate::fused::{Case, adapter, in_pages, mixed, whole};
@@ -15,14 +15,9 @@ const GEMMA2: &str = r#"{"model_type":"gemma2","hidden_size":128,"num_hidden_lay
     "attn_logit_softcapping":20.0,"final_logit_softcapping":10.0,"tie_word_embeddings":true,"bos_token_id":0,
     "eos_token_id":1,"pad_token_id":0,"initializer_range":0.2}"#;
 
+/// Where kernels are tried.
 fn device() -> Device {
-    match std::env::var("TAILOR_TEST_DEVICE") {
-        Ok(name) if !name.is_empty() => gpu::device(&name).expect("the GPU that TAILOR_TEST_DEVICE names"),
-        _ => {
-            kernels::emulate_on_host().expect("a C++ compiler");
-            Device::Cpu
-        }
-    }
+    test_device().expect("a C++ compiler, or the GPU that TAILOR_TEST_DEVICE names")
 }
 
 fn with_kernels(case: &Case) -> Base {

@@ -35,6 +35,20 @@ pub fn emulate_on_host() -> Result<()> {
     Ok(())
 }
 
+/// The variable that names the GPU on which tests try the kernels.
+pub const TEST_VARIABLE: &str = "TAILOR_TEST_DEVICE";
+
+/// Where tests try the kernels: on the GPU that [`TEST_VARIABLE`] names, as `TAILOR_DEVICE` does, else on the host.
+///
+/// # Errors
+/// As [`emulate_on_host`] and [`crate::gpu::device`].
+pub fn test_device() -> Result<tch::Device> {
+    match env::var(TEST_VARIABLE) {
+        Ok(name) if !name.is_empty() => crate::gpu::device(&name),
+        _ => emulate_on_host().map(|()| tch::Device::Cpu),
+    }
+}
+
 extern "C" fn launch(launch: *const ffi::Launch, message: *mut c_char, room: usize) -> i32 {
     let Some(Ok(host)) = LAUNCH.get() else { return 1 };
     // SAFETY: the shim's structure and what it points to live through the call, and so does the buffer.

@@ -7,18 +7,12 @@ mod layers;
 mod optimizer;
 mod step;
 
-use tailor_torch::{gpu, kernels};
+use tailor_torch::kernels::test_device;
 use tch::{Device, Kind, Tensor};
 
 /// Where kernels are tried.
 fn device() -> Device {
-    match std::env::var("TAILOR_TEST_DEVICE") {
-        Ok(name) if !name.is_empty() => gpu::device(&name).expect("the GPU that TAILOR_TEST_DEVICE names"),
-        _ => {
-            kernels::emulate_on_host().expect("a C++ compiler");
-            Device::Cpu
-        }
-    }
+    test_device().expect("a C++ compiler, or the GPU that TAILOR_TEST_DEVICE names")
 }
 
 /// What f32 sums in another order, and libm's functions, may differ by; in bf16 one rounding more or less.

@@ -4,7 +4,7 @@
 use tailor_domain::spec::{Checkpointing, Grouping, Optimizer};
 use tailor_domain::{ErrorCode, LoraSpec, TrainSpec};
 use tailor_models::{Base, LoadOptions};
-use tailor_torch::{gpu, kernels};
+use tailor_torch::kernels::test_device;
 use tailor_train::train;
 use tch::Device;
 
@@ -12,13 +12,7 @@ use super::{Steps, TinyBase, lora, recipe, spec};
 
 /// Where kernels are tried.
 fn device() -> Device {
-    match std::env::var("TAILOR_TEST_DEVICE") {
-        Ok(name) if !name.is_empty() => gpu::device(&name).expect("the GPU that TAILOR_TEST_DEVICE names"),
-        _ => {
-            kernels::emulate_on_host().expect("a C++ compiler");
-            Device::Cpu
-        }
-    }
+    test_device().expect("a C++ compiler, or the GPU that TAILOR_TEST_DEVICE names")
 }
 
 impl TinyBase {
