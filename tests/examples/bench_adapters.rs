@@ -4,7 +4,7 @@
 //! A random Llama of 1.1B parameters in NF4, adapters of rank 16 on the query and value projections (4.5 MB in bf16). The load is
 //! closed: so many callers, each of whom asks again at once.
 //!
-//! `cargo xtask bench adapters [-- --only cold|zipf] [--seconds N] [--small]`
+//! `cargo xtask bench adapters [--only cold|zipf] [--seconds N] [--small]`
 
 #[path = "support/hardware.rs"]
 mod hardware;

@@ -5,7 +5,7 @@
 //! cache and its rows untokenised; the second finds both in the cache, which is what a job's next attempt finds.
 //! Memory is what Linux counts as resident, at its highest during the stretch.
 //!
-//! `cargo xtask bench startup [-- --up-to 5GB] [--base 1b]`
+//! `cargo xtask bench startup [--up-to 5GB] [--base 1b]`
 
 #[path = "support/hardware.rs"]
 mod hardware;
