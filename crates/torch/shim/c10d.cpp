@@ -8,6 +8,7 @@
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
 #include <chrono>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -29,6 +30,20 @@ struct Group {
 Meeting& meeting(void* handle) { return *static_cast<Meeting*>(handle); }
 Group& group(void* handle) { return *static_cast<Group*>(handle); }
 at::Tensor& tensor(void* handle) { return *static_cast<at::Tensor*>(handle); }
+
+// Starts a collective and waits for it. c10d notes the first collective of every group in a map that the whole process
+// shares (FlightRecorder's all_pg_status_), before it takes that map's lock: two groups of one process that began at the
+// same moment broke it. So one starts after the other; the waiting is each group's own.
+template <typename Start>
+void collective(Start start) {
+  static std::mutex starting;
+  c10::intrusive_ptr<c10d::Work> work;
+  {
+    const std::lock_guard<std::mutex> guard(starting);
+    work = start();
+  }
+  work->wait();
+}
 
 }  // namespace
 
@@ -82,7 +97,7 @@ int32_t tailor_group_all_reduce(void* handle, void* values, int32_t op) {
     std::vector<at::Tensor> tensors = {tensor(values)};
     c10d::AllreduceOptions options;
     options.reduceOp = op == TAILOR_MIN ? c10d::ReduceOp::MIN : c10d::ReduceOp::SUM;
-    group(handle).gloo->allreduce(tensors, options)->wait();
+    collective([&] { return group(handle).gloo->allreduce(tensors, options); });
   });
 }
 
@@ -91,12 +106,12 @@ int32_t tailor_group_broadcast(void* handle, void* values, int32_t from) {
     std::vector<at::Tensor> tensors = {tensor(values)};
     c10d::BroadcastOptions options;
     options.rootRank = from;
-    group(handle).gloo->broadcast(tensors, options)->wait();
+    collective([&] { return group(handle).gloo->broadcast(tensors, options); });
   });
 }
 
 int32_t tailor_group_barrier(void* handle) {
-  return guarded([&] { group(handle).gloo->barrier()->wait(); });
+  return guarded([&] { collective([&] { return group(handle).gloo->barrier(); }); });
 }
 
 void tailor_group_close(void* handle) {

@@ -1,6 +1,7 @@
 //! Ranks as threads: what they do together, and what they are told when one of them is gone.
 
 use std::net::{IpAddr, Ipv4Addr, TcpListener};
+use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -109,4 +110,24 @@ fn a_rank_that_never_comes_is_waited_for_no_longer_than_allowed() {
 fn a_meeting_that_nobody_hosts_is_an_error_with_its_address() {
     let address = TcpListener::bind(("127.0.0.1", 0)).expect("a port").local_addr().expect("its address");
     assert_ranks(Meeting::join(address, Duration::from_secs(1)), &["meeting at 127.0.0.1:", "timed out"]);
+}
+
+#[test]
+fn many_groups_of_one_process_may_begin_at_the_same_moment() {
+    let groups = 16;
+    for _ in 0..10 {
+        let start = Barrier::new(groups);
+        thread::scope(|scope| {
+            for _ in 0..groups {
+                scope.spawn(|| {
+                    let sums = among(1, PATIENCE, |meeting, rank| {
+                        let group = connect(meeting, rank, 1);
+                        start.wait();
+                        group.sum(&[1.5]).expect("sums")
+                    });
+                    assert_eq!(sums, [[1.5]]);
+                });
+            }
+        });
+    }
 }
