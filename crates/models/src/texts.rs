@@ -73,14 +73,13 @@ impl Texts {
             let attended = attended.unwrap_or_else(|error| panic!("{error}")); // [B·T, H, Dh]
             return attended.reshape([size[0], size[2], -1]);
         }
-        let grouped = size[1] != k.size()[1];
         let mut at = 0;
         let attended = self.lengths.iter().map(|&length| {
             let part = |x: &Tensor| x.narrow(0, at, length).transpose(0, 1).unsqueeze(0); // [1, H or K, length, Dh]
             let [q, k, v] = [&flat_q, &flat_k, &flat_v].map(part);
             at += length;
-            let none = None::<&Tensor>;
-            unheads(&Tensor::scaled_dot_product_attention(&q, &k, &v, none, 0.0, true, scale, grouped))
+            let attended = tailor_torch::attend(&q, &k, &v, None, true, scale);
+            unheads(&attended.unwrap_or_else(|error| panic!("{error}")))
         });
         Tensor::cat(&attended.collect::<Vec<_>>(), 1).view([size[0], size[2], -1])
     }

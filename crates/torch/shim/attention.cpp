@@ -1,7 +1,7 @@
-// softmax(q·kᵀ·scale + mask)·v where this processor has no bf16 product: libtorch's fused kernel in f32, on what is kept
-// in bf16 between forward and backward.
+// softmax(q·kᵀ·scale + mask)·v by libtorch's fused kernel, on what is kept in bf16 between forward and backward: in bf16
+// with gradients of our own; in f32 where this processor has no bf16 product.
 
-#include "support.h"
+#include "attention.h"
 
 #include <torch/csrc/autograd/custom_function.h>
 
@@ -14,11 +14,8 @@ using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// Keys or values in f32, once for each query head: [B, K, S, Dh] → [B, H, S, Dh].
-Tensor spread(const Tensor& x, int64_t groups) {
-  const Tensor wide = x.to(at::kFloat);
-  return groups == 1 ? wide : wide.repeat_interleave(groups, 1);
-}
+// Keys or values once for each query head: [B, K, S, Dh] → [B, H, S, Dh].
+Tensor spread(const Tensor& x, int64_t groups) { return groups == 1 ? x : x.repeat_interleave(groups, 1); }
 
 // The gradient of that.
 Tensor gathered(const Tensor& gradient, const Tensor& of) {
@@ -27,12 +24,18 @@ Tensor gathered(const Tensor& gradient, const Tensor& of) {
   return gradient.reshape({size[0], size[1], -1, size[2], size[3]}).sum(2).to(of.scalar_type());
 }
 
+// In which the kernel computes.
+at::ScalarType kernel_type(const Tensor& q) {
+  return product_type(q) == at::kBFloat16 && has_attention_gradient(q) ? at::kBFloat16 : at::kFloat;
+}
+
 struct Attend : torch::autograd::Function<Attend> {
   static Tensor forward(AutogradContext* ctx, const Tensor& q, const Tensor& k, const Tensor& v,
                         const std::optional<Tensor>& mask, bool causal, double scale) {
     const int64_t groups = q.size(1) / k.size(1);
+    const auto type = kernel_type(q);
     const auto [y, log_sums] = at::_scaled_dot_product_flash_attention_for_cpu(
-        q.to(at::kFloat), spread(k, groups), spread(v, groups), 0.0, causal, mask, scale);
+        q.to(type), spread(k.to(type), groups), spread(v.to(type), groups), 0.0, causal, mask, scale);
     const Tensor out = y.to(q.scalar_type());
     ctx->save_for_backward({q, k, v, out, log_sums, mask.value_or(Tensor())});
     ctx->saved_data["causal"] = causal;
@@ -46,10 +49,16 @@ struct Attend : torch::autograd::Function<Attend> {
     std::optional<Tensor> mask;
     if (saved[5].defined()) mask = saved[5];
     const Tensor &q = saved[0], &k = saved[1], &v = saved[2];
+    const bool causal = ctx->saved_data["causal"].toBool();
+    const double scale = ctx->saved_data["scale"].toDouble();
+    if (kernel_type(q) == at::kBFloat16) {
+      auto [gq, gk, gv] = attention_gradient({q, k, v, saved[3], saved[4], mask, causal, scale}, gradients[0]);
+      return {gq, gk, gv, Tensor(), Tensor(), Tensor()};
+    }
     const int64_t groups = q.size(1) / k.size(1);
     const auto [gq, gk, gv] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
-        wide(gradients[0]), wide(q), spread(k, groups), spread(v, groups), wide(saved[3]), saved[4], 0.0,
-        ctx->saved_data["causal"].toBool(), mask, ctx->saved_data["scale"].toDouble());
+        wide(gradients[0]), wide(q), spread(wide(k), groups), spread(wide(v), groups), wide(saved[3]), saved[4], 0.0,
+        causal, mask, scale);
     return {gq.to(q.scalar_type()), gathered(gk, k), gathered(gv, v), Tensor(), Tensor(), Tensor()};
   }
 };
@@ -67,14 +76,17 @@ int32_t tailor_attend(const void* q, const void* k, const void* v, const void* m
     const at::Tensor &query = tensor(q), &key = tensor(k), &value = tensor(v);
     std::optional<at::Tensor> seen;
     if (mask != nullptr) seen = tensor(mask);
+    // What is left to libtorch: a single token's, which has kernels of its own, and where the mask's gradient is wanted.
     const bool plain = query.size(2) > 1 && (!seen || !seen->requires_grad());
-    if (plain && query.scalar_type() != product_type(query)) {
+    const bool narrow = query.scalar_type() == at::kBFloat16;
+    if (plain && narrow && (product_type(query) != at::kBFloat16 || has_attention_gradient(query))) {
       if (seen && seen->scalar_type() == at::kBool) {
         seen = at::zeros(seen->sizes(), query.options().dtype(at::kFloat))
                    .masked_fill_(seen->logical_not(), -std::numeric_limits<float>::infinity());
       } else if (seen) {
         seen = seen->to(at::kFloat);
       }
+      while (seen && seen->dim() < 4) seen = seen->unsqueeze(0);
       *result = handle(Attend::apply(query, key, value, seen, causal, scale));
       return;
     }

@@ -3,4 +3,5 @@
 #include "project.cpp"
 #include "layers.cpp"
 #include "attention.cpp"
+#include "attention_gradient.cpp"
 #include "loss.cpp"

@@ -3,7 +3,10 @@
 //
 // Taken together they bring x into the type of the product once, make all x·A_iᵀ in one product, and add up the gradient
 // of x in one place. A 4-bit weight is rebuilt in scratch for each pass and never kept; saved are x, x·Aᵀ, A and B. x·Wᵀ is
-// rounded to x's type, then LoRA is added in f32; the gradient of x is summed up in f32.
+// rounded to x's type, then LoRA is added.
+//
+// LoRA's own products are of the type that x·Wᵀ is made in. Where that is bf16, A, B and their gradients stay in f32: their
+// factors are rounded for a product, which adds up in f32, as under the peers' mixed precision.
 
 #include "support.h"
 
@@ -22,7 +25,7 @@ using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// Rows that are brought into f32 at once for the gradient of A.
+// Rows whose products are made at once for the gradients of A and B.
 constexpr int64_t kRows = 512;
 
 // One of the projections. Tensors that may be trained are arguments of the function below; here stands which ones.
@@ -84,18 +87,35 @@ Tensor stacked(const Group& group, const variable_list& arguments) {
   return all.size() == 1 ? all[0] : at::cat(all);
 }
 
+// gᵀ·x·scale [R, width] in f32, for few columns of g: the gradient of A, or the other way round that of B. In f32 libtorch
+// is worst at products with few rows of output, so there it is xᵀ·g. In bf16 a piece's sum is rounded once.
+Tensor few_by_many(const Tensor& g, const Tensor& x, at::ScalarType type, double scale) {
+  const bool turned = type == at::kFloat;
+  const auto f32 = x.options().dtype(at::kFloat);
+  Tensor sum = turned ? at::zeros({x.size(1), g.size(1)}, f32) : at::zeros({g.size(1), x.size(1)}, f32);
+  for (int64_t first = 0; first < x.size(0); first += kRows) {
+    const int64_t count = std::min(kRows, x.size(0) - first);
+    const Tensor some = g.narrow(0, first, count).to(type), many = x.narrow(0, first, count).to(type);
+    if (turned) {
+      sum.addmm_(many.t(), some);
+    } else {
+      sum.add_(at::mm(some.t(), many));
+    }
+  }
+  if (scale != 1.0) sum.mul_(scale);
+  return turned ? sum.t() : sum;
+}
+
 struct Project : torch::autograd::Function<Project> {
   static variable_list forward(AutogradContext* ctx, const Tensor& x, at::TensorList arguments,
                                c10::intrusive_ptr<Group> group) {
     ctx->set_materialize_grads(false);
     const auto type = product_type(x);
     const Tensor flat = x.reshape({-1, group->in});  // [N, in]
-    const int64_t ranks = group->ranks();
-    const Tensor wide = type == at::kFloat || ranks > 0 ? flat.to(at::kFloat) : Tensor();
-    const Tensor in_type = type == at::kFloat ? wide : flat;
+    const Tensor in_type = flat.to(type);
     variable_list saved(arguments.begin(), arguments.end());
     Tensor h;  // [N, ΣR]
-    if (ranks > 0) h = at::mm(wide, stacked(*group, saved).t());
+    if (group->ranks() > 0) h = at::mm(in_type, stacked(*group, saved).to(type).t());
     auto shape = x.sizes().vec();
     variable_list results;
     int64_t column = 0;
@@ -108,8 +128,8 @@ struct Project : torch::autograd::Function<Project> {
         y = at::mm(in_type, w.t());
       }
       if (part.rank > 0) {
-        const Tensor own = h.narrow(1, column, part.rank), b = saved[part.b].t();
-        if (x.scalar_type() == at::kFloat) {
+        const Tensor own = h.narrow(1, column, part.rank), b = saved[part.b].to(type).t();
+        if (x.scalar_type() == type) {
           y.addmm_(own, b, 1, part.scale);
         } else {
           // Rounded before LoRA is added, as where the sum is made apart: a batch of many adapters gives the same.
@@ -144,47 +164,37 @@ struct Project : torch::autograd::Function<Project> {
     const auto wanted = [&](int place) { return place >= 0 && ctx->needs_input_grad(place + 1); };
     bool wants_a = false;
     for (const Part& part : group->parts) wants_a = wants_a || wanted(part.a);
-    Tensor gx;                    // [N, in]
-    Tensor gh;                    // [N, ΣR], with the scale
-    if (ranks > 0) gh = at::zeros({rows, ranks}, flat.options().dtype(at::kFloat));
+    Tensor gx;  // [N, in]
+    Tensor gh;  // [N, ΣR], with the scale
+    if (ranks > 0) gh = at::zeros({rows, ranks}, flat.options().dtype(type));
     int64_t column = 0;
     for (size_t i = 0; i < group->parts.size(); ++i) {
       const Part& part = group->parts[i];
       const int64_t own = column;
       column += part.rank;
       if (!gradients[i].defined()) continue;
-      const Tensor gy = gradients[i].reshape({-1, part.out});
-      const Tensor wide = type == at::kFloat || part.rank > 0 ? gy.to(at::kFloat) : Tensor();
+      const Tensor gy = gradients[i].reshape({-1, part.out}).to(type);
       gradients[i].reset();
       if (wants_x) {
         const Tensor w = group->weight(part, type);
-        if (type != at::kFloat) {
-          const Tensor product = at::mm(gy, w);
-          gx = gx.defined() ? gx.to(at::kFloat).add_(product) : product;
-        } else if (gx.defined()) {
-          gx.addmm_(wide, w);
+        if (gx.defined()) {
+          gx.addmm_(gy, w);
         } else {
-          gx = at::mm(wide, w);
+          gx = at::mm(gy, w);
         }
       }
       if (wanted(part.bias)) results[part.bias + 1] = gy.sum(0, false, at::kFloat).to(saved[part.bias].scalar_type());
       if (part.rank > 0) {
         if (wanted(part.b)) {
-          results[part.b + 1] = at::mm(wide.t(), h.narrow(1, own, part.rank)).mul_(part.scale);  // [out, R]
+          const Tensor of_b = few_by_many(h.narrow(1, own, part.rank), gy, type, part.scale);  // [R, out]
+          results[part.b + 1] = of_b.t().contiguous();
         }
         Tensor of_h = gh.narrow(1, own, part.rank);
-        of_h.copy_(at::mm(wide, saved[part.b])).mul_(part.scale);
+        of_h.copy_(at::mm(gy, saved[part.b].to(type))).mul_(part.scale);
       }
     }
     if (wants_a) {
-      // Transposed, because products with few rows of output are what libtorch is worst at; in pieces, so that x in f32
-      // is small.
-      Tensor sum = at::zeros({group->in, ranks}, gh.options());
-      for (int64_t first = 0; first < rows; first += kRows) {
-        const int64_t count = std::min(kRows, rows - first);
-        sum.addmm_(flat.narrow(0, first, count).to(at::kFloat).t(), gh.narrow(0, first, count));
-      }
-      const Tensor ga = sum.t();  // [ΣR, in]
+      const Tensor ga = few_by_many(gh, flat, type, 1.0);  // [ΣR, in]
       column = 0;
       for (const Part& part : group->parts) {
         if (wanted(part.a)) results[part.a + 1] = ga.narrow(0, column, part.rank).contiguous();
@@ -192,14 +202,7 @@ struct Project : torch::autograd::Function<Project> {
       }
     }
     if (wants_x && gx.defined()) {
-      if (ranks > 0) {
-        const Tensor a = stacked(*group, saved);
-        if (gx.scalar_type() == at::kFloat) {
-          gx.addmm_(gh, a);
-        } else {
-          add_scaled_(gx, at::mm(gh, a), 1.0);
-        }
-      }
+      if (ranks > 0) gx.addmm_(gh, stacked(*group, saved).to(type));
       results[0] = gx.to(flat.scalar_type()).view(ctx->saved_data["shape"].toIntVector());
     }
     return results;

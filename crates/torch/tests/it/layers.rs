@@ -92,33 +92,37 @@ fn gates_equal_plain_operators_over_their_whole_range() {
     }
 }
 
+/// Of blocks that are whole, cut and several; with as many keys as queries, and with fewer or more.
 #[test]
-fn attention_in_f32_over_bf16_equals_attention() {
-    let all = [random(&[2, 4, 9, 16]), random(&[2, 2, 9, 16]), random(&[2, 2, 9, 16])];
-    let seed = random(&[2, 4, 9, 16]);
-    let term = random(&[1, 4, 9, 9]);
-    let seen = random(&[2, 1, 9, 9]).gt(-1.0).logical_or(&Tensor::eye(9, (Kind::Bool, tch::Device::Cpu)));
-    for mask in [None, Some(&term), Some(&seen)] {
-        let plain = |x: &[Tensor]| {
-            let spread = |x: &Tensor| x.repeat_interleave_self_int(2, 1, None);
-            Tensor::scaled_dot_product_attention(
-                &x[0],
-                &spread(&x[1]),
-                &spread(&x[2]),
-                mask,
-                0.0,
-                mask.is_none(),
-                0.3,
-                false,
-            )
-        };
-        let ours = |x: &[Tensor]| {
-            let mask = mask.map(|mask| if mask.kind() == Kind::Bool { mask.copy() } else { mask.to_kind(x[0].kind()) });
-            attend(&x[0], &x[1], &x[2], mask.as_ref(), mask.is_none(), 0.3).unwrap()
-        };
-        for products in [false, true] {
-            set_bf16_products(products);
-            agrees(&all, &seed, &ours, &plain);
+fn attention_over_bf16_equals_attention() {
+    let sizes =
+        [(2, 9, 9, 16), (1, 64, 64, 64), (1, 150, 150, 80), (1, 530, 530, 16), (2, 70, 33, 32), (1, 40, 130, 128)];
+    for (batch, queries, keys, width) in sizes {
+        let of_keys = [batch, 2, keys, width];
+        let all = [random(&[batch, 4, queries, width]), random(&of_keys), random(&of_keys)];
+        let seed = random(&[batch, 4, queries, width]);
+        let term = random(&[1, 4, queries, keys]);
+        let first = Tensor::arange(keys, (Kind::Int64, tch::Device::Cpu)).eq(0);
+        let seen = random(&[batch, 1, queries, keys]).gt(-1.0).logical_or(&first);
+        let row = random(&[1, keys]);
+        for mask in [None, Some(&term), Some(&seen), Some(&row)] {
+            for causal in [mask.is_none(), false] {
+                let plain = |x: &[Tensor]| {
+                    let [k, v] = [1, 2].map(|at: usize| x[at].repeat_interleave_self_int(2, 1, None));
+                    Tensor::scaled_dot_product_attention(&x[0], &k, &v, mask, 0.0, causal, 0.3, false)
+                };
+                let ours = |x: &[Tensor]| {
+                    let of_kind = |mask: &Tensor| match mask.kind() {
+                        Kind::Bool => mask.copy(),
+                        _ => mask.to_kind(x[0].kind()),
+                    };
+                    attend(&x[0], &x[1], &x[2], mask.map(of_kind).as_ref(), causal, 0.3).unwrap()
+                };
+                for products in [false, true] {
+                    set_bf16_products(products);
+                    agrees(&all, &seed, &ours, &plain);
+                }
+            }
         }
     }
 }

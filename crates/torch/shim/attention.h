@@ -1,0 +1,27 @@
+// What attention's forward pass keeps, and its gradients (`attention_gradient.cpp`).
+#pragma once
+#include "support.h"
+
+#include <optional>
+
+namespace tailor {
+
+// `q`, `out` [B, H, T, Dh], `k`, `v` [B, K, S, Dh] with K dividing H, `log_sums` [B, H, T] in f32: the logarithm of each
+// query's sum of e^score. `mask` is added to the scores, [1 or B, 1 or H, T or 1, S or 1] in f32.
+struct AttentionPass {
+  at::Tensor q, k, v, out, log_sums;
+  std::optional<at::Tensor> mask;
+  bool causal;
+  double scale;
+};
+
+struct AttentionGradients {
+  at::Tensor q, k, v;
+};
+
+// Whether this processor has what [`attention_gradient`] is made of, and `q` is of its type and width.
+bool has_attention_gradient(const at::Tensor& q);
+
+AttentionGradients attention_gradient(const AttentionPass& pass, const at::Tensor& gradient);
+
+}  // namespace tailor
