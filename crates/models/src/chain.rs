@@ -3,13 +3,23 @@
 //!
 //! The layers' graphs are never connected: each is made from its kept input, gone through with the gradient that the
 //! layer above left, and dropped before the next. So one layer's activations are in memory at a time. Random numbers are
-//! put back to what they were, so dropout drops the same. The inputs may wait in the host's memory; then the next one is
+//! put back to what they were, so dropout drops the same. A layer's last product is not made again where only the sum that
+//! ends the layer takes it: no gradient hangs on its value. The inputs may wait in the host's memory; then the next one is
 //! on its way back while a layer runs.
 
 use tailor_torch::gpu::Parked;
 use tch::Tensor;
 
 use crate::{Error, Result};
+
+/// What a layer runs for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Run {
+    /// What it gives.
+    Values,
+    /// Its backward pass alone, which has no use for what it gives.
+    Gradient,
+}
 
 /// Layers that follow each other.
 pub(crate) struct Chain<'a> {
@@ -22,7 +32,7 @@ pub(crate) struct Chain<'a> {
 }
 
 /// The output of the layer with this number for an input.
-type Layer<'a> = dyn Fn(usize, &Tensor) -> Tensor + 'a;
+type Layer<'a> = dyn Fn(usize, &Tensor, Run) -> Tensor + 'a;
 
 struct Kept {
     input: Input,
@@ -63,14 +73,14 @@ impl<'a> Chain<'a> {
         x: Tensor,
         layers: usize,
         park: bool,
-        layer: impl Fn(usize, &Tensor) -> Tensor + 'a,
+        layer: impl Fn(usize, &Tensor, Run) -> Tensor + 'a,
     ) -> Result<Self> {
         let mut kept = Vec::with_capacity(layers);
         let entry = x.requires_grad().then(|| x.shallow_clone());
         let mut x = x.f_detach()?;
         for i in 0..layers {
             let random = tailor_torch::rng_state()?;
-            let y = tch::no_grad(|| layer(i, &x));
+            let y = tch::no_grad(|| layer(i, &x, Run::Values));
             kept.push(Kept { input: Input::new(x, park)?, random });
             x = y;
         }
@@ -92,7 +102,7 @@ impl<'a> Chain<'a> {
                 next.input.prefetch()?;
             }
             let x = input.fetch()?.f_set_requires_grad(true)?;
-            let y = (self.layer)(self.kept.len(), &x);
+            let y = (self.layer)(self.kept.len(), &x, Run::Gradient);
             tailor_torch::backward(&[(&y, Some(&gradient))], false)?;
             gradient = gradient_of(&x)?;
         }

@@ -6,6 +6,7 @@ use tailor_torch::device::{DeviceWeight, MAX_GROUP, device_project};
 use tailor_torch::{Factors, Projection, ProjectionWeight, QuantWeight};
 use tch::{Kind, Tensor};
 
+use crate::chain::Run;
 use crate::pass::{Adapters, Pass};
 
 /// The type in which activations and dequantised weights live.
@@ -87,6 +88,19 @@ impl Linear {
     pub fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Tensor {
         let [y] = project([self], x, pass);
         y
+    }
+
+    /// As [`Self::forward`]; for a gradient alone the output's values are left out, where none of them is looked at.
+    pub fn forward_for(&self, run: Run, x: &Tensor, pass: &Pass<'_>) -> Tensor {
+        let plain = match &pass.adapters {
+            Adapters::None => true,
+            Adapters::One(set) => set.change(self.slot).is_none_or(|change| change.plain_lora(pass.training).is_some()),
+            Adapters::Rows(_) => false,
+        };
+        match run {
+            Run::Gradient if plain => tailor_torch::without_values(|| self.forward(x, pass)),
+            Run::Gradient | Run::Values => self.forward(x, pass),
+        }
     }
 
     /// The base's own.

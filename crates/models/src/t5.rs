@@ -13,7 +13,7 @@ use self::positions::PositionBias;
 use crate::Result;
 use crate::attention::{Mask, biased, causal_mask};
 use crate::cache::{Cache, Cross, LayerCache, Memory};
-use crate::chain::Chain;
+use crate::chain::{Chain, Run};
 use crate::config::T5Config;
 use crate::linear::Linear;
 use crate::norm::{NormScale, RmsNorm};
@@ -99,7 +99,7 @@ impl T5 {
         let block = self.decoder_block(decoder_ids, &states, mask, pass);
         let mut x = self.decoder.embed(decoder_ids, pass);
         for i in 0..self.decoder.blocks.len() {
-            x = block(i, &x);
+            x = block(i, &x, Run::Values);
         }
         self.finish_decoder(&x, pass)
     }
@@ -117,8 +117,8 @@ impl T5 {
     ) -> Result<Chain<'a>> {
         let mask = self.encoder_mask(ids, mask);
         let blocks = &self.encoder.blocks;
-        Chain::forward(self.embed(ids, prompts, pass), blocks.len(), pass.parks, move |i, x| {
-            blocks[i].forward(x, &mask, Memory::None, Encoded::None, pass)
+        Chain::forward(self.embed(ids, prompts, pass), blocks.len(), pass.parks, move |i, x, run| {
+            blocks[i].forward_for(run, x, &mask, Memory::None, Encoded::None, pass)
         })
     }
 
@@ -149,7 +149,7 @@ impl T5 {
         states: &Tensor,
         states_mask: Option<&Tensor>,
         pass: &'a Pass<'a>,
-    ) -> impl Fn(usize, &Tensor) -> Tensor + use<'a> {
+    ) -> impl Fn(usize, &Tensor, Run) -> Tensor + use<'a> {
         let mask = self.decoder_mask(&ids.ones_like(), ids.size()[1]);
         let (batch, tokens, _) = crate::attention::shape3(states);
         let seen = match states_mask {
@@ -157,11 +157,11 @@ impl T5 {
             None => key_mask(&Tensor::ones([batch, tokens], (Kind::Int64, states.device()))),
         };
         let states = states.shallow_clone();
-        move |i, x| {
+        move |i, x, run| {
             let block = &self.decoder.blocks[i];
             let cross = block.cross.as_ref().map(|(_, attention)| attention.keys_values(&states, pass));
             let encoded = cross.as_ref().map_or(Encoded::None, |(k, v)| Encoded::Given(k, v, &seen));
-            block.forward(x, &mask, Memory::None, encoded, pass)
+            block.forward_for(run, x, &mask, Memory::None, encoded, pass)
         }
     }
 

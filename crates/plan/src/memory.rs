@@ -70,8 +70,8 @@ impl Memory {
             true => 2 * (trained + trained.div_ceil(256) * F32),
         };
         let best = if settings.measures { trained * F32 } else { 0 };
-        let kept = activations::kept(shape, adapter, settings);
         let product = kind.product_bytes(settings.compute);
+        let kept = activations::kept(shape, adapter, settings, product);
         let moment = activations::moment(shape, adapter, settings, product);
         let moment = moment.max(update(trained, settings).saturating_sub(kept));
         Self {

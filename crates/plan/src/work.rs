@@ -56,7 +56,7 @@ impl Work {
             let width = (block.attention.heads * block.attention.head_dim) as f64;
             // Scores and their sum, of which half is masked; five products backward for two forward.
             work.flop += pass.sequences as f64 * 2.0 * side * side * width * (1.0 + 2.5 + again);
-            work.moved += of_block(shape, adapter, block, settings) as f64 * rounds;
+            work.moved += of_block(shape, adapter, block, settings, settings.compute.bytes()) as f64 * rounds;
         }
         let labels = pass.labels as f64;
         work.flop += 2.0 * labels * (shape.vocab * shape.hidden) as f64 * (2.0 + reference);

@@ -194,7 +194,10 @@ struct Project : torch::autograd::Function<Project> {
     const Tensor flat = x.reshape({-1, group->in});  // [N, in]
     variable_list saved(arguments.begin(), arguments.end());
     Tensor y;  // [N, Σout]
-    if (group->inference && group->is_direct(flat)) {
+    const bool wanted = tailor_values_wanted() != 0;
+    if (!wanted) {
+      y = at::zeros({flat.size(0), group->out}, flat.options());
+    } else if (group->inference && group->is_direct(flat)) {
       y = at::empty({flat.size(0), group->out}, flat.options());
       group->multiply(flat, y, false);
     } else {
@@ -211,7 +214,7 @@ struct Project : torch::autograd::Function<Project> {
       Tensor own = y.narrow(1, column, out);
       column += out;
       if (term.rank > 0) {
-        own.addmm_(h.narrow(1, ranks, term.rank), saved[term.place + 1].to(type).t(), 1, term.scale);
+        if (wanted) own.addmm_(h.narrow(1, ranks, term.rank), saved[term.place + 1].to(type).t(), 1, term.scale);
         ranks += term.rank;
       }
       shape.back() = out;

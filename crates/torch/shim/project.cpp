@@ -119,7 +119,13 @@ struct Project : torch::autograd::Function<Project> {
     auto shape = x.sizes().vec();
     variable_list results;
     int64_t column = 0;
+    const bool wanted = tailor_values_wanted() != 0;
     for (const Part& part : group->parts) {
+      if (!wanted) {
+        shape.back() = part.out;
+        results.push_back(at::zeros(shape, x.options()));
+        continue;
+      }
       const Tensor w = group->weight(part, type);
       Tensor y;  // [N, out]
       if (part.bias >= 0) {
@@ -250,7 +256,12 @@ struct Lora : torch::autograd::Function<Lora> {
 
 using namespace tailor;
 
+static thread_local bool values_wanted = true;
+
 extern "C" {
+
+void tailor_want_values(int32_t wanted) { values_wanted = wanted != 0; }
+int32_t tailor_values_wanted() { return values_wanted ? 1 : 0; }
 
 int32_t tailor_project(const void* x, const TailorProjection* projections, size_t count, const TailorWeightOps* ops,
                        int64_t in, void** results) {

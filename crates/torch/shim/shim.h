@@ -38,6 +38,11 @@ struct TailorProjection {
 int32_t tailor_project(const void* x, const TailorProjection* projections, size_t count, const TailorWeightOps* ops,
                        int64_t in, void** results);
 
+// What tailor_project and tailor_device_project give on this thread from now on has no values but zeros: only the backward
+// pass is wanted, which needs none of them.
+void tailor_want_values(int32_t wanted);
+int32_t tailor_values_wanted();
+
 // y + scale · (x·Aᵀ)·Bᵀ in the type of A and B, rounded to the type of y. Saves x, x·Aᵀ and the parameters.
 int32_t tailor_lora(const void* y, const void* x, const void* a, const void* b, double scale, void** result);
 

@@ -251,6 +251,8 @@ unsafe extern "C" {
         release: extern "C" fn(*mut c_void),
         result: *mut *mut c_void,
     ) -> i32;
+    pub(crate) fn tailor_want_values(wanted: i32);
+    pub(crate) fn tailor_values_wanted() -> i32;
     pub(crate) fn tailor_project(
         x: *const c_void,
         projections: *const Projection,

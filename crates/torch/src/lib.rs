@@ -35,7 +35,9 @@ pub use layers::{
 };
 pub use memory::{Memory, PeakMemory, available_bytes, resident_bytes, total_bytes};
 pub use pool::{TensorBytes, drop_pool, tensor_bytes, use_pool};
-pub use quant_linear::{Factors, Projection, ProjectionWeight, QuantWeight, drop_scratch, lora, project, quant_linear};
+pub use quant_linear::{
+    Factors, Projection, ProjectionWeight, QuantWeight, drop_scratch, lora, project, quant_linear, without_values,
+};
 pub use random::{rng_state, set_rng_state};
 pub use surroundings::Surroundings;
 pub use workers::TorchWorkers;

@@ -151,6 +151,25 @@ pub fn project(x: &Tensor, projections: &[Projection<'_>]) -> Result<Vec<Tensor>
     Ok(results.into_iter().map(|result| unsafe { Tensor::from_ptr(result.cast()) }).collect())
 }
 
+/// Runs `work`, in which [`project`] and [`crate::device::device_project`] make zeros for their values: for a backward pass
+/// alone, which needs none of them. What is kept for it is kept, and gradients are what they would have been.
+pub fn without_values<T>(work: impl FnOnce() -> T) -> T {
+    struct Back(i32);
+    impl Drop for Back {
+        fn drop(&mut self) {
+            // SAFETY: sets a flag of this thread.
+            unsafe { ffi::tailor_want_values(self.0) }
+        }
+    }
+    // SAFETY: reads a flag of this thread, and sets it.
+    let _back = unsafe {
+        let before = ffi::tailor_values_wanted();
+        ffi::tailor_want_values(0);
+        Back(before)
+    };
+    work()
+}
+
 /// `x·Wᵀ + bias`: one projection without LoRA.
 ///
 /// # Shapes

@@ -5,6 +5,7 @@ use tch::Tensor;
 
 use crate::attention::{Mask, attend, heads};
 use crate::cache::Memory;
+use crate::chain::Run;
 use crate::config::DecoderConfig;
 use crate::linear::{Linear, project};
 use crate::norm::{NormScale, RmsNorm};
@@ -100,9 +101,15 @@ impl Layer {
     /// # Shapes
     /// `x` [B, T, D] → [B, T, D]
     pub(super) fn forward(&self, x: &Tensor, view: &View, memory: Memory<'_>, pass: &Pass<'_>) -> Tensor {
+        self.forward_for(Run::Values, x, view, memory, pass)
+    }
+
+    pub(super) fn forward_for(&self, run: Run, x: &Tensor, view: &View, memory: Memory<'_>, pass: &Pass<'_>) -> Tensor {
+        // A norm behind the feed-forward looks at its values.
+        let run = if self.mlp_norm.is_some() { Run::Values } else { run };
         let attended = self.self_attn.forward(&self.input_layernorm.forward(x, pass), view, memory, pass);
         let x = x + normed(attended, &self.attention_norm, pass);
-        &x + normed(self.mlp.forward(&self.mlp_input_norm.forward(&x, pass), pass), &self.mlp_norm, pass)
+        &x + normed(self.mlp.forward(run, &self.mlp_input_norm.forward(&x, pass), pass), &self.mlp_norm, pass)
     }
 }
 
@@ -168,9 +175,9 @@ impl Mlp {
 
     /// # Shapes
     /// `x` [B, T, D] → [B, T, D], by way of [B, T, F]
-    fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Tensor {
+    fn forward(&self, run: Run, x: &Tensor, pass: &Pass<'_>) -> Tensor {
         let [gate, up] = project([&self.gate_proj, &self.up_proj], x, pass);
-        self.down_proj.forward(&self.activation.gate(&gate, &up), pass)
+        self.down_proj.forward_for(run, &self.activation.gate(&gate, &up), pass)
     }
 }
 

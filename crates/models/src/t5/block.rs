@@ -5,6 +5,7 @@ use tch::Tensor;
 
 use crate::attention::{Mask, attend, heads};
 use crate::cache::Memory;
+use crate::chain::Run;
 use crate::config::T5Config;
 use crate::linear::{Linear, project};
 use crate::norm::{NormScale, RmsNorm};
@@ -80,6 +81,18 @@ impl Block {
         encoded: Encoded<'_>,
         pass: &Pass<'_>,
     ) -> Tensor {
+        self.forward_for(Run::Values, x, mask, memory, encoded, pass)
+    }
+
+    pub fn forward_for(
+        &self,
+        run: Run,
+        x: &Tensor,
+        mask: &Mask,
+        memory: Memory<'_>,
+        encoded: Encoded<'_>,
+        pass: &Pass<'_>,
+    ) -> Tensor {
         let normed = self.self_norm.forward(x, pass);
         let (k, v) = self.self_attention.keys_values(&normed, pass);
         let attended = match memory {
@@ -107,7 +120,7 @@ impl Block {
                 x = &x + crossed;
             }
         }
-        &x + self.feed_forward.forward(&self.feed_forward_norm.forward(&x, pass), pass)
+        &x + self.feed_forward.forward(run, &self.feed_forward_norm.forward(&x, pass), pass)
     }
 }
 
@@ -169,7 +182,7 @@ impl FeedForward {
 
     /// # Shapes
     /// `x` [B, T, D] → [B, T, D], by way of [B, T, F]
-    fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Tensor {
+    fn forward(&self, run: Run, x: &Tensor, pass: &Pass<'_>) -> Tensor {
         let inner = match &self.wi_1 {
             Some(wi_1) => {
                 let [gate, up] = project([&self.wi_0, wi_1], x, pass);
@@ -177,6 +190,6 @@ impl FeedForward {
             }
             None => self.activation.apply(&self.wi_0.forward(x, pass)),
         };
-        self.wo.forward(&inner, pass)
+        self.wo.forward_for(run, &inner, pass)
     }
 }

@@ -26,12 +26,14 @@ pub fn length(pass: &Pass, stream: Stream) -> u64 {
     }
 }
 
-/// Bytes that are in memory when the forward pass has ended.
-pub fn kept(shape: &Shape, adapter: &Adapter, settings: &Settings) -> u64 {
+/// Bytes that are in memory when the forward pass has ended; `product` bytes for a value that is multiplied.
+pub fn kept(shape: &Shape, adapter: &Adapter, settings: &Settings, product: u64) -> u64 {
     let (pass, c) = (&settings.pass, settings.compute.bytes());
     let blocks = match settings.checkpointing {
         // Nothing below the first layer that learns has a gradient.
-        Checkpointing::None => learning(shape, adapter).map(|block| of_block(shape, adapter, block, settings)).sum(),
+        Checkpointing::None => {
+            learning(shape, adapter).map(|block| of_block(shape, adapter, block, settings, product)).sum()
+        }
         Checkpointing::Layers => {
             shape.blocks.iter().map(|block| tokens(pass, block.stream) * shape.hidden * c).sum::<u64>()
         }
@@ -51,9 +53,9 @@ pub fn moment(shape: &Shape, adapter: &Adapter, settings: &Settings, product: u6
     let layer = |block: &Block| {
         let again = match settings.checkpointing {
             Checkpointing::None => 0,
-            Checkpointing::Layers | Checkpointing::LayersOnHost => of_block(shape, adapter, block, settings),
+            Checkpointing::Layers | Checkpointing::LayersOnHost => of_block(shape, adapter, block, settings, product),
         };
-        again + backward(shape, adapter, block, settings)
+        again + backward(shape, adapter, block, settings, product)
     };
     let layer = shape.blocks.iter().map(layer).max().unwrap_or(0);
     layer.max(head(shape, adapter, settings, product))
@@ -75,14 +77,14 @@ pub fn linears_of(block: &Block) -> impl Iterator<Item = usize> {
 }
 
 /// What one block keeps.
-pub fn of_block(shape: &Shape, adapter: &Adapter, block: &Block, settings: &Settings) -> u64 {
+pub fn of_block(shape: &Shape, adapter: &Adapter, block: &Block, settings: &Settings, product: u64) -> u64 {
     let (pass, c, d) = (&settings.pass, settings.compute.bytes(), shape.hidden);
     let own = tokens(pass, block.stream);
     let lora = |linear: usize, tokens: u64| {
         let dropped = if adapter.dropout() { tokens * shape.linears[linear].input * (c + 1) } else { 0 };
         match adapter.rank(linear) {
             0 => 0,
-            rank => tokens * rank * F32 + dropped,
+            rank => tokens * rank * product + dropped,
         }
     };
     // Layers that read the same tensor share it; with dropout each has its own, and the shared one is let go.
@@ -135,14 +137,17 @@ fn attended(attention: &Attention, queries: u64, keys: u64, length: u64, pass: &
     bytes
 }
 
-/// A block's backward pass where it is widest, at the input of the feed-forward's last layer: the gradient of it summed up
-/// in f32 and rounded, the gradient it is made from in f32 as well; and the gradients of the block's input.
-fn backward(shape: &Shape, adapter: &Adapter, block: &Block, settings: &Settings) -> u64 {
+/// A block's backward pass where it is widest: at the feed-forward, with the gradients of both halves beside the one that
+/// they are made from, whose place in what is kept is free by then; and the gradients of the block's input. Where
+/// products are in f32 it is at the feed-forward's last layer: the gradient of its input summed up in f32 and rounded, and
+/// the gradient it is made from in f32 as well.
+fn backward(shape: &Shape, adapter: &Adapter, block: &Block, settings: &Settings, product: u64) -> u64 {
     let (pass, c) = (&settings.pass, settings.compute.bytes());
     let own = tokens(pass, block.stream);
     let inner = shape.linears[block.gate].out;
     let ranks: u64 = linears_of(block).map(|linear| adapter.rank(linear)).max().unwrap_or(0);
-    own * inner * (F32 + c) + own * shape.hidden * (F32 + 2 * c) + own * ranks * 2 * F32
+    let wide = if product == c { 2 * c } else { product + c };
+    own * inner * wide + own * shape.hidden * (product + 2 * c) + own * ranks * 2 * product
 }
 
 /// One slice of logits, which become their own gradient; the states' gradient in f32 and rounded; and a piece of the head

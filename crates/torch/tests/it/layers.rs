@@ -4,7 +4,7 @@
 use tailor_quant::Float;
 use tailor_torch::{
     Factors, Gate, LabelWeights, Projection, ProjectionWeight, attend, backward, cross_entropy, gated, project,
-    rms_norm, rotate, set_bf16_products,
+    rms_norm, rotate, set_bf16_products, without_values,
 };
 use tch::{Kind, Reduction, Tensor};
 
@@ -165,6 +165,34 @@ fn projections_of_one_input_equal_plain_operators() {
                 assert!(error <= limit, "{dtype:?} {kind:?} {products}: number {at} is off by {error}");
             }
         }
+    }
+}
+
+#[test]
+fn projections_without_values_have_the_same_gradients() {
+    set_bf16_products(true);
+    for kind in [Kind::Float, Kind::BFloat16] {
+        let (packed, dense) = (weight(16, 64, Float::F32), random(&[8, 64]).to_kind(kind));
+        let (x, seeds) = (random(&[5, 64]).to_kind(kind), [16, 8].map(|out| random(&[5, out]).to_kind(kind)));
+        let pair = [random(&[4, 64]), random(&[16, 4])];
+        let gradients = |valued: bool| {
+            let x = leaf(&x);
+            let [a, b] = [&pair[0], &pair[1]].map(leaf);
+            let lora = Some(Factors { a: &a, b: &b, scale: 0.7 });
+            let both = [
+                Projection { weight: ProjectionWeight::FourBit(&packed), bias: None, lora },
+                Projection { weight: ProjectionWeight::Dense(&dense), bias: None, lora: None },
+            ];
+            let make = || project(&x, &both).unwrap();
+            let made = if valued { make() } else { without_values(make) };
+            let sum: f64 = made.iter().map(|y| y.abs().sum(Kind::Double).double_value(&[])).sum();
+            assert_eq!(sum > 0.0, valued);
+            assert!(made.iter().zip(&seeds).all(|(y, seed)| (y.size(), y.kind()) == (seed.size(), kind)));
+            let roots: Vec<_> = made.iter().zip(&seeds).map(|(y, seed)| (y, Some(seed))).collect();
+            backward(&roots, false).unwrap();
+            [x.grad(), a.grad(), b.grad()]
+        };
+        assert_eq!(gradients(true), gradients(false));
     }
 }
 

@@ -3,7 +3,9 @@
 use half::bf16;
 use tailor_quant::{Backend, BlockSize, Code, Float, Quantized, quantize};
 use tailor_torch::device::{DeviceWeight, dequantize_group, device_project};
-use tailor_torch::{Factors, Projection, ProjectionWeight, QuantWeight, backward, lora, project, quant_linear};
+use tailor_torch::{
+    Factors, Projection, ProjectionWeight, QuantWeight, backward, lora, project, quant_linear, without_values,
+};
 use tch::{Device, Kind, Tensor};
 
 use super::{device, near};
@@ -97,6 +99,24 @@ fn grouped_linear_layers_equal_the_cpus_in_value_and_gradient() {
         }
         near(&ours.1, &plain.1, kind);
     }
+}
+
+#[test]
+fn grouped_layers_without_values_have_the_same_gradients() {
+    let weight = on_device(&weight(64, 48, Float::Bf16, Code::Nf4, 64, true));
+    let random = |shape: &[i64]| Tensor::randn(shape, (Kind::Float, device()));
+    let (x, seed) = (random(&[5, 48]).to_kind(Kind::BFloat16), random(&[5, 64]).to_kind(Kind::BFloat16));
+    let pair = [random(&[4, 48]), random(&[64, 4])];
+    let gradients = |valued: bool| {
+        let leaf = |tensor: &Tensor| tensor.copy().set_requires_grad(true);
+        let (x, a, b) = (leaf(&x), leaf(&pair[0]), leaf(&pair[1]));
+        let make = || device_project(&x, &[(&weight, Some(Factors { a: &a, b: &b, scale: 1.5 }))]).expect("runs");
+        let made = if valued { make() } else { without_values(make) };
+        assert_eq!(made[0].abs().sum(Kind::Double).double_value(&[]) > 0.0, valued);
+        backward(&[(&made[0], Some(&seed))], false).expect("goes back");
+        [x.grad(), a.grad(), b.grad()]
+    };
+    assert_eq!(gradients(true), gradients(false));
 }
 
 /// What layers give for x and their A and B.
