@@ -60,7 +60,7 @@ pub fn gated(gate: &Tensor, up: &Tensor, activation: Gate) -> Result<Tensor> {
 }
 
 /// `softmax(q·kᵀ·scale + mask)·v` by libtorch's fused kernels: in the type of q, or in f32 where the processor has no bf16
-/// product.
+/// product. In bf16 the backward pass is the shim's own (FlashAttention-2, arXiv 2307.08691 §3.1).
 ///
 /// # Shapes
 /// `q` [B, H, T, Dh], `k` and `v` [B, K, S, Dh] with K dividing H; `mask` of booleans or terms, broadcast to
