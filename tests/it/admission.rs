@@ -44,6 +44,53 @@ async fn a_tenant_that_has_used_up_its_tokens_is_told_when_to_come_again_and_oth
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_prompt_that_was_read_is_paid_for_also_where_nothing_was_said() {
+    let up = Up::with(&[("TAILOR__GATEWAY__TENANT_TOKENS_PER_MINUTE", "1000")]).await;
+    up.add_base_and_rows(Family::Llama).await;
+    let mut gateway = up.addresses.gateway();
+    // Its end comes first, whatever the model thinks.
+    let silent = || GenerateRequest {
+        input: "anna sees a boat. ".repeat(10),
+        logit_bias: [(1, 1000.0)].into(),
+        ..request(1)
+    };
+    let mut said = 0;
+    let refused = loop {
+        match gateway.generate(silent()).await {
+            Ok(answer) => assert_eq!(answer.into_inner().completion_tokens, 0),
+            Err(status) => break status,
+        }
+        said += 1;
+        assert!(said < 100, "prompts cost nothing");
+    };
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_refused_moves_no_adapter_and_what_the_cache_gave_is_told_also_of_an_answer_that_is_cut() {
+    let up = Up::with(&[("TAILOR__GATEWAY__TENANT_REQUESTS_PER_MINUTE", "2")]).await;
+    up.add_base_and_rows(Family::Llama).await;
+    let job = ["train", "--base", Family::Llama.base(), "--dataset", "rows", "--adapter", "one", "--rank", "2"];
+    up.cli().json(&[&job[..], &["--max-steps", "2", "--max-new-tokens", "2"]].concat());
+    let mut gateway = up.addresses.gateway();
+    let cut = GenerateRequest {
+        input: "anna sees a boat. ".repeat(10),
+        stop: vec!["a".into(), "e".into(), " ".into(), "o".into()],
+        logit_bias: [(1, -1000.0)].into(),
+        ..request(100)
+    };
+    gateway.generate(cut.clone()).await.expect("an answer");
+    let again = gateway.generate(cut).await.expect("an answer").into_inner();
+    assert!(again.completion_tokens < 100, "it was cut: {again:?}");
+    assert!(again.cached_tokens > 0, "{again:?}");
+    let ask = GenerateRequest { base: String::new(), adapter: "one".into(), ..request(1) };
+    let refused = gateway.generate(ask).await.expect_err("a third in a minute");
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+    let resident = up.addresses.admin().list_resident(ListResidentRequest {}).await.expect("a list").into_inner();
+    assert!(resident.adapters.is_empty(), "{resident:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_deadline_ends_a_stream_that_is_being_made() {
     let up = Up::start().await;
     up.add_base_and_rows(Family::Llama).await;

@@ -186,6 +186,40 @@ async fn a_killed_engines_unstarted_requests_move_and_its_started_ones_end_with_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_an_engine_that_hangs_has_not_begun_moves_though_its_connections_stay() {
+    const REQUESTS: usize = 8;
+    let mut fleet = Fleet::with_engines(2, &[]).await;
+    fleet.publish(1);
+    let at = fleet.at(0, 0);
+    let mut alone = Vec::new();
+    for number in 0..REQUESTS {
+        alone.push(ask(&at, "grammar@1", number, 20).await.expect("an answer").text);
+    }
+    let home = if resident(&fleet, 0).await.is_empty() { 1 } else { 0 };
+    fleet.engine(home).signal("STOP");
+    // It has the adapter, and has said a moment ago that all is well with it.
+    let begun = std::time::Instant::now();
+    let asked = (0..REQUESTS).map(|number| {
+        let at = at.clone();
+        tokio::spawn(async move { ask(&at, "grammar@1", number, 20).await })
+    });
+    let asked: Vec<_> = asked.collect();
+    for (number, asked) in asked.into_iter().enumerate() {
+        let said = asked.await.expect("no panic").expect("the other engine answers");
+        assert_eq!(said.text, alone[number]);
+    }
+    let score = ScoreRequest { adapter: "grammar@1".into(), text: "anna sees".into(), ..Default::default() };
+    at.gateway().score(score).await.expect("the other engine scores");
+    assert!(begun.elapsed() < Duration::from_secs(20), "long before its connections are given up");
+    fleet.engine(home).signal("CONT");
+    fleet.engine(1 - home).kill();
+    eventually("the engine that goes on answers", async || {
+        ask(&at, "grammar@1", 1, 20).await.ok().filter(|said| said.text == alone[1])
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_engine_that_is_told_to_stop_finishes_what_it_has_and_gets_nothing_new() {
     let mut fleet = Fleet::with_engines(2, &[("SHUTDOWN_GRACE_MS", "60000")]).await;
     fleet.publish(1);

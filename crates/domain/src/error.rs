@@ -19,8 +19,10 @@ pub enum ErrorCode {
     Unavailable,
     /// The caller is not who it must be.
     Unauthenticated,
-    /// The caller gave up or its deadline passed.
+    /// The caller gave up.
     Cancelled,
+    /// The caller's deadline passed first.
+    DeadlineExceeded,
     /// Stored bytes are not what was written.
     DataLoss,
     /// A defect of ours.

@@ -17,7 +17,10 @@ use tch::Tensor;
 use crate::blocks::{Blocks, Name};
 use crate::error::Error;
 use crate::meter::Usage;
-use crate::sequence::Sequence;
+use crate::sequence::{Goal, Sequence};
+
+/// Logits of what is scored in one step: 64 MiB of f32.
+const MAX_LOGITS: usize = 1 << 24;
 
 pub struct Batch {
     sequences: Vec<Sequence>,
@@ -26,6 +29,8 @@ pub struct Batch {
     max_batch: usize,
     /// Tokens in one step, but for one of each that answers.
     max_step_tokens: usize,
+    /// Of them, scored ones.
+    max_scored: usize,
     done: Done,
 }
 
@@ -47,9 +52,10 @@ struct Piece {
 }
 
 impl Batch {
-    pub fn new(pool: KvPool, max_batch: usize, max_step_tokens: usize) -> Self {
+    pub fn new(pool: KvPool, max_batch: usize, max_step_tokens: usize, vocab_size: usize) -> Self {
         let blocks = Blocks::new(pool.blocks());
-        Self { sequences: Vec::new(), pool, blocks, max_batch, max_step_tokens, done: Done::default() }
+        let max_scored = (MAX_LOGITS / vocab_size.max(1)).max(1);
+        Self { sequences: Vec::new(), pool, blocks, max_batch, max_step_tokens, max_scored, done: Done::default() }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -127,7 +133,7 @@ impl Batch {
 
     /// Who goes through the model in this step, and with how many tokens.
     fn plan(&mut self) -> Vec<Piece> {
-        let mut left = self.max_step_tokens;
+        let (mut left, mut left_scored) = (self.max_step_tokens, self.max_scored);
         // What those who read are on their way to compute: whoever begins the same waits for it.
         let reading = self.sequences.iter().filter(|sequence| sequence.begun && sequence.is_reading());
         let mut coming: HashSet<Name> = reading.flat_map(|sequence| sequence.upcoming()).copied().collect();
@@ -145,8 +151,12 @@ impl Batch {
             }
             let sequence = &self.sequences[at];
             let count = if sequence.is_reading() { sequence.pending().min(left) } else { sequence.pending() };
+            let count = sequence.within(count, left_scored);
             left = left.saturating_sub(count);
-            if self.make_room(at, count) {
+            if let Goal::Scores(_) = &sequence.goal {
+                left_scored -= sequence.wanted(count);
+            }
+            if count > 0 && self.make_room(at, count) {
                 pieces.push(Piece { sequence: at, count });
             }
         }
@@ -165,6 +175,7 @@ impl Batch {
         sequence.promised -= sequence.blocks.len();
         sequence.found(sequence.blocks.len());
         sequence.begun = true;
+        sequence.announce();
         self.done.cached_tokens += sequence.computed as u64;
         coming.extend(sequence.upcoming());
         true
@@ -182,7 +193,8 @@ impl Batch {
         true
     }
 
-    /// One guarded pass, each sequence with its own adapter → (M, V): a row for each whose prompt has been read.
+    /// One guarded pass, each sequence with its own adapter → (M, V): a row for each whose prompt has been read, and for each
+    /// token that is scored.
     fn run(&self, base: &Base, pieces: &[Piece]) -> Result<Tensor, Error> {
         let segments = pieces.iter().map(|piece| {
             let sequence = &self.sequences[piece.sequence];
@@ -193,7 +205,7 @@ impl Batch {
                 blocks: &sequence.blocks,
                 cross: sequence.encoder.as_ref().map(|side| (side.blocks.as_slice(), side.tokens.len())),
                 adapter: sequence.set(),
-                logits: end == sequence.tokens.len(),
+                logits: sequence.wanted(piece.count),
             }
         });
         let segments: Vec<Segment<'_>> = segments.collect();
@@ -202,36 +214,69 @@ impl Batch {
 
     /// Lets each sequence take its logits; notes who is over.
     fn take_in(&mut self, base: &Base, pieces: &[Piece], logits: Tensor, over: &mut HashSet<usize>) {
-        let read = || match logits.size()[0] {
-            0 => Ok::<_, tailor_torch::Error>(Vec::new()),
-            _ => Ok(Vec::<Vec<f32>>::try_from(&logits)?),
-        };
-        let rows = match guarded(read) {
+        let rows = match self.answers(pieces, &logits) {
             Ok(rows) => rows,
-            Err(error) => {
-                let error = Error::device(&error);
-                return pieces.iter().for_each(|piece| self.give_up(piece.sequence, error.clone(), over));
-            }
+            Err(error) => return pieces.iter().for_each(|piece| self.give_up(piece.sequence, error.clone(), over)),
         };
         let eos = base.config().eos_token_ids();
-        let mut rows = rows.into_iter();
+        let (mut rows, mut row) = (rows.into_iter(), 0);
         for piece in pieces {
             let sequence = &mut self.sequences[piece.sequence];
+            let wanted = sequence.wanted(piece.count);
+            let own = row..row + wanted;
+            row = own.end;
             if sequence.is_reading() {
                 self.done.prompt_tokens += piece.count as u64;
             }
             for (block, name) in sequence.computed(piece.count) {
                 self.blocks.name(block, name);
             }
-            if sequence.pending() > 0 {
-                continue;
-            }
-            let Some(mut row) = rows.next() else { continue };
-            self.done.made_tokens += 1;
-            if !sequence.advance(&mut row, eos) {
-                over.insert(piece.sequence);
+            let is_complete = sequence.pending() == 0;
+            let goes_on = match &mut sequence.goal {
+                Goal::Scores(scoring) => {
+                    let own = logits.narrow(0, own.start as i64, wanted as i64);
+                    let taken = scoring.take(sequence.computed - wanted, &own);
+                    if is_complete && taken.is_ok() {
+                        scoring.end();
+                    }
+                    taken.map(|()| !is_complete)
+                }
+                Goal::Answer(answering) if is_complete => {
+                    let Some(mut row) = rows.next() else { continue };
+                    self.done.made_tokens += 1;
+                    let token = answering.advance(&mut row, eos);
+                    token.map(|token| token.map(|token| sequence.tokens.push(token)).is_some())
+                }
+                Goal::Answer(_) => Ok(true),
+            };
+            match goes_on {
+                Ok(true) => {}
+                Ok(false) => drop(over.insert(piece.sequence)),
+                Err(error) => self.give_up(piece.sequence, error, over),
             }
         }
+    }
+
+    /// The rows of those that answer, on the host.
+    fn answers(&self, pieces: &[Piece], logits: &Tensor) -> Result<Vec<Vec<f32>>, Error> {
+        let (mut rows, mut row) = (Vec::new(), 0);
+        for piece in pieces {
+            let sequence = &self.sequences[piece.sequence];
+            let wanted = sequence.wanted(piece.count) as i64;
+            if let Goal::Answer(_) = &sequence.goal {
+                rows.extend(row..row + wanted);
+            }
+            row += wanted;
+        }
+        let read = || match rows.len() as i64 {
+            0 => Ok::<_, tailor_torch::Error>(Vec::new()),
+            all if all == row => Ok(Vec::<Vec<f32>>::try_from(logits)?),
+            _ => {
+                let rows = Tensor::f_from_slice(&rows)?.f_to_device(logits.device())?;
+                Ok(Vec::<Vec<f32>>::try_from(&logits.f_index_select(0, &rows)?)?)
+            }
+        };
+        guarded(read).map_err(|error| Error::device(&error))
     }
 
     fn give_up(&mut self, at: usize, error: Error, over: &mut HashSet<usize>) {
@@ -251,6 +296,7 @@ impl Batch {
                 sequence.cached = side.tokens.len();
                 self.done.cached_tokens += side.tokens.len() as u64;
                 side.ready = true;
+                sequence.announce();
                 continue;
             }
             let full = tokens > 0 && tokens + side.tokens.len() > self.max_step_tokens;
@@ -264,6 +310,7 @@ impl Batch {
                 side.blocks.push(block);
             }
             tokens += side.tokens.len();
+            sequence.announce();
             fresh.push(at);
         }
         if fresh.is_empty() {

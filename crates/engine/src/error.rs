@@ -23,6 +23,11 @@ pub enum Error {
          try again later, ask for fewer, or raise max_queue_tokens"
     )]
     TokensFull { waiting: usize, asked: usize, limit: usize, retry_after: Duration },
+    #[error(
+        "{requests} requests of tenant {tenant:?} for {tokens} tokens are waiting already, which is its part of the queue while \
+         others may come; try again later"
+    )]
+    ShareFull { tenant: String, requests: usize, tokens: usize, retry_after: Duration },
     #[error("the deadline passed before the answer was complete; allow more time or ask for fewer tokens")]
     Deadline,
     #[error("the answer cannot take the form that was asked for: {0}")]
@@ -42,9 +47,11 @@ impl Error {
             Self::UnknownAdapter { .. } => ErrorCode::NotFound,
             Self::AdapterRefused { .. } => ErrorCode::FailedPrecondition,
             Self::Base { code, .. } => *code,
-            Self::QueueFull { .. } | Self::TokensFull { .. } | Self::OutOfMemory(_) => ErrorCode::ResourceExhausted,
+            Self::QueueFull { .. } | Self::TokensFull { .. } | Self::ShareFull { .. } | Self::OutOfMemory(_) => {
+                ErrorCode::ResourceExhausted
+            }
             Self::Unloading { .. } | Self::Stopped => ErrorCode::Unavailable,
-            Self::Deadline => ErrorCode::Cancelled,
+            Self::Deadline => ErrorCode::DeadlineExceeded,
             Self::Constraint(_) => ErrorCode::InvalidArgument,
             Self::Step(_) => ErrorCode::Internal,
         }
@@ -57,9 +64,15 @@ impl Error {
     /// When to come again, where the engine knows better than anybody.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::QueueFull { retry_after, .. } | Self::TokensFull { retry_after, .. } => Some(*retry_after),
+            Self::QueueFull { retry_after, .. }
+            | Self::TokensFull { retry_after, .. }
+            | Self::ShareFull { retry_after, .. } => Some(*retry_after),
             _ => None,
         }
+    }
+
+    pub(crate) fn not_finite() -> Self {
+        Self::Step("its logits are not finite; the adapter's weights may be too large".into())
     }
 
     pub(crate) fn model(error: &tailor_models::Error) -> Self {

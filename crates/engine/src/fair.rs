@@ -1,15 +1,23 @@
 //! A queue that is fair between tenants: start-time fair queueing (Goyal, Vin and Cheng 1996) over tokens.
 //!
 //! Each tenant's requests stay in their order; among tenants the one that has been given least, in tokens, is next. Who comes
-//! anew begins at the present, so nobody saves up a claim by being quiet.
+//! anew begins at the present, so nobody saves up a claim by being quiet. The present goes on with every request that is taken,
+//! by its tokens' share of those who wait, and not only with the starts of what is taken: names come from callers, and where
+//! each request bore another one, all would start at the same present, and whoever was given something before them would
+//! wait for ever and be remembered for ever.
 
 use std::collections::{HashMap, VecDeque};
 
+/// Parts of a token that the present is told in: a request's share of many who wait is less than one.
+const PARTS: u64 = 1 << 10;
+
 pub struct FairQueue<T> {
     tenants: HashMap<String, Tenant<T>>,
-    /// The start of what was taken last.
+    /// Where a new tenant begins, in parts of a token given to each.
     present: u64,
     length: usize,
+    /// Tenants that have come by now.
+    came: u64,
 }
 
 struct Tenant<T> {
@@ -22,7 +30,7 @@ struct Tenant<T> {
 
 impl<T> Default for FairQueue<T> {
     fn default() -> Self {
-        Self { tenants: HashMap::new(), present: 0, length: 0 }
+        Self { tenants: HashMap::new(), present: 0, length: 0, came: 0 }
     }
 }
 
@@ -31,12 +39,15 @@ impl<T> FairQueue<T> {
         self.length == 0
     }
 
+    /// `cost`: tokens.
     pub fn push(&mut self, tenant: &str, cost: u64, item: T) {
-        let number = self.tenants.len() as u64;
-        let tenant = self.tenants.entry(tenant.to_owned());
-        let tenant = tenant.or_insert_with(|| Tenant { waiting: VecDeque::new(), end: 0, number });
-        let start = tenant.end.max(self.present);
-        tenant.end = start + cost;
+        let number = self.came;
+        let tenant = self.tenants.entry(tenant.to_owned()).or_insert_with(|| {
+            self.came += 1;
+            Tenant { waiting: VecDeque::new(), end: 0, number }
+        });
+        let (start, cost) = (tenant.end.max(self.present), cost.saturating_mul(PARTS));
+        tenant.end = start.saturating_add(cost);
         tenant.waiting.push_back((item, cost, start));
         self.length += 1;
     }
@@ -49,30 +60,42 @@ impl<T> FairQueue<T> {
 
     pub fn pop(&mut self) -> Option<T> {
         let name = self.next()?.to_owned();
+        let sharing = self.tenants.values().filter(|tenant| !tenant.waiting.is_empty()).count() as u64;
         let tenant = self.tenants.get_mut(&name)?;
-        let (item, _, start) = tenant.waiting.pop_front()?;
-        self.present = start;
+        let (item, cost, start) = tenant.waiting.pop_front()?;
+        self.present = self.present.max(start).saturating_add(cost.div_ceil(sharing.max(1)));
         self.length -= 1;
-        // A tenant that waits for nothing and is owed nothing leaves no trace: names come from callers.
-        let present = self.present;
-        self.tenants.retain(|_, tenant| !tenant.waiting.is_empty() || tenant.end > present);
+        self.forget();
         Some(item)
     }
 
-    /// Takes out everything that is not to stay, in no order.
+    /// Takes out everything that is not to stay, in no order. A tenant gets back what it has not been given.
     pub fn remove_unless(&mut self, stays: impl Fn(&T) -> bool) -> Vec<T> {
         let mut removed = Vec::new();
         for tenant in self.tenants.values_mut() {
+            let Some(first) = tenant.waiting.front().map(|(.., start)| *start) else { continue };
+            let mut given_back = 0;
             for (item, cost, start) in std::mem::take(&mut tenant.waiting) {
                 if stays(&item) {
-                    tenant.waiting.push_back((item, cost, start));
+                    tenant.waiting.push_back((item, cost, start.saturating_sub(given_back).max(first)));
                 } else {
+                    given_back += cost;
                     removed.push(item);
                 }
             }
+            tenant.end = tenant.end.saturating_sub(given_back).max(first);
         }
         self.length -= removed.len();
+        if !removed.is_empty() {
+            self.forget();
+        }
         removed
+    }
+
+    /// A tenant that waits for nothing and has been given no more than others leaves no trace.
+    fn forget(&mut self) {
+        let present = self.present;
+        self.tenants.retain(|_, tenant| !tenant.waiting.is_empty() || tenant.end > present);
     }
 
     fn next(&self) -> Option<&str> {
@@ -143,5 +166,31 @@ mod tests {
         assert!(!queue.is_empty());
         assert_eq!(queue.peek(), Some(&"b"));
         assert_eq!(queue.pop(), Some("b"));
+    }
+
+    #[test]
+    fn a_new_name_for_each_request_is_neither_remembered_nor_an_advantage() {
+        let mut queue = FairQueue::default();
+        (0..8).for_each(|_| queue.push("steady", 20, "steady"));
+        let mut steady = 0;
+        for n in 0..10_000 {
+            queue.push(&format!("tenant {n}"), 20, "fresh");
+            steady += usize::from(queue.pop() == Some("steady"));
+            assert!(queue.tenants.len() <= 32, "{} tenants are remembered", queue.tenants.len());
+        }
+        assert_eq!(steady, 8, "whoever keeps its name is served too");
+    }
+
+    #[test]
+    fn what_is_taken_out_unserved_is_not_held_against_its_tenant() {
+        let mut queue = FairQueue::default();
+        queue.push("hasty", 10, "first");
+        (0..100).for_each(|_| queue.push("hasty", 1000, "dropped"));
+        queue.push("hasty", 10, "last");
+        queue.push("other", 15, "other");
+        queue.push("other", 15, "other");
+        assert_eq!(queue.remove_unless(|item| *item != "dropped").len(), 100);
+        assert_eq!(drain(&mut queue, 4), ["first", "other", "last", "other"]);
+        assert!(queue.tenants.len() <= 1, "nobody is remembered who was given no more than others");
     }
 }

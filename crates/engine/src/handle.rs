@@ -1,8 +1,7 @@
 //! The engine's handle: cloneable, async, and the only way to the thread that owns the model.
 //!
-//! Everything is bounded: requests that wait hold a permit each, and one for each token they may come to, and the next
-//! one is refused; a stream's channel holds
-//! as many events as its job can make, so that a slow reader never holds the device.
+//! Everything is bounded: requests that wait hold a place each, and the next one is refused; a stream's channel holds as many
+//! events as its job can make, so that a slow reader never holds the device.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -10,12 +9,13 @@ use std::sync::{Arc, Mutex, RwLock};
 use std::thread::JoinHandle;
 
 use tailor_domain::Digest;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 
 use crate::error::Error;
-use crate::job::{Command, Event, GenerateJob, Place, Queued, ScoreJob};
+use crate::job::{Command, Event, GenerateJob, Load, Queued, ScoreJob, Scores};
 use crate::meter::{Meter, Usage};
 use crate::options::{EngineInfo, EngineOptions, ResidentAdapter};
+use crate::places::{Held, Place, Places};
 use crate::worker::Worker;
 
 /// Commands on their way to the thread. It takes them between steps, so few are ever here.
@@ -32,12 +32,8 @@ pub struct Engine {
 struct Inner {
     /// None only while dropping: closing it is what ends the thread.
     commands: Option<mpsc::Sender<Command>>,
-    /// One permit for each request that has not been started yet.
-    waiting: Arc<Semaphore>,
-    max_queue: usize,
-    /// One permit for each token that those may come to.
-    waiting_tokens: Arc<Semaphore>,
-    max_queue_tokens: usize,
+    /// Of requests that have not been started yet.
+    places: Arc<Places>,
     meter: Arc<Meter>,
     info: EngineInfo,
     resident: Shown,
@@ -73,10 +69,7 @@ impl Engine {
         Ok(Self {
             inner: Arc::new(Inner {
                 commands: Some(commands),
-                waiting: Arc::new(Semaphore::new(max_queue)),
-                max_queue,
-                waiting_tokens: Arc::new(Semaphore::new(max_queue_tokens)),
-                max_queue_tokens,
+                places: Arc::new(Places::new(max_queue, max_queue_tokens)),
                 meter,
                 info,
                 resident,
@@ -91,8 +84,7 @@ impl Engine {
 
     /// What it holds and has done by now.
     pub fn usage(&self) -> Usage {
-        let waiting = self.inner.max_queue - self.inner.waiting.available_permits();
-        let waiting_tokens = self.inner.max_queue_tokens - self.inner.waiting_tokens.available_permits();
+        let Held { requests: waiting, tokens: waiting_tokens } = self.inner.places.held();
         Usage { waiting, waiting_tokens, ..self.inner.meter.usage() }
     }
 
@@ -106,7 +98,7 @@ impl Engine {
     /// # Errors
     /// It does not fit the base (the message says where), or it is being unloaded.
     pub async fn load(&self, digest: Digest, adapter: tailor_peft::Adapter) -> Result<ResidentAdapter, Error> {
-        self.ask(|reply| Command::Load { digest, adapter: Box::new(adapter), reply }).await
+        self.ask(|reply| Command::Load(Load { digest, adapter: Box::new(adapter), reply })).await
     }
 
     /// Drops an adapter; returns when its last sequence has ended.
@@ -130,9 +122,9 @@ impl Engine {
     /// The job is out of its limits, the adapter is not resident, or the queue is full.
     pub async fn generate(&self, job: GenerateJob) -> Result<mpsc::Receiver<Result<Event, Error>>, Error> {
         job.validate(&self.inner.info)?;
-        // Every token and the end: the thread never waits for a reader.
-        let (events, stream) = mpsc::channel(job.max_new_tokens as usize + 1);
-        let place = self.queue_up(job.cost())?;
+        // The beginning, every token and the end: the thread never waits for a reader.
+        let (events, stream) = mpsc::channel(job.max_new_tokens as usize + 2);
+        let place = self.queue_up(&job.tenant, job.cost())?;
         self.ask(|reply| Command::Generate(Queued { job, place, reply }, events)).await?;
         Ok(stream)
     }
@@ -141,26 +133,16 @@ impl Engine {
     ///
     /// # Errors
     /// As for [`Self::generate`].
-    pub async fn score(&self, job: ScoreJob) -> Result<Vec<Option<f32>>, Error> {
+    pub async fn score(&self, job: ScoreJob) -> Result<Scores, Error> {
         job.validate(&self.inner.info)?;
-        let place = self.queue_up(job.prompt_ids.len() + job.token_ids.len())?;
-        self.ask(|reply| Command::Score(Queued { job, place, reply })).await
+        let (scores, mut stream) = mpsc::channel(1);
+        let place = self.queue_up(&job.tenant, job.cost())?;
+        self.ask(|reply| Command::Score(Queued { job, place, reply }, scores)).await?;
+        stream.recv().await.ok_or(Error::Stopped)?
     }
 
-    fn queue_up(&self, tokens: usize) -> Result<Place, Error> {
-        let Inner { max_queue, max_queue_tokens, .. } = *self.inner;
-        let waiting = max_queue_tokens - self.inner.waiting_tokens.available_permits();
-        let retry_after = self.inner.meter.retry_after(waiting);
-        let request = Arc::clone(&self.inner.waiting).try_acquire_owned().map_err(|_| {
-            let waiting = max_queue - self.inner.waiting.available_permits();
-            Error::QueueFull { waiting, limit: max_queue, retry_after }
-        })?;
-        // A single request of any length may wait if nothing else does.
-        let permits = u32::try_from(tokens.min(max_queue_tokens)).unwrap_or(u32::MAX);
-        let tokens = Arc::clone(&self.inner.waiting_tokens)
-            .try_acquire_many_owned(permits)
-            .map_err(|_| Error::TokensFull { waiting, asked: tokens, limit: max_queue_tokens, retry_after })?;
-        Ok(Place { _request: request, _tokens: tokens })
+    fn queue_up(&self, tenant: &str, tokens: usize) -> Result<Place, Error> {
+        self.inner.places.take(tenant, tokens, |waiting| self.inner.meter.retry_after(waiting))
     }
 
     async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<Result<T, Error>>) -> Command) -> Result<T, Error> {

@@ -1,14 +1,16 @@
 //! What callers ask of the engine and what comes back, and how both travel to the thread.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use tailor_domain::Digest;
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 
 use crate::constraint::Constraint;
 use crate::error::Error;
 use crate::logprobs::{Logprobs, MAX_TOP_LOGPROBS};
 use crate::options::{EngineInfo, ResidentAdapter};
+use crate::places::Place;
 use crate::sampling::Sampling;
 
 #[derive(Debug)]
@@ -29,6 +31,7 @@ pub struct GenerateJob {
     pub tenant: String,
     /// When nobody will want the answer any more.
     pub deadline: Option<Instant>,
+    pub lease: Lease,
     /// What the engine's spans of this job are told under; a disabled one tells nothing.
     pub span: tracing::Span,
 }
@@ -46,6 +49,7 @@ impl GenerateJob {
             top_logprobs: None,
             tenant: String::new(),
             deadline: None,
+            lease: None,
             span: tracing::Span::none(),
         }
     }
@@ -64,18 +68,42 @@ pub struct ScoreJob {
     pub token_ids: Vec<u32>,
     /// None is the base alone.
     pub adapter: Option<Digest>,
+    /// As for an answer.
+    pub tenant: String,
+    pub deadline: Option<Instant>,
+    pub lease: Lease,
 }
+
+impl ScoreJob {
+    pub fn new(prompt_ids: Vec<u32>, token_ids: Vec<u32>, adapter: Option<Digest>) -> Self {
+        Self { prompt_ids, token_ids, adapter, tenant: String::new(), deadline: None, lease: None }
+    }
+
+    /// Tokens that go through the model.
+    pub fn cost(&self) -> usize {
+        self.prompt_ids.len().saturating_add(self.token_ids.len())
+    }
+}
+
+/// Whatever is held as long as the engine needs the job's adapter: until the sequence is over, whether or not anybody has read
+/// what it said.
+pub type Lease = Option<Arc<()>>;
+
+/// Natural log-probabilities of tokens given what stands before each; None where nothing does.
+pub type Scores = Vec<Option<f32>>;
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
+    /// Work on the prompt begins. `cached_tokens`: of the prompt, those that an earlier request had computed already.
+    Begun {
+        cached_tokens: u32,
+    },
     Token {
         id: u32,
         logprobs: Option<Box<Logprobs>>,
     },
-    /// `cached_tokens`: of the prompt, those that an earlier request had computed already.
     End {
         reason: EndReason,
-        cached_tokens: u32,
     },
 }
 
@@ -151,25 +179,28 @@ fn check_length(prompt: usize, answer: usize, info: &EngineInfo) -> Result<(), E
     )))
 }
 
-/// A place in the queue: one of the requests, and so many of the tokens that may wait.
-pub(crate) struct Place {
-    pub _request: OwnedSemaphorePermit,
-    pub _tokens: OwnedSemaphorePermit,
-}
-
 /// A request in the thread's queue.
-pub(crate) struct Queued<J, T> {
+pub(crate) struct Queued<J> {
     pub job: J,
     /// Its place in the bounded queue, given back when work on it begins.
     pub place: Place,
-    pub reply: oneshot::Sender<Result<T, Error>>,
+    /// Whether it is accepted.
+    pub reply: oneshot::Sender<Result<(), Error>>,
 }
 
 pub(crate) type Events = mpsc::Sender<Result<Event, Error>>;
+pub(crate) type ScoresTo = mpsc::Sender<Result<Scores, Error>>;
 
 pub(crate) enum Command {
-    Load { digest: Digest, adapter: Box<tailor_peft::Adapter>, reply: oneshot::Sender<Result<ResidentAdapter, Error>> },
+    Load(Load),
     Unload { digest: Digest, reply: oneshot::Sender<Result<(), Error>> },
-    Generate(Queued<GenerateJob, ()>, Events),
-    Score(Queued<ScoreJob, Vec<Option<f32>>>),
+    Generate(Queued<GenerateJob>, Events),
+    Score(Queued<ScoreJob>, ScoresTo),
+}
+
+/// An adapter that is to become resident.
+pub(crate) struct Load {
+    pub digest: Digest,
+    pub adapter: Box<tailor_peft::Adapter>,
+    pub reply: oneshot::Sender<Result<ResidentAdapter, Error>>,
 }

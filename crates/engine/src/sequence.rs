@@ -1,24 +1,24 @@
-//! One sequence on its way: what it was asked, what it has said, how far it is in the cache, and where its events go.
+//! One sequence on its way: what it was asked, how far it is in the cache, and what it is for.
 
 use std::rc::Rc;
 use std::time::Instant;
 
 use tailor_models::{BLOCK_TOKENS, LoraSet};
 
+use crate::answering::Answering;
 use crate::blocks::{Name, names, next_name, root};
-use crate::constraint::Constraint;
 use crate::error::Error;
-use crate::job::{EndReason, Event, Events, GenerateJob};
-use crate::logprobs::Logprobs;
+use crate::job::{Event, Events, GenerateJob, Lease, ScoreJob, ScoresTo};
 use crate::options::EngineInfo;
 use crate::residency::Resident;
 use crate::sampler::Sampler;
+use crate::scoring::Scoring;
 use crate::trace::Trace;
 
 pub struct Sequence {
-    /// The decoder's side: a decoder's prompt or an encoder-decoder's start token, then the answer.
+    /// The decoder's side: a decoder's prompt or an encoder-decoder's start token, then the answer, or what is scored.
     pub tokens: Vec<u32>,
-    /// Of them, what stood before the answer.
+    /// Of them, those that were known from the start.
     prompt: usize,
     /// Of them, those whose keys and values are in the blocks.
     pub computed: usize,
@@ -33,16 +33,20 @@ pub struct Sequence {
     pub begun: bool,
     /// Prompt tokens that were found in the cache.
     pub cached: usize,
+    /// Whether its reader knows that work on it has begun.
+    announced: bool,
     adapter: Option<Rc<Resident>>,
-    sampler: Sampler,
-    constraint: Option<Box<dyn Constraint>>,
-    stop_ids: Vec<u32>,
-    top_logprobs: Option<u8>,
-    max_new_tokens: usize,
     deadline: Option<Instant>,
-    events: Events,
     root: Name,
+    pub goal: Goal,
     trace: Trace,
+    _lease: Lease,
+}
+
+/// What a sequence is for.
+pub enum Goal {
+    Answer(Box<Answering>),
+    Scores(Scoring),
 }
 
 /// What an encoder-decoder's decoder looks at.
@@ -55,47 +59,95 @@ pub struct EncoderSide {
     pub names: Vec<Name>,
 }
 
-impl Sequence {
-    /// `start`: an encoder-decoder's start token; None for a decoder.
-    pub fn new(job: GenerateJob, start: Option<u32>, adapter: Option<Rc<Resident>>, events: Events) -> Self {
-        let digest = job.adapter.as_ref().map(|digest| digest.as_str().to_owned());
-        let digest = digest.as_deref();
-        // Virtual tokens stand first; what they are follows from the adapter's digest.
-        let virtual_tokens = adapter.as_ref().map_or(0, |resident| resident.set.virtual_tokens());
-        let input = [vec![0; virtual_tokens], job.prompt_ids].concat();
-        let (tokens, encoder) = match start {
-            None => (input, None),
-            Some(start) => (vec![start], Some(EncoderSide::new(input, digest))),
-        };
-        let said = if start.is_some() { &tokens[..] } else { &tokens[virtual_tokens..] };
-        let sampler = Sampler::new(job.sampling, said);
-        // What a decoder computes depends on the encoder's input too.
-        let root = match encoder.as_ref().and_then(|side| side.names.first()) {
-            None => root("decoder", digest),
-            Some(first) => next_name(first, &[]),
-        };
-        Self {
-            prompt: tokens.len(),
+/// How a sequence begins, whatever it is for.
+struct Beginning {
+    tokens: Vec<u32>,
+    encoder: Option<EncoderSide>,
+    /// Of the decoder's tokens, the adapter's virtual ones, which stand first.
+    virtual_tokens: usize,
+    root: Name,
+}
+
+impl Beginning {
+    /// `start`: an encoder-decoder's start token; None for a decoder. `rest` follows a decoder's prompt or the start token.
+    fn of(prompt: &[u32], rest: &[u32], start: Option<u32>, digest: Option<&str>, adapter: Option<&Resident>) -> Self {
+        // What virtual tokens are follows from the adapter's digest.
+        let virtual_tokens = adapter.map_or(0, |resident| resident.set.virtual_tokens());
+        let input = [&vec![0; virtual_tokens], prompt].concat();
+        match start {
+            None => {
+                let tokens = [&input, rest].concat();
+                Self { tokens, encoder: None, virtual_tokens, root: root("decoder", digest) }
+            }
+            Some(start) => {
+                let side = EncoderSide::new(input, digest);
+                // What a decoder computes depends on the encoder's input too.
+                let root = side.names.first().map_or_else(|| root("decoder", digest), |first| next_name(first, &[]));
+                Self { tokens: [&[start], rest].concat(), encoder: Some(side), virtual_tokens: 0, root }
+            }
+        }
+    }
+
+    fn to(
+        self,
+        goal: Goal,
+        adapter: Option<Rc<Resident>>,
+        deadline: Option<Instant>,
+        lease: Lease,
+        trace: Trace,
+    ) -> Sequence {
+        Sequence {
+            prompt: self.tokens.len(),
             computed: 0,
             blocks: Vec::new(),
-            names: names(&root, &tokens),
+            names: names(&self.root, &self.tokens),
             named: 0,
-            encoder,
+            encoder: self.encoder,
             promised: 0,
             begun: false,
             cached: 0,
+            announced: false,
             adapter,
+            deadline,
+            root: self.root,
+            tokens: self.tokens,
+            goal,
+            trace,
+            _lease: lease,
+        }
+    }
+}
+
+impl Sequence {
+    /// One that answers. `start`: an encoder-decoder's start token; None for a decoder.
+    pub fn answering(job: GenerateJob, start: Option<u32>, adapter: Option<Rc<Resident>>, events: Events) -> Self {
+        let digest = job.adapter.as_ref().map(|digest| digest.as_str());
+        let beginning = Beginning::of(&job.prompt_ids, &[], start, digest, adapter.as_deref());
+        let sampler = Sampler::new(job.sampling, &beginning.tokens[beginning.virtual_tokens..]);
+        let goal = Goal::Answer(Box::new(Answering {
             sampler,
             constraint: job.constraint,
             stop_ids: job.stop_ids,
             top_logprobs: job.top_logprobs,
             max_new_tokens: job.max_new_tokens as usize,
-            deadline: job.deadline,
+            made: 0,
             events,
-            root,
-            tokens,
-            trace: Trace::new(job.span),
-        }
+        }));
+        beginning.to(goal, adapter, job.deadline, job.lease, Trace::new(job.span))
+    }
+
+    /// One whose tokens are scored: the last of them is never computed, and a decoder without a prompt has nothing to say of
+    /// the first.
+    pub fn scoring(job: ScoreJob, start: Option<u32>, adapter: Option<Rc<Resident>>, to: ScoresTo) -> Self {
+        let digest = job.adapter.as_ref().map(|digest| digest.as_str());
+        let count = job.token_ids.len();
+        let before_last = &job.token_ids[..count.saturating_sub(1)];
+        let beginning = Beginning::of(&job.prompt_ids, before_last, start, digest, adapter.as_deref());
+        let has_start = start.is_some() || !job.prompt_ids.is_empty();
+        let targets = job.token_ids[usize::from(!has_start).min(count)..].to_vec();
+        let first = beginning.tokens.len() - targets.len();
+        let goal = Goal::Scores(Scoring::new(first, targets, count, to));
+        beginning.to(goal, adapter, job.deadline, job.lease, Trace::new(tracing::Span::none()))
     }
 
     /// It has been promised its room and takes part from the next step on.
@@ -111,7 +163,7 @@ impl Sequence {
     /// What the job's own check could not know: an adapter's virtual tokens take places too.
     pub fn check_length(&self, info: &EngineInfo) -> Result<(), String> {
         let encoder = self.encoder.as_ref().map_or(0, |side| side.tokens.len());
-        let longest = encoder.max(self.prompt + self.max_new_tokens - usize::from(self.encoder.is_some()));
+        let longest = encoder.max(self.prompt + self.max_new_tokens() - usize::from(self.encoder.is_some()));
         if longest <= info.max_context {
             return Ok(());
         }
@@ -126,12 +178,20 @@ impl Sequence {
     pub fn need(&self) -> usize {
         let encoder = self.encoder.as_ref().map_or(0, |side| side.tokens.len().div_ceil(BLOCK_TOKENS));
         // The last token is never computed.
-        (self.prompt + self.max_new_tokens).saturating_sub(1).div_ceil(BLOCK_TOKENS) + encoder
+        (self.prompt + self.max_new_tokens()).saturating_sub(1).div_ceil(BLOCK_TOKENS) + encoder
     }
 
     /// Tokens that it may come to.
     pub fn cost(&self) -> usize {
-        self.prompt + self.max_new_tokens + self.encoder.as_ref().map_or(0, |side| side.tokens.len())
+        self.prompt + self.max_new_tokens() + self.encoder.as_ref().map_or(0, |side| side.tokens.len())
+    }
+
+    /// Tokens to come; the last of what is scored counts as one.
+    fn max_new_tokens(&self) -> usize {
+        match &self.goal {
+            Goal::Answer(answering) => answering.max_new_tokens,
+            Goal::Scores(_) => 1,
+        }
     }
 
     /// Tokens that are to go through the model; at least one.
@@ -148,9 +208,30 @@ impl Sequence {
         self.computed < self.prompt
     }
 
-    /// Names of the prompt's full blocks that another may have computed: one token at least is left to compute.
+    /// Names of the prompt's full blocks that another may have computed: what logits are wanted of is left to compute.
     pub fn shareable(&self) -> &[Name] {
-        &self.names[..self.names.len().min(self.prompt.saturating_sub(1) / BLOCK_TOKENS)]
+        let first_wanted = match &self.goal {
+            Goal::Answer(_) => self.prompt.saturating_sub(1),
+            Goal::Scores(scoring) => scoring.first(),
+        };
+        &self.names[..self.names.len().min(first_wanted / BLOCK_TOKENS)]
+    }
+
+    /// After how many of the next `count` tokens' last ones logits are wanted.
+    pub fn wanted(&self, count: usize) -> usize {
+        let end = self.computed + count;
+        match &self.goal {
+            Goal::Answer(_) => usize::from(end == self.tokens.len()),
+            Goal::Scores(scoring) => scoring.wanted(end, count),
+        }
+    }
+
+    /// So many of the next `count` tokens that no more than `rows` logits of what is scored are wanted.
+    pub fn within(&self, count: usize, rows: usize) -> usize {
+        match &self.goal {
+            Goal::Answer(_) => count,
+            Goal::Scores(_) => count - self.wanted(count).saturating_sub(rows),
+        }
     }
 
     /// Names of blocks that it is about to compute, or is computing.
@@ -180,69 +261,35 @@ impl Sequence {
         fresh
     }
 
+    /// Tells the reader, once, that work on its prompt begins.
+    pub fn announce(&mut self) {
+        if let Goal::Answer(answering) = &self.goal
+            && !std::mem::replace(&mut self.announced, true)
+        {
+            answering.send(Event::Begun { cached_tokens: self.cached as u32 });
+        }
+    }
+
     /// Whether nobody listens any more.
     pub fn is_abandoned(&self) -> bool {
-        self.events.is_closed()
+        match &self.goal {
+            Goal::Answer(answering) => answering.events.is_closed(),
+            Goal::Scores(scoring) => scoring.is_abandoned(),
+        }
     }
 
     pub fn is_late(&self, now: Instant) -> bool {
         self.deadline.is_some_and(|deadline| deadline <= now)
     }
 
-    /// Takes the logits of the next token. False when the sequence is over.
-    pub fn advance(&mut self, logits: &mut [f32], eos: &[u32]) -> bool {
-        if logits.iter().any(|logit| logit.is_nan() || *logit == f32::INFINITY) {
-            self.fail(Error::Step("its logits are not finite; the adapter's weights may be too large".into()));
-            return false;
-        }
-        let plain = self.top_logprobs.map(|top| (top, logits.to_vec()));
-        if let Some(Err(problem)) = self.constraint.as_mut().map(|constraint| constraint.mask(logits)) {
-            self.fail(Error::Constraint(problem));
-            return false;
-        }
-        let Some(token) = self.sampler.pick(logits) else {
-            self.fail(Error::Step("no token may come next; loosen logit_bias or the format of the answer".into()));
-            return false;
-        };
-        if eos.contains(&token) || self.stop_ids.contains(&token) {
-            self.end(EndReason::Stop);
-            return false;
-        }
-        let goes_on = match self.constraint.as_mut().map_or(Ok(true), |constraint| constraint.accept(token)) {
-            Ok(goes_on) => goes_on,
-            Err(problem) => {
-                self.fail(Error::Constraint(problem));
-                return false;
-            }
-        };
-        self.sampler.note(token);
-        self.tokens.push(token);
-        let logprobs = plain.and_then(|(top, logits)| Logprobs::of(&logits, token, top)).map(Box::new);
-        self.send(Event::Token { id: token, logprobs });
-        if !goes_on {
-            self.end(EndReason::Stop);
-            return false;
-        }
-        if self.tokens.len() - self.prompt >= self.max_new_tokens {
-            self.end(EndReason::Length);
-            return false;
-        }
-        true
-    }
-
     pub fn fail(&self, error: Error) {
         let made = self.tokens.len() - self.prompt;
         tracing::warn!(%error, prompt_tokens = self.prompt, made, "a sequence failed");
-        // The channel holds every event of the job, so this fails only when nobody listens.
-        let _ = self.events.try_send(Err(error));
-    }
-
-    fn end(&self, reason: EndReason) {
-        self.send(Event::End { reason, cached_tokens: self.cached as u32 });
-    }
-
-    fn send(&self, event: Event) {
-        let _ = self.events.try_send(Ok(event));
+        match &self.goal {
+            // The channel holds every event of the job, so this fails only when nobody listens.
+            Goal::Answer(answering) => drop(answering.events.try_send(Err(error))),
+            Goal::Scores(scoring) => scoring.fail(error),
+        }
     }
 }
 

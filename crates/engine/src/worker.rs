@@ -1,43 +1,38 @@
-//! The thread that owns the model. Between two steps it takes commands, scores, and lets sequences in and out.
+//! The thread that owns the model. Between two steps it takes commands, loads an adapter, and lets sequences in and out.
 
 use std::collections::VecDeque;
 use std::path::Path;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
 use tailor_models::{Base, Config, LoadOptions};
 use tailor_torch::guarded;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::sync::mpsc::error::TryRecvError;
 
 use crate::batch::Batch;
 use crate::error::Error;
 use crate::fair::FairQueue;
 use crate::handle::Shown;
-use crate::job::{Command, Events, GenerateJob, Place, Queued, ScoreJob};
+use crate::job::{Command, Load, Queued};
 use crate::meter::{Meter, Rate};
 use crate::options::{EngineInfo, EngineOptions};
-use crate::residency::{Residency, Resident};
-use crate::score::score;
-use crate::sequence::Sequence;
+use crate::places::Place;
+use crate::residency::Residency;
+use crate::sequence::{Goal, Sequence};
 
 pub struct Worker {
     base: Base,
     info: EngineInfo,
     inbox: mpsc::Receiver<Command>,
     residency: Residency,
-    /// Accepted, their adapters found, not begun. Bounded by the handles' permits.
+    /// Accepted, their adapters found, not begun. Bounded by the handles' places.
     waiting: FairQueue<(Sequence, Place)>,
-    scoring: VecDeque<Scoring>,
+    /// Adapters that have come, not loaded.
+    loads: VecDeque<Load>,
     batch: Batch,
     meter: Arc<Meter>,
     rate: Rate,
-}
-
-struct Scoring {
-    queued: Queued<ScoreJob, Vec<Option<f32>>>,
-    adapter: Option<Rc<Resident>>,
 }
 
 impl Worker {
@@ -68,14 +63,15 @@ impl Worker {
         let info = info(&base, options.max_context);
         let blocks = options.kv_blocks(&info, base.block_bytes());
         let pool = guarded(|| base.kv_pool(blocks)).map_err(refused)?;
+        let vocab_size = info.vocab_size;
         Ok(Self {
             base,
             info,
             inbox,
             residency: Residency::new(shown),
             waiting: FairQueue::default(),
-            scoring: VecDeque::new(),
-            batch: Batch::new(pool, options.max_batch, options.max_step_tokens),
+            loads: VecDeque::new(),
+            batch: Batch::new(pool, options.max_batch, options.max_step_tokens, vocab_size),
             meter,
             rate: Rate::new(),
         })
@@ -89,7 +85,7 @@ impl Worker {
     pub fn run(mut self) {
         let _no_grad = tch::no_grad_guard();
         while self.take_commands() {
-            self.score_one();
+            self.load_one();
             self.admit();
             self.batch.step(&self.base);
             self.residency.let_go();
@@ -103,7 +99,7 @@ impl Worker {
 
     /// Takes what has come, and waits for something when there is nothing to do. False when nobody can ask any more.
     fn take_commands(&mut self) -> bool {
-        let idle = self.batch.is_empty() && self.waiting.is_empty() && self.scoring.is_empty();
+        let idle = self.batch.is_empty() && self.waiting.is_empty() && self.loads.is_empty();
         if idle {
             self.rate.pause();
             self.meter.idle();
@@ -125,55 +121,52 @@ impl Worker {
 
     /// Answers at once or puts into a queue. Who asked may be gone: then an answer is lost and nothing else.
     fn obey(&mut self, command: Command) {
+        let start = match self.base.config() {
+            Config::Decoder(_) => None,
+            Config::T5(config) => Some(config.decoder_start_token_id),
+        };
         match command {
-            Command::Load { digest, adapter, reply } => {
-                let _ = reply.send(self.residency.load(&self.base, digest, &adapter));
-            }
+            Command::Load(load) => self.loads.push_back(load),
             Command::Unload { digest, reply } => self.residency.unload(&digest, reply),
-            Command::Generate(queued, events) => self.accept(queued, events),
-            Command::Score(queued) => match self.residency.find(queued.job.adapter.as_ref()) {
-                Ok(adapter) => self.scoring.push_back(Scoring { queued, adapter }),
-                Err(error) => drop(queued.reply.send(Err(error))),
+            Command::Generate(Queued { job, place, reply }, events) => {
+                match self.residency.find(job.adapter.as_ref()) {
+                    Ok(adapter) => {
+                        let tenant = job.tenant.clone();
+                        self.accept(&tenant, Sequence::answering(job, start, adapter, events), place, reply);
+                    }
+                    Err(error) => drop(reply.send(Err(error))),
+                }
+            }
+            Command::Score(Queued { job, place, reply }, scores) => match self.residency.find(job.adapter.as_ref()) {
+                Ok(adapter) => {
+                    let tenant = job.tenant.clone();
+                    self.accept(&tenant, Sequence::scoring(job, start, adapter, scores), place, reply);
+                }
+                Err(error) => drop(reply.send(Err(error))),
             },
         }
     }
 
-    fn accept(&mut self, queued: Queued<GenerateJob, ()>, events: Events) {
-        let Queued { job, place, reply } = queued;
-        match self.residency.find(job.adapter.as_ref()) {
-            Ok(resident) => {
-                let start = match self.base.config() {
-                    Config::Decoder(_) => None,
-                    Config::T5(config) => Some(config.decoder_start_token_id),
-                };
-                let tenant = job.tenant.clone();
-                let sequence = Sequence::new(job, start, resident, events);
-                if let Err(problem) = sequence.check_length(&self.info) {
-                    return drop(reply.send(Err(Error::Invalid(problem))));
-                }
-                if !self.batch.could_take(&sequence) {
-                    let problem = format!("{} tokens do not fit the cache; raise kv_bytes", sequence.cost());
-                    return drop(reply.send(Err(Error::Invalid(problem))));
-                }
-                if reply.send(Ok(())).is_ok() {
-                    self.waiting.push(&tenant, sequence.cost() as u64, (sequence, place));
-                }
-            }
-            Err(error) => drop(reply.send(Err(error))),
+    fn accept(&mut self, tenant: &str, mut sequence: Sequence, place: Place, reply: oneshot::Sender<Result<(), Error>>) {
+        if let Err(problem) = sequence.check_length(&self.info) {
+            return drop(reply.send(Err(Error::Invalid(problem))));
+        }
+        if !self.batch.could_take(&sequence) {
+            let problem = format!("{} tokens do not fit the cache; raise kv_bytes", sequence.cost());
+            return drop(reply.send(Err(Error::Invalid(problem))));
+        }
+        let is_wanted = reply.send(Ok(())).is_ok();
+        match &mut sequence.goal {
+            Goal::Scores(scoring) if sequence.tokens.is_empty() => scoring.end(),
+            _ if is_wanted => self.waiting.push(tenant, sequence.cost() as u64, (sequence, place)),
+            _ => {}
         }
     }
 
-    /// One at a time, so that scoring never holds up the sequences for longer than one pass.
-    fn score_one(&mut self) {
-        let Some(Scoring { queued, adapter }) = self.scoring.pop_front() else { return };
-        let Queued { job, place, reply } = queued;
-        drop(place);
-        if reply.is_closed() {
-            return;
-        }
-        let set = adapter.as_ref().map(|resident| &resident.set);
-        let scores = guarded(|| score(&self.base, &job, set)).map_err(|error| Error::model(&error));
-        let _ = reply.send(scores.and_then(finite));
+    /// One between two steps: however many come at once, answers go on between them.
+    fn load_one(&mut self) {
+        let Some(Load { digest, adapter, reply }) = self.loads.pop_front() else { return };
+        let _ = reply.send(self.residency.load(&self.base, digest, &adapter));
     }
 
     fn admit(&mut self) {
@@ -215,11 +208,4 @@ fn info(base: &Base, max_context: usize) -> EngineInfo {
         vocab_size: config.vocab_size() as usize,
         eos_ids: config.eos_token_ids().to_vec(),
     }
-}
-
-fn finite(scores: Vec<Option<f32>>) -> Result<Vec<Option<f32>>, Error> {
-    if scores.iter().flatten().any(|score| score.is_nan()) {
-        return Err(Error::Step("its logits are not finite; the adapter's weights may be too large".into()));
-    }
-    Ok(scores)
 }

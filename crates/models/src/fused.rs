@@ -220,16 +220,16 @@ impl Step<'_> {
         self.products([&mlp.down_proj], &mut room.inner, [&mut room.y]);
     }
 
-    /// Logits after the last tokens of the segments that want some.
+    /// Logits after as many of the last tokens as each segment wants.
     fn head(&self, room: &mut Room) -> Result<Tensor> {
         let norm = Norm::of(&self.decoder.norm);
         let width = norm.width();
         let mut end = 0;
-        let ends = self.segments.iter().map(|segment| {
+        let rows = self.segments.iter().flat_map(|segment| {
             end += segment.tokens.len();
-            (segment, end - 1)
+            (end - segment.logits..end).map(move |row| (segment, row))
         });
-        let wanted: Vec<(&Segment<'_>, usize)> = ends.filter(|(segment, _)| segment.logits).collect();
+        let wanted: Vec<(&Segment<'_>, usize)> = rows.collect();
         let vocab = self.decoder.embedding().size()[0];
         if wanted.is_empty() {
             return Ok(Tensor::f_empty([0, vocab], (Kind::Float, Device::Cpu))?);

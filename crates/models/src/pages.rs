@@ -43,8 +43,8 @@ pub struct Segment<'a> {
     /// Of an encoder-decoder: where [`Base::encode_pages`] put the encoder's side, and of how many tokens.
     pub cross: Option<(&'a [u32], usize)>,
     pub adapter: Option<&'a LoraSet>,
-    /// Whether the logits after the last token are wanted.
-    pub logits: bool,
+    /// After how many of the last tokens logits are wanted.
+    pub logits: usize,
 }
 
 /// The input of an encoder, and the blocks for what the decoder's cross-attention needs of it.
@@ -100,6 +100,10 @@ impl Base {
         }
         for segment in segments {
             self.check_tokens(segment.tokens)?;
+            if segment.logits > segment.tokens.len() {
+                let (wanted, tokens) = (segment.logits, segment.tokens.len());
+                return Err(Error::Request(format!("logits after {wanted} tokens are wanted of a segment of {tokens}")));
+            }
             check_room(segment.blocks, segment.past + segment.tokens.len(), segment.tokens, pool)?;
             if let Some((blocks, length)) = segment.cross {
                 check_room(blocks, length, segment.tokens, pool)?;
@@ -131,7 +135,7 @@ impl Base {
         for group in groups {
             let own: Vec<Segment<'_>> = group.iter().map(|at| segments[*at]).collect();
             parts.push(self.together(&own, pool)?);
-            order.extend(group.iter().filter(|at| segments[**at].logits));
+            order.extend(group.iter().flat_map(|at| std::iter::repeat_n(*at, segments[*at].logits)));
         }
         let mut places: Vec<i64> = (0..order.len() as i64).collect();
         places.sort_by_key(|place| order[*place as usize]);
@@ -159,8 +163,10 @@ impl Base {
                 model => self.hidden_by_operators(model, &ids, &given, segments, pool, &pass),
             }; // [N, 1, D]
             let ends = starts(segments).map(|(_, _, count, start)| start + count as i64 - 1);
-            let wanted: Vec<i64> = ends.zip(segments).filter(|(_, s)| s.logits).map(|(end, _)| end).collect();
-            let wanting: Vec<Option<&LoraSet>> = segments.iter().filter(|s| s.logits).map(|s| s.adapter).collect();
+            let wanted = ends.zip(segments).flat_map(|(end, s)| end + 1 - s.logits as i64..=end);
+            let wanted: Vec<i64> = wanted.collect();
+            let wanting = segments.iter().flat_map(|s| std::iter::repeat_n(s.adapter, s.logits));
+            let wanting: Vec<Option<&LoraSet>> = wanting.collect();
             if wanted.is_empty() {
                 return Ok(Tensor::f_empty([0, self.config().vocab_size()], (Kind::Float, self.device()))?);
             }

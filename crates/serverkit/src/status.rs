@@ -58,6 +58,7 @@ pub fn grpc_code(code: ErrorCode) -> Code {
         ErrorCode::Unavailable => Code::Unavailable,
         ErrorCode::Unauthenticated => Code::Unauthenticated,
         ErrorCode::Cancelled => Code::Cancelled,
+        ErrorCode::DeadlineExceeded => Code::DeadlineExceeded,
         ErrorCode::DataLoss => Code::DataLoss,
         ErrorCode::Internal => Code::Internal,
     }
@@ -75,6 +76,7 @@ pub fn reason(code: ErrorCode) -> &'static str {
         ErrorCode::Unavailable => "UNAVAILABLE",
         ErrorCode::Unauthenticated => "UNAUTHENTICATED",
         ErrorCode::Cancelled => "CANCELLED",
+        ErrorCode::DeadlineExceeded => "DEADLINE_EXCEEDED",
         ErrorCode::DataLoss => "DATA_LOSS",
         ErrorCode::Internal => "INTERNAL",
     }
@@ -103,6 +105,7 @@ pub fn code_of(status: &Status) -> ErrorCode {
         Code::Ok | Code::Unknown | Code::Internal | Code::Unimplemented => ErrorCode::Internal,
         Code::Cancelled => ErrorCode::Cancelled,
         Code::InvalidArgument | Code::OutOfRange => ErrorCode::InvalidArgument,
+        // Our own deadline for a service that is slow is not our caller's.
         Code::DeadlineExceeded | Code::Unavailable => ErrorCode::Unavailable,
         Code::NotFound => ErrorCode::NotFound,
         Code::AlreadyExists => ErrorCode::AlreadyExists,

@@ -67,6 +67,7 @@ impl AdapterAdmin for Api {
             return loaded.map(Response::new).map_err(|error| status(&error));
         }
         let model = self.models.find("", &reference.to_string()).await.map_err(|error| status(&error))?;
+        let _lease = model.lease().await.map_err(|error| status(&error))?;
         let digest = model.adapter.as_ref().map(|version| version.digest.clone());
         let resident = self.models.resident();
         match resident.iter().find(|entry| Some(&entry.version.digest) == digest.as_ref()) {

@@ -51,7 +51,7 @@ async fn read(list: &PathBuf) -> Vec<Listed> {
 }
 
 /// Makes resident what was, the most worth first, as far as there is room.
-async fn restore(models: &Models, listed: &[Listed]) {
+async fn restore(models: &Arc<Models>, listed: &[Listed]) {
     let mut room = models.device_budget();
     for wanted in listed {
         let Some(left) = room.checked_sub(wanted.size_bytes) else { continue };
@@ -69,6 +69,7 @@ async fn restore(models: &Models, listed: &[Listed]) {
         let Some(version) = version else { continue };
         let restored = async {
             let model = models.ready("", &version).await?;
+            model.lease().await?;
             if let Some(adapter) = model.adapter.as_ref().filter(|_| wanted.pinned) {
                 models.pin(&adapter.digest, true)?;
             }
@@ -112,7 +113,7 @@ async fn write(list: &PathBuf, now: &[Listed]) -> std::io::Result<()> {
 }
 
 /// Fetches what aliases come to mean; makes it resident where what they meant before is.
-async fn follow(models: &Models) {
+async fn follow(models: &Arc<Models>) {
     let table = models.routes().table();
     let mut changed = table.changed();
     // What aliases mean at the beginning is fetched as it is asked for: there may be very many.
@@ -137,10 +138,10 @@ async fn follow(models: &Models) {
     }
 }
 
-async fn fetch(models: &Models, target: &registry::AdapterVersion, previous: Option<&registry::AdapterVersion>) {
+async fn fetch(models: &Arc<Models>, target: &registry::AdapterVersion, previous: Option<&registry::AdapterVersion>) {
     let is_in_use = previous.is_some_and(|previous| models.is_resident(&previous.digest));
     let fetched = match is_in_use {
-        true => models.ready("", target).await.map(drop),
+        true => async { models.ready("", target).await?.lease().await.map(drop) }.await,
         false => models.prefetch(target).await,
     };
     if let Err(error) = fetched {

@@ -13,10 +13,9 @@ use tailor_text::tokenizer::TextStream;
 use crate::ask::{Ask, MaxNew, Prompt};
 use crate::bases::Base;
 use crate::caller::Caller;
-use crate::device::{TokenJob, Tokens};
+use crate::device::{ScoreTokens, TokenJob, Tokens};
 use crate::error::{Error, Result};
 use crate::models::Model;
-use crate::resident::Lease;
 use crate::stop::StopScanner;
 use crate::tenants::Reservation;
 
@@ -34,8 +33,6 @@ pub struct Answer {
     text: Option<TextStream>,
     stop: StopScanner,
     reservation: Reservation,
-    /// Until the end: what is leased is not evicted.
-    _lease: Option<Lease>,
     pub prompt_tokens: u32,
     pub completion_tokens: u32,
     pub cached_tokens: u32,
@@ -71,10 +68,10 @@ pub async fn generate(model: &Model, ask: Ask) -> Result<Answer> {
         Prompt::Raw(_) | Prompt::Ids(_) | Prompt::Input { .. } => "text_completion",
     };
     let asked = model.asked(operation);
-    let meter = model.meters.answers.begin(&asked);
+    let meter = model.meters().answers.begin(&asked);
     let begun = begin(model, ask, operation, meter).await;
     if let Err(error) = &begun {
-        model.meters.answers.refused(&asked, status::reason(error.code()));
+        model.meters().answers.refused(&asked, status::reason(error.code()));
     }
     begun
 }
@@ -85,7 +82,7 @@ async fn begin(model: &Model, ask: Ask, operation: &'static str, meter: AnswerMe
     let prompt_tokens = prompt_ids.len() as u32;
     let max_new_tokens = new_tokens(&model.base, ask.max_new_tokens, prompt_tokens);
     let tokens = u64::from(prompt_tokens) + u64::from(max_new_tokens);
-    let reservation = model.tenants.reserve(&ask.tenant, tokens, Instant::now())?;
+    let reservation = model.tenants().reserve(&ask.tenant, tokens, Instant::now())?;
     let tokenizer = model.base.tokenizer.clone();
     let span = tracing::info_span!(
         "gateway.answer",
@@ -116,7 +113,6 @@ async fn begin(model: &Model, ask: Ask, operation: &'static str, meter: AnswerMe
         tokenizer,
         stop: StopScanner::new(ask.stop),
         reservation,
-        _lease: model.lease.clone(),
         prompt_tokens,
         completion_tokens: 0,
         cached_tokens: 0,
@@ -160,6 +156,10 @@ impl Answer {
         let next = self.advance().await;
         if let Err(error) = &next {
             self.failed = Some(error.code());
+            // Nobody pays for what we could not do, nor twice for what another version goes on to answer.
+            if is_ours(error) {
+                self.reservation.used(0);
+            }
         }
         next
     }
@@ -168,6 +168,11 @@ impl Answer {
         while let Some(events) = &mut self.events {
             let mut piece = Piece::default();
             match events.next().await? {
+                // From here on the prompt is worked on: it is paid for whether or not its caller stays.
+                Some(Event::Begun { cached_tokens }) => {
+                    self.cached_tokens = cached_tokens;
+                    self.reservation.used(u64::from(self.prompt_tokens));
+                }
                 Some(Event::Token { id, logprobs }) => {
                     if self.completion_tokens == 0 {
                         let waited = self.begun.elapsed().as_secs_f64() * 1e3;
@@ -187,12 +192,12 @@ impl Answer {
                         self.events = None;
                     }
                 }
-                Some(Event::End { reason, cached_tokens }) => {
-                    self.cached_tokens = cached_tokens;
+                Some(Event::End { reason }) => {
                     self.finish_reason = reason.as_str();
                     piece.text = self.finish()?;
                 }
-                None => piece.text = self.finish()?,
+                // What says no end is not the whole answer.
+                None => return Err(tailor_engine::Error::Stopped.into()),
             }
             if !piece.text.is_empty() || !piece.tokens.is_empty() {
                 return Ok(Some(piece));
@@ -229,6 +234,11 @@ impl Drop for Answer {
     }
 }
 
+/// Whether an answer failed by no fault of its caller.
+fn is_ours(error: &Error) -> bool {
+    matches!(error.code(), ErrorCode::Internal | ErrorCode::Unavailable | ErrorCode::DataLoss)
+}
+
 fn said(tokenizer: &Tokenizer, id: u32, logprobs: &Logprobs) -> SaidToken {
     let text = |id: u32| tokenizer.decode(&[id], false).unwrap_or_default();
     let top = logprobs.top.iter().map(|(id, logprob)| (*id, text(*id), *logprob));
@@ -250,13 +260,19 @@ pub async fn score(model: &Model, request: &pb::ScoreRequest, caller: &Caller) -
     };
     let tokens = (prompt_ids.len() + token_ids.len()) as u64;
     let asked = model.asked("score");
-    let meter = model.meters.answers.begin(&asked);
+    let meter = model.meters().answers.begin(&asked);
     let refused = |error: Error| {
-        model.meters.answers.refused(&asked, status::reason(error.code()));
+        model.meters().answers.refused(&asked, status::reason(error.code()));
         error
     };
-    let mut reservation = model.tenants.reserve(&caller.tenant, tokens, Instant::now()).map_err(refused)?;
-    let scores = model.score(prompt_ids, token_ids.clone()).await.map_err(refused)?;
+    let mut reservation = model.tenants().reserve(&caller.tenant, tokens, Instant::now()).map_err(refused)?;
+    let job = ScoreTokens {
+        prompt_ids,
+        token_ids: token_ids.clone(),
+        tenant: caller.tenant.clone(),
+        deadline: caller.deadline,
+    };
+    let scores = model.score(job).await.map_err(refused)?;
     reservation.used(tokens);
     meter.end(tokens, 0, 0, None);
     let mut tokens = Vec::with_capacity(scores.len());

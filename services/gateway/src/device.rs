@@ -25,6 +25,15 @@ pub struct TokenJob {
     pub span: tracing::Span,
 }
 
+/// Tokens that are to be scored.
+#[derive(Debug, Clone)]
+pub struct ScoreTokens {
+    pub prompt_ids: Vec<u32>,
+    pub token_ids: Vec<u32>,
+    pub tenant: String,
+    pub deadline: Option<Instant>,
+}
+
 /// What computes a base's sequences.
 pub enum Device {
     Here(Local),
@@ -79,6 +88,7 @@ impl Local {
     }
 
     async fn generate(&self, model: &Model, job: TokenJob) -> Result<Tokens> {
+        let lease = model.lease().await?;
         let constraint = match job.format {
             None => None,
             Some(format) => Some(self.follow(&model.base.tokenizer, format).await?),
@@ -90,6 +100,7 @@ impl Local {
             top_logprobs: job.top_logprobs,
             tenant: job.tenant,
             deadline: job.deadline,
+            lease,
             span: job.span,
             ..GenerateJob::new(job.prompt_ids, adapter, job.max_new_tokens)
         };
@@ -98,10 +109,10 @@ impl Local {
 }
 
 impl Model {
-    /// Starts an answer.
+    /// Starts an answer, its adapter made resident first.
     ///
     /// # Errors
-    /// The job is out of its limits, or there is no room for it.
+    /// The adapter's; the job is out of its limits, or there is no room for it.
     pub async fn generate(&self, job: TokenJob) -> Result<Tokens> {
         match &self.base.device {
             Device::Here(local) => local.generate(self, job).await,
@@ -113,13 +124,16 @@ impl Model {
     ///
     /// # Errors
     /// As for [`Self::generate`].
-    pub async fn score(&self, prompt_ids: Vec<u32>, token_ids: Vec<u32>) -> Result<Vec<Option<f32>>> {
+    pub async fn score(&self, job: ScoreTokens) -> Result<Vec<Option<f32>>> {
         match &self.base.device {
             Device::Here(local) => {
+                let lease = self.lease().await?;
                 let adapter = self.adapter.as_ref().map(|version| version.digest.clone());
-                Ok(local.engine.score(ScoreJob { prompt_ids, token_ids, adapter }).await?)
+                let ScoreTokens { prompt_ids, token_ids, tenant, deadline } = job;
+                let job = ScoreJob { tenant, deadline, lease, ..ScoreJob::new(prompt_ids, token_ids, adapter) };
+                Ok(local.engine.score(job).await?)
             }
-            Device::There { fleet, .. } => fleet.score(self.target(), prompt_ids, token_ids).await,
+            Device::There { fleet, .. } => fleet.score(self.target(), job).await,
         }
     }
 }

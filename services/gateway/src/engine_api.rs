@@ -23,7 +23,7 @@ use tonic::{Request, Response, Status};
 use crate::answer::STREAM_BUFFER;
 use crate::ask::json_schema;
 use crate::caller::Caller;
-use crate::device::TokenJob;
+use crate::device::{ScoreTokens, TokenJob, Tokens};
 use crate::error::{Error, Result};
 use crate::models::{Model, Models};
 
@@ -60,13 +60,18 @@ impl Api {
         self.models.ready(base.as_str(), &version).await
     }
 
-    async fn begin(&self, request: Request<pb::DecodeRequest>) -> Result<(Model, crate::device::Tokens)> {
+    async fn begin(&self, request: Request<pb::DecodeRequest>) -> Result<Tokens> {
         let deadline = Caller::of(request.metadata()).deadline;
         let mut request = request.into_inner();
         let model = self.model(request.target.take()).await?;
-        let job = TokenJob { deadline, ..job(request)? };
-        let tokens = model.generate(job).await?;
-        Ok((model, tokens))
+        model.generate(TokenJob { deadline, ..job(request)? }).await
+    }
+
+    async fn score(&self, request: Request<pb::ScoreTokensRequest>) -> Result<Vec<Option<f32>>> {
+        let deadline = Caller::of(request.metadata()).deadline;
+        let pb::ScoreTokensRequest { target, prompt_ids, token_ids, tenant } = request.into_inner();
+        let model = self.model(target).await?;
+        model.score(ScoreTokens { prompt_ids, token_ids, tenant, deadline }).await
     }
 }
 
@@ -112,9 +117,8 @@ fn wire(event: Event) -> pb::DecodeEvent {
             };
             What::Token(pb::DecodedToken { id, logprob, top })
         }
-        Event::End { reason, cached_tokens } => {
-            What::End(pb::DecodeEnd { reason: reason.as_str().to_owned(), cached_tokens })
-        }
+        Event::Begun { cached_tokens } => What::Begun(pb::DecodeBegun { cached_tokens }),
+        Event::End { reason } => What::End(pb::DecodeEnd { reason: reason.as_str().to_owned() }),
     };
     pb::DecodeEvent { what: Some(what) }
 }
@@ -131,11 +135,9 @@ impl EngineService for Api {
     type DecodeStream = ReceiverStream<Result<pb::DecodeEvent, Status>>;
 
     async fn decode(&self, request: Request<pb::DecodeRequest>) -> Result<Response<Self::DecodeStream>, Status> {
-        let (model, mut tokens) = self.begin(request).await.map_err(|error| status(&error))?;
+        let mut tokens = self.begin(request).await.map_err(|error| status(&error))?;
         let (events, stream) = mpsc::channel(STREAM_BUFFER);
         tokio::spawn(async move {
-            // Until the end: what is leased is not evicted.
-            let _model = model;
             loop {
                 let next = tokio::select! {
                     next = tokens.next() => next,
@@ -161,9 +163,7 @@ impl EngineService for Api {
         &self,
         request: Request<pb::ScoreTokensRequest>,
     ) -> Result<Response<pb::ScoreTokensResponse>, Status> {
-        let request = request.into_inner();
-        let scored = async { self.model(request.target).await?.score(request.prompt_ids, request.token_ids).await };
-        let scores = scored.await.map_err(|error| status(&error))?;
+        let scores = self.score(request).await.map_err(|error| status(&error))?;
         let scores = scores.into_iter().map(|logprob| pb::TokenScore { logprob }).collect();
         Ok(Response::new(pb::ScoreTokensResponse { scores }))
     }

@@ -12,6 +12,7 @@ mod remote;
 mod report;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use tailor_domain::{BaseName, Digest};
 use tailor_pb::inference as pb;
@@ -19,11 +20,11 @@ use tailor_pb::inference::adapter_admin_client::AdapterAdminClient;
 use tailor_serverkit::Settings;
 use tailor_serverkit::client::Client;
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Status};
+use tonic::{Code, Request, Status};
 
 use self::member::Member;
 pub use self::remote::Remote;
-use crate::device::TokenJob;
+use crate::device::{ScoreTokens, TokenJob};
 use crate::error::{Error, Result};
 
 pub struct Fleet {
@@ -83,16 +84,15 @@ impl Fleet {
 
     /// # Errors
     /// As for [`Self::decode`].
-    pub async fn score(
-        &self,
-        target: pb::Target,
-        prompt_ids: Vec<u32>,
-        token_ids: Vec<u32>,
-    ) -> Result<Vec<Option<f32>>> {
+    pub async fn score(&self, target: pb::Target, job: ScoreTokens) -> Result<Vec<Option<f32>>> {
         let digest = target.digest.clone();
-        let request = pb::ScoreTokensRequest { target: Some(target), prompt_ids, token_ids };
+        let ScoreTokens { prompt_ids, token_ids, tenant, deadline } = job;
+        let request = pb::ScoreTokensRequest { target: Some(target), prompt_ids, token_ids, tenant };
         let ask = |member: Arc<Member>| {
-            let request = request.clone();
+            let mut request = Request::new(request.clone());
+            if let Some(deadline) = deadline {
+                request.set_timeout(deadline.saturating_duration_since(Instant::now()));
+            }
             async move { member.engine().score_tokens(request).await }
         };
         let scored = self.first(&digest, ask).await?;
@@ -118,9 +118,11 @@ impl Fleet {
         F: Future<Output = Result<tonic::Response<T>, Status>>,
     {
         let mut last = None;
-        for member in self.order(digest) {
+        let mut order = self.order(digest).into_iter();
+        while let Some(member) = order.next() {
             let _at_work = member.begin();
-            match ask(member).await {
+            let answer = ask(member.clone());
+            match member.or_silence(order.len() > 0, answer).await {
                 Ok(answer) => return Ok(answer.into_inner()),
                 Err(status) if may_go_elsewhere(&status) => last = Some(status),
                 Err(status) => return Err(Error::service("engine")(status)),

@@ -64,7 +64,7 @@ impl Api {
     ) -> Result<pb::GenerateResponse> {
         loop {
             let Begun { choice, mut answer } = begun;
-            let mut whole = String::new();
+            let (mut whole, mut is_heard) = (String::new(), false);
             let end = loop {
                 // A reader that is gone ends the work, also while nothing is there to be sent.
                 let next = tokio::select! {
@@ -74,6 +74,7 @@ impl Api {
                 match next {
                     Ok(Some(piece)) => {
                         whole.push_str(&piece.text);
+                        is_heard = true;
                         if to.send(piece).await.is_err() {
                             break Ok(());
                         }
@@ -92,7 +93,7 @@ impl Api {
                     }
                     return Ok(end);
                 }
-                Err(error) if whole.is_empty() => {
+                Err(error) if !is_heard => {
                     drop(answer);
                     let other = instead(rollouts, choice, error).await?;
                     begun = Self::begin_with(rollouts, other, ask).await?;
@@ -195,6 +196,9 @@ impl InferenceService for Api {
                     Err(error) => choice = instead(&self.rollouts, choice, error).await?,
                 }
             };
+            if let Some(turn) = &choice.turn {
+                turn.scored();
+            }
             let model = choice.model;
             Ok::<_, Error>(pb::ScoreResponse {
                 tokens,

@@ -18,6 +18,7 @@ use tailor_serverkit::trust::{Keys, check_version};
 use tailor_serverkit::{Settings, status};
 use tailor_trust::Trusted;
 use tokio::sync::Mutex;
+use tracing::Instrument as _;
 
 use crate::bases::{Base, Bases};
 use crate::error::{Error, Result};
@@ -37,15 +38,15 @@ pub struct AdapterVersion {
     pub prompt_template: String,
 }
 
-/// A base, perhaps with an adapter that is resident on it.
+/// A base that is ready, perhaps with an adapter version on it. The version is made resident by [`Model::lease`], once it is
+/// known that its caller may use it.
 #[derive(Clone)]
 pub struct Model {
     pub base: Arc<Base>,
     pub adapter: Option<AdapterVersion>,
-    /// Keeps the adapter on the device.
-    pub lease: Option<Lease>,
-    pub tenants: Arc<Tenants>,
-    pub meters: Arc<Meters>,
+    /// What the registry says of the adapter's version.
+    found: Option<Arc<registry::AdapterVersion>>,
+    home: Arc<Models>,
 }
 
 /// What is measured here.
@@ -55,6 +56,29 @@ pub struct Meters {
 }
 
 impl Model {
+    /// Makes the adapter resident, if there is one and its engine is here; what is leased stays so.
+    ///
+    /// # Errors
+    /// It cannot be fetched, or fails its checks.
+    pub async fn lease(&self) -> Result<Option<Lease>> {
+        let (Some(version), Some(found)) = (self.adapter.clone(), self.found.clone()) else { return Ok(None) };
+        // An edge leaves that to the engine that it will choose.
+        let Some(engine) = self.base.device.engine().cloned() else { return Ok(None) };
+        let (home, base) = (self.home.clone(), self.base.clone());
+        // A caller that goes away in the meantime must not leave it half in: it would lie on the device, and nobody would know.
+        let loading = async move { home.make_resident(&base, &engine, &version, &found).await };
+        let loaded = tokio::spawn(loading.in_current_span()).await;
+        loaded.unwrap_or(Err(Error::Cut)).map(Some)
+    }
+
+    pub fn tenants(&self) -> &Arc<Tenants> {
+        &self.home.tenants
+    }
+
+    pub fn meters(&self) -> &Arc<Meters> {
+        &self.home.meters
+    }
+
     /// As engines elsewhere know it.
     pub fn target(&self) -> pb::Target {
         let adapter = self.adapter.as_ref();
@@ -131,22 +155,22 @@ impl Models {
         self.routes.registry()
     }
 
-    /// Finds base and adapter and makes both ready. Either name may be empty, not both. Takes no part in rollouts: an alias
+    /// Finds base and adapter and makes the base ready. Either name may be empty, not both. Takes no part in rollouts: an alias
     /// is what it points to.
-    pub async fn find(&self, base: &str, adapter: &str) -> Result<Model> {
+    pub async fn find(self: &Arc<Self>, base: &str, adapter: &str) -> Result<Model> {
         if adapter.is_empty() {
             if base.is_empty() {
                 return Err(Error::NoModel);
             }
             let base = self.base(&BaseName::try_new(base)?).await?;
-            return Ok(self.model(base, None, None));
+            return Ok(self.model(base, None));
         }
         let found = self.resolve(adapter).await?;
         self.ready(base, &found).await
     }
 
-    /// Makes a version and its base ready. `base` is what the caller named, if anything.
-    pub async fn ready(&self, base: &str, found: &registry::AdapterVersion) -> Result<Model> {
+    /// Makes a version's base ready. `base` is what the caller named, if anything.
+    pub async fn ready(self: &Arc<Self>, base: &str, found: &registry::AdapterVersion) -> Result<Model> {
         let adapter = found.adapter.as_str();
         let its_base: BaseName = found.base.parse()?;
         if !base.is_empty() && base != its_base.as_str() {
@@ -170,16 +194,12 @@ impl Models {
             digest: Digest::try_new(found.digest.clone())?,
             prompt_template: found.prompt_template.clone(),
         };
-        // An edge leaves that to the engine that it will choose.
-        let lease = match base.device.engine() {
-            Some(engine) => Some(self.make_resident(&base, engine, &version, found).await?),
-            None => None,
-        };
-        Ok(self.model(base, Some(version), lease))
+        Ok(self.model(base, Some((version, found))))
     }
 
-    fn model(&self, base: Arc<Base>, adapter: Option<AdapterVersion>, lease: Option<Lease>) -> Model {
-        Model { base, adapter, lease, tenants: Arc::clone(&self.tenants), meters: Arc::clone(&self.meters) }
+    fn model(self: &Arc<Self>, base: Arc<Base>, adapter: Option<(AdapterVersion, &registry::AdapterVersion)>) -> Model {
+        let (adapter, found) = adapter.map(|(version, found)| (version, Arc::new(found.clone()))).unzip();
+        Model { base, adapter, found, home: Arc::clone(self) }
     }
 
     pub async fn resolve(&self, reference: &str) -> Result<registry::AdapterVersion> {
@@ -192,16 +212,16 @@ impl Models {
     ///
     /// # Errors
     /// The base of that name is another.
-    pub async fn base_of(&self, name: &BaseName, fingerprint: &Digest) -> Result<Model> {
+    pub async fn base_of(self: &Arc<Self>, name: &BaseName, fingerprint: &Digest) -> Result<Model> {
         let base = self.base(name).await?;
         if base.manifest.fingerprint != *fingerprint {
             let found = base.manifest.fingerprint.clone();
             return Err(Error::OtherBaseNow { base: name.clone(), wanted: fingerprint.clone(), found });
         }
-        Ok(self.model(base, None, None))
+        Ok(self.model(base, None))
     }
 
-    async fn base(&self, name: &BaseName) -> Result<Arc<Base>> {
+    async fn base(self: &Arc<Self>, name: &BaseName) -> Result<Arc<Base>> {
         let request = registry::GetBaseRequest { name: name.to_string() };
         let manifest = match self.registry().get_base(request).await {
             Ok(answer) => BaseManifest::try_from(answer.into_inner())?,
@@ -211,7 +231,10 @@ impl Models {
                 None => return Err(Error::service("registry")(status)),
             },
         };
-        self.bases.get(&manifest).await
+        let home = self.clone();
+        // A caller that goes away must not leave a start behind that nobody waits for, and the next one begin another.
+        let start = async move { home.bases.get(&manifest).await };
+        tokio::spawn(start.in_current_span()).await.unwrap_or(Err(Error::Cut))
     }
 
     /// Loads an adapter unless it is resident, and makes room for it. Callers of the same digest share one load; what failed
@@ -247,8 +270,7 @@ impl Models {
         }
         let lease = leased?;
         // A rollout's two sides and the way back from it stay, whoever is served in between.
-        let needed = |digest: &Digest| self.routes.table().holds(digest).is_some();
-        while let Some(leaving) = self.resident.next_to_go(needed).await {
+        while let Some(leaving) = self.resident.next_to_go(|| self.routes.table().held()).await {
             self.take_off(&leaving.entry).await?;
             self.meters.engines.evicted(DEVICE);
             tracing::info!(adapter = leaving.entry.version.name, digest = %leaving.entry.version.digest, "adapter is evicted");

@@ -1,7 +1,7 @@
 //! Which adapters are on the device: loaded once however many ask, kept within a budget of bytes, what is worth least first to
 //! go. Whoever uses one holds a lease, and what is leased or pinned stays.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -94,10 +94,14 @@ impl Resident {
     }
 
     /// What must leave so that the rest fits the budget: of what is neither leased nor pinned, nor to be kept, what is worth
-    /// least. None where all fits, or nothing may go.
-    pub async fn next_to_go(&self, keep: impl Fn(&Digest) -> bool) -> Option<Leaving> {
+    /// least. None where all fits, or nothing may go. `kept` is asked only where something must.
+    pub async fn next_to_go(&self, kept: impl Fn() -> HashSet<Digest>) -> Option<Leaving> {
         loop {
-            let digest = self.victim(&keep)?;
+            if self.entries().worth.total_bytes() <= self.budget {
+                return None;
+            }
+            // Every request needs the entries: what is to be kept is found out before they are locked.
+            let digest = self.victim(&kept())?;
             let door = self.gates.at(&digest).lock_owned().await;
             let mut entries = self.entries();
             // Somebody may have taken a lease since.
@@ -162,12 +166,12 @@ impl Resident {
     }
 
     /// What goes next; None where all fits, or nothing may go.
-    fn victim(&self, keep: impl Fn(&Digest) -> bool) -> Option<Digest> {
+    fn victim(&self, kept: &HashSet<Digest>) -> Option<Digest> {
         let entries = self.entries();
         if entries.worth.total_bytes() <= self.budget {
             return None;
         }
-        let may_go = |digest: &Digest| entries.by_digest.get(digest).is_some_and(Entry::may_go) && !keep(digest);
+        let may_go = |digest: &Digest| entries.by_digest.get(digest).is_some_and(Entry::may_go) && !kept.contains(digest);
         entries.worth.least(may_go)
     }
 
@@ -205,7 +209,7 @@ mod tests {
 
     async fn load(resident: &Resident, name: &str) -> Lease {
         let lease = resident.lease(&version(name), &base(), async { Ok(40) }).await.expect("loads");
-        while resident.next_to_go(|_| false).await.is_some() {}
+        while resident.next_to_go(HashSet::new).await.is_some() {}
         lease
     }
 
@@ -242,7 +246,7 @@ mod tests {
         assert_eq!(names(&resident), ["a", "c", "d"], "all are in use or pinned: the budget waits");
         drop((held, second));
         let kept = version("a").digest;
-        while resident.next_to_go(|digest| *digest == kept).await.is_some() {}
+        while resident.next_to_go(|| HashSet::from([kept.clone()])).await.is_some() {}
         assert_eq!(names(&resident), ["a", "c"], "what a rollout needs stays");
         drop(load(&resident, "d").await);
         assert_eq!(names(&resident), ["c", "d"]);

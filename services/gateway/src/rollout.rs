@@ -268,7 +268,8 @@ impl Rollouts {
         if let Err(error) = self.trials.pass(&self.models, &live.canary, golden).await {
             self.trip(live, format!("it did not pass its trial: {error}"));
         }
-        if let Err(error) = self.models.ready("", &live.stable).await {
+        let resident = async { self.models.ready("", &live.stable).await?.lease().await };
+        if let Err(error) = resident.await {
             tracing::warn!(adapter = %live.adapter, %error, "the way back of a rollout cannot be loaded ahead of time");
         }
     }

@@ -305,7 +305,9 @@ impl From<Error> for Refusal {
             ErrorCode::Unauthenticated => StatusCode::UNAUTHORIZED,
             ErrorCode::AlreadyExists | ErrorCode::FailedPrecondition | ErrorCode::Aborted => StatusCode::CONFLICT,
             ErrorCode::ResourceExhausted => StatusCode::TOO_MANY_REQUESTS,
-            ErrorCode::Unavailable | ErrorCode::Cancelled => StatusCode::SERVICE_UNAVAILABLE,
+            ErrorCode::Unavailable | ErrorCode::Cancelled | ErrorCode::DeadlineExceeded => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             ErrorCode::DataLoss | ErrorCode::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self { status, kind: None, problem: error.to_string() }

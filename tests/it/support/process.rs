@@ -90,8 +90,13 @@ impl Process {
 
     /// SIGTERM, without waiting.
     pub fn terminate(&self) {
-        let sent = Command::new("kill").args(["-TERM", &self.id().to_string()]).status();
-        assert!(sent.is_ok_and(|status| status.success()), "SIGTERM to {}", self.name);
+        self.signal("TERM");
+    }
+
+    /// `name` without its SIG.
+    pub fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args([format!("-{name}"), self.id().to_string()]).status();
+        assert!(sent.is_ok_and(|status| status.success()), "SIG{name} to {}", self.name);
     }
 
     /// Waits for its end.

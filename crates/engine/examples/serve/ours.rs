@@ -52,7 +52,7 @@ impl Ours {
                 blocks,
                 cross: None,
                 adapter: *set,
-                logits: true,
+                logits: 1,
             });
             let segments: Vec<Segment<'_>> = segments.collect();
             let start = Instant::now();
@@ -70,7 +70,7 @@ impl Ours {
     pub fn prefill(&self, count: usize) -> Result<f64, Failure> {
         let tokens: Vec<u32> = (0..count).map(|i| (i % self.vocab) as u32).collect();
         let blocks = self.blocks(0, count);
-        let whole = Segment { tokens: &tokens, past: 0, blocks: &blocks, cross: None, adapter: None, logits: true };
+        let whole = Segment { tokens: &tokens, past: 0, blocks: &blocks, cross: None, adapter: None, logits: 1 };
         let start = Instant::now();
         let logits = self.base.advance(&[whole], &self.pool)?;
         std::hint::black_box(&logits.f_to_device(Device::Cpu)?);

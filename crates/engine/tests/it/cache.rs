@@ -63,7 +63,8 @@ async fn a_common_beginning_is_computed_once_for_each_adapter_and_the_answers_st
             while let Some(event) = stream.recv().await {
                 match event.expect("an event") {
                     Event::Token { id, .. } => tokens.push(id),
-                    Event::End { cached_tokens, .. } => cached.push(cached_tokens),
+                    Event::Begun { cached_tokens } => cached.push(cached_tokens),
+                    Event::End { .. } => {}
                 }
             }
             assert_eq!(tokens, if adapter.is_some() { own_answer.clone() } else { base_answer.clone() });

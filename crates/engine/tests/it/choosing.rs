@@ -84,7 +84,7 @@ async fn log_probabilities_are_those_that_scoring_gives() {
             }
         }
         assert!(!tokens.is_empty());
-        let score = tailor_engine::ScoreJob { prompt_ids: prompt(5), token_ids: tokens.clone(), adapter: None };
+        let score = tailor_engine::ScoreJob::new(prompt(5), tokens.clone(), None);
         let scores = engine.score(score).await.expect("scores");
         for ((token, found), score) in tokens.iter().zip(&found).zip(scores) {
             assert!((found.chosen - score.expect("predicted")).abs() < 1e-4, "{found:?} {score:?}");

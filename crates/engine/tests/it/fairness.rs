@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use tailor_domain::ErrorCode;
-use tailor_engine::{EngineOptions, Error, GenerateJob};
+use tailor_engine::{EngineOptions, Error, GenerateJob, ScoreJob};
 
 use crate::{TinyBase, job, prompt, read};
 
@@ -50,6 +50,38 @@ async fn a_flood_of_one_tenant_does_not_hold_up_another() {
     let waiting = engine.usage().waiting;
     assert!(waiting > 20, "the quiet one went before most of the flood; {waiting} still wait");
     drop(flood);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_one_tenant_leaves_another_a_place_whether_it_asks_for_answers_or_for_scores() {
+    let tiny = TinyBase::llama();
+    let engine = tiny.engine(EngineOptions { max_batch: 1, max_queue: 64, ..EngineOptions::default() }).await;
+    let of = |tenant: &str| GenerateJob { tenant: tenant.into(), ..job(prompt(2), None, 100) };
+    let mut flood = Vec::new();
+    let error = loop {
+        match engine.generate(of("flood")).await {
+            Ok(stream) => flood.push(stream),
+            Err(error) => break error,
+        }
+        assert!(flood.len() < 1000, "the queue is bounded");
+    };
+    assert!(matches!(&error, Error::ShareFull { tenant, .. } if tenant == "flood"), "{error}");
+    assert_eq!(error.code(), ErrorCode::ResourceExhausted);
+    assert!(error.retry_after().is_some());
+    let score = |tenant: &str| ScoreJob { tenant: tenant.into(), ..ScoreJob::new(prompt(1), prompt(5), None) };
+    let (scores, quiet) = tokio::join!(engine.score(score("quiet")), engine.generate(of("quiet")));
+    assert_eq!(scores.expect("scores").len(), prompt(5).len());
+    read(quiet.expect("accepted")).await.expect("answers");
+    assert!(engine.usage().waiting > 30, "most of the flood still waits");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_score_that_comes_too_late_is_not_made() {
+    let tiny = TinyBase::llama();
+    let engine = tiny.engine(EngineOptions::default()).await;
+    let late = ScoreJob { deadline: Some(Instant::now()), ..ScoreJob::new(prompt(1), prompt(5), None) };
+    let error = engine.score(late).await.expect_err("too late");
+    assert_eq!(error.code(), ErrorCode::DeadlineExceeded, "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

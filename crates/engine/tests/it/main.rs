@@ -134,8 +134,9 @@ async fn read(mut stream: Stream) -> Result<(Vec<u32>, EndReason), Error> {
     let mut tokens = Vec::new();
     while let Some(event) = stream.recv().await {
         match event? {
+            Event::Begun { .. } => assert!(tokens.is_empty(), "it begins once, before its first token"),
             Event::Token { id, .. } => tokens.push(id),
-            Event::End { reason, .. } => {
+            Event::End { reason } => {
                 assert!(stream.recv().await.is_none(), "nothing follows the end");
                 return Ok((tokens, reason));
             }

@@ -15,7 +15,7 @@ async fn an_unknown_adapter_is_an_error_and_never_the_bases_answer() {
     let error = engine.generate(job(prompt(1), Some(&unknown), 4)).await.expect_err("unknown");
     assert_eq!(error.code(), ErrorCode::NotFound);
     assert!(error.to_string().contains(unknown.as_str()), "{error}");
-    let score = ScoreJob { prompt_ids: prompt(1), token_ids: prompt(2), adapter: Some(unknown.clone()) };
+    let score = ScoreJob::new(prompt(1), prompt(2), Some(unknown.clone()));
     assert_eq!(engine.score(score).await.expect_err("unknown").code(), ErrorCode::NotFound);
     assert_eq!(engine.unload(&unknown).await.expect_err("unknown").code(), ErrorCode::NotFound);
 }

@@ -52,7 +52,7 @@ async fn scores_equal_log_softmax_of_a_plain_forward() {
         for n in 0..4 {
             let (prompt_ids, token_ids) = (prompt(n), prompt(n + 9));
             for (adapter, set) in [(None, &none), (Some(digest.clone()), &set)] {
-                let job = ScoreJob { prompt_ids: prompt_ids.clone(), token_ids: token_ids.clone(), adapter };
+                let job = ScoreJob::new(prompt_ids.clone(), token_ids.clone(), adapter);
                 let scores = engine.score(job).await.expect("scores");
                 assert_close(&scores, &plain(&tiny, &prompt_ids, &token_ids, set));
             }
@@ -61,9 +61,30 @@ async fn scores_equal_log_softmax_of_a_plain_forward() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn long_texts_are_scored_in_pieces_from_what_the_cache_has_of_their_prompt() {
+    for tiny in TinyBase::all() {
+        let engine = tiny.engine(EngineOptions { max_step_tokens: 5, ..EngineOptions::default() }).await;
+        let text = |from: u32, count: u32| (0..count).map(|at| 10 + (from + at * 7) % 80).collect::<Vec<u32>>();
+        let (prompt_ids, none) = (text(3, 40), LoraSet::empty(&tiny.base));
+        let answer = engine.generate(crate::job(prompt_ids.clone(), None, 60)).await.expect("accepted");
+        for n in 0..3 {
+            let token_ids = text(n, 30 + n);
+            let scores = engine.score(ScoreJob::new(prompt_ids.clone(), token_ids.clone(), None)).await.expect("scores");
+            assert_close(&scores, &plain(&tiny, &prompt_ids, &token_ids, &none));
+        }
+        let answered = crate::read(answer).await.expect("answers").0;
+        assert_eq!(answered, tiny.greedy(&prompt_ids, None, 60), "what is scored beside it changes nothing");
+        let usage = engine.usage();
+        assert!(usage.steps > 3 * 30 / 5, "in pieces: {usage:?}");
+        assert!(usage.cached_tokens >= 3 * 32, "the prompt is computed once: {usage:?}");
+        assert_eq!(usage.kv_blocks_held, 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_decoders_first_token_has_no_score_and_an_encoder_needs_an_input() {
     let [llama, t5] = TinyBase::all();
-    let job = |token_ids: &[u32]| ScoreJob { prompt_ids: vec![], token_ids: token_ids.to_vec(), adapter: None };
+    let job = |token_ids: &[u32]| ScoreJob::new(vec![], token_ids.to_vec(), None);
     let engine = llama.engine(EngineOptions::default()).await;
     let scores = engine.score(job(&[10, 11, 12])).await.expect("scores");
     assert_close(&scores, &plain(&llama, &[], &[10, 11, 12], &LoraSet::empty(&llama.base)));

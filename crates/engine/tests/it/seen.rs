@@ -1,5 +1,6 @@
 //! What is seen of the engine from outside, step by step: a constraint that waits for leave holds the device where a test wants.
 
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -78,6 +79,54 @@ async fn a_dropped_stream_gives_its_blocks_back_within_one_step() {
     assert_eq!(next.kv_blocks_held, computed.div_ceil(16), "only the other's are held: {next:?}");
     drop(leave);
     read(slow).await.expect("whoever stayed is answered");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn however_many_adapters_come_at_once_answers_go_on_between_them() {
+    let tiny = TinyBase::llama();
+    let engine = tiny.engine(EngineOptions::default()).await;
+    let (slow, leave) = held_up(1, 60);
+    let slow = engine.generate(slow).await.expect("accepted");
+    let adapters: Vec<_> = (0..12).map(|seed| tiny.adapter(seed, 0.1)).collect();
+    let loads = adapters.into_iter().map(|(digest, adapter)| {
+        let engine = engine.clone();
+        tokio::spawn(async move { engine.load(digest, adapter).await })
+    });
+    let loads: Vec<_> = loads.collect();
+    // They all have come before the step that is under way ends.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    for steps in 1..=6 {
+        leave.send(()).expect("the engine waits");
+        until(&engine, "the step ends", |usage| usage.steps == steps).await;
+        let resident = engine.resident().len() as u64;
+        assert!(resident <= steps, "{resident} adapters were loaded between {steps} steps");
+    }
+    drop(leave);
+    read(slow).await.expect("whoever was there is answered");
+    for load in loads {
+        load.await.expect("no panic").expect("loads");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_ends_with_the_work_and_not_with_its_reader() {
+    let tiny = TinyBase::llama();
+    let engine = tiny.engine(EngineOptions::default()).await;
+    let lease = Arc::new(());
+    let job = GenerateJob { lease: Some(Arc::clone(&lease)), ..endless(1, 40) };
+    let (held, leave) = held_up(2, 4);
+    let held = engine.generate(held).await.expect("accepted");
+    let accepted = tokio::spawn({
+        let engine = engine.clone();
+        async move { engine.generate(job).await }
+    });
+    assert_eq!(Arc::strong_count(&lease), 2, "it is held from the request on");
+    drop(leave);
+    let unread = accepted.await.expect("no panic").expect("accepted");
+    until(&engine, "all is said", |usage| usage.running == 0 && usage.waiting == 0 && usage.steps > 40).await;
+    assert_eq!(Arc::strong_count(&lease), 1, "nothing is held by an answer that lies unread");
+    assert_eq!(read(unread).await.expect("it is all there").0.len(), 40);
+    read(held).await.expect("answers");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -83,7 +83,7 @@ pub(crate) fn in_pages(base: &Base, sequences: &[(&[u32], Option<&LoraSet>)]) ->
                 blocks,
                 cross: None,
                 adapter: *set,
-                logits: end == tokens.len(),
+                logits: usize::from(end == tokens.len()),
             }
         });
         each.collect::<Vec<Segment<'_>>>()

@@ -53,7 +53,7 @@ fn advance(base: &Base, sequences: &mut [Sequence], limit: usize, pool: &KvPool)
                 blocks: &sequence.blocks,
                 cross: sequence.cross.as_ref().map(|(blocks, length)| (blocks.as_slice(), *length)),
                 adapter: None,
-                logits: end == sequence.tokens.len(),
+                logits: usize::from(end == sequence.tokens.len()),
             }
         })
         .collect();
@@ -115,13 +115,52 @@ fn a_common_beginning_is_read_once_and_used_by_both() {
 }
 
 #[test]
+fn logits_after_several_tokens_are_those_after_each() {
+    for name in CASES {
+        let base = load(name);
+        let pool = base.kv_pool(48).unwrap();
+        let mut blocks = Blocks::of(&pool);
+        let prompts = prompts(&Golden::of(name));
+        let sequences: Vec<Sequence> = prompts.iter().map(|prompt| begin(&base, prompt, &mut blocks, &pool)).collect();
+        let segments = |wanted: &dyn Fn(usize) -> usize| {
+            let each = sequences.iter().map(|sequence| Segment {
+                tokens: &sequence.tokens,
+                past: 0,
+                blocks: &sequence.blocks,
+                cross: sequence.cross.as_ref().map(|(blocks, length)| (blocks.as_slice(), *length)),
+                adapter: None,
+                logits: wanted(sequence.tokens.len()),
+            });
+            each.collect::<Vec<_>>()
+        };
+        let all = base.advance(&segments(&|tokens| tokens), &pool).unwrap();
+        let last = base.advance(&segments(&|_| 1), &pool).unwrap();
+        let mut end = 0;
+        for (row, sequence) in sequences.iter().enumerate() {
+            end += sequence.tokens.len() as i64;
+            let difference = relative_difference(&all.get(end - 1).unsqueeze(0), &last.get(row as i64).unsqueeze(0));
+            assert!(difference < 1e-6, "{name}, row {row}: {difference}");
+            // One token less of the same sequence ends where the row before stands.
+            if sequence.tokens.len() > 1 {
+                let shorter = Segment { tokens: &sequence.tokens[..sequence.tokens.len() - 1], ..segments(&|_| 1)[row] };
+                let before = base.advance(&[shorter], &pool).unwrap();
+                let difference = relative_difference(&all.get(end - 2).unsqueeze(0), &before);
+                assert!(difference < 1e-5, "{name}, row {row}, before the last: {difference}");
+            }
+        }
+        assert_eq!(all.size()[0], end);
+    }
+}
+
+#[test]
 fn segments_that_do_not_fit_are_refused() {
     let base = load("llama-gqa-nf4");
     let pool = base.kv_pool(2).unwrap();
-    let segment = Segment { tokens: &[5], past: 0, blocks: &[0], cross: None, adapter: None, logits: true };
+    let segment = Segment { tokens: &[5], past: 0, blocks: &[0], cross: None, adapter: None, logits: 1 };
     let refused = |segment: Segment<'_>| base.advance(&[segment], &pool).unwrap_err().to_string();
     assert!(refused(Segment { tokens: &[], ..segment }).contains("at least 1"));
     assert!(refused(Segment { past: 16, ..segment }).contains("1 new tokens of 17 in blocks for 16"));
+    assert!(refused(Segment { logits: 2, ..segment }).contains("logits after 2 tokens are wanted of a segment of 1"));
     assert!(refused(Segment { blocks: &[2], ..segment }).contains("block 2 is not below the pool's 2"));
     assert!(refused(Segment { tokens: &[96], ..segment }).contains("token 96"));
     assert!(refused(Segment { cross: Some((&[1], 3)), ..segment }).contains("encoder"));
@@ -139,7 +178,7 @@ fn virtual_tokens_read_in_pieces_do_what_the_tokens_do_whose_embeddings_they_are
         set.set_prompt(&base, base.embed(&first).unwrap()).unwrap();
         let (input, pool) = ([&[0; 5][..], &[11, 12, 13]].concat(), base.kv_pool(4).unwrap());
         let segment =
-            |tokens, past| Segment { tokens, past, blocks: &[2], cross: None, adapter: Some(&set), logits: true };
+            |tokens, past| Segment { tokens, past, blocks: &[2], cross: None, adapter: Some(&set), logits: 1 };
         let logits = if base.family() == tailor_domain::Family::Decoder {
             let _ = base.advance(&[segment(&input[..3], 0)], &pool).unwrap();
             base.advance(&[segment(&input[3..], 3)], &pool).unwrap()

@@ -55,7 +55,8 @@ impl Remote {
                 }
                 request.set_timeout(left);
             }
-            match engine.engine().decode(request).await {
+            let mut client = engine.engine();
+            match engine.or_silence(!self.untried.is_empty(), client.decode(request)).await {
                 Ok(events) => {
                     self.running = Some(Running { engine, events: events.into_inner(), _at_work: at_work });
                     return Ok(());
@@ -77,7 +78,10 @@ impl Remote {
     pub async fn next(&mut self) -> Result<Option<Event>> {
         loop {
             let Some(running) = &mut self.running else { return Ok(None) };
-            let status = match running.events.message().await {
+            // Of what has begun to answer nothing is given up before its connection is.
+            let may_move = self.tokens == 0 && !self.untried.is_empty();
+            let Running { engine, events, .. } = running;
+            let status = match engine.or_silence(may_move, events.message()).await {
                 Ok(Some(pb::DecodeEvent { what: Some(what) })) => return Ok(Some(self.heard(what))),
                 Ok(Some(pb::DecodeEvent { what: None })) => continue,
                 Ok(None) => Status::unavailable("its answer broke off"),
@@ -85,6 +89,9 @@ impl Remote {
             };
             let engine = running.engine.url.clone();
             self.running = None;
+            if status.code() == Code::DeadlineExceeded {
+                return Err(tailor_engine::Error::Deadline.into());
+            }
             // One that is out of memory in the middle of an answer is there, and says so itself.
             let is_lost = may_go_elsewhere(&status) && (self.tokens == 0 || status.code() != Code::ResourceExhausted);
             if !is_lost {
@@ -111,8 +118,9 @@ impl Remote {
                 self.running = None;
                 let is_length = end.reason == EndReason::Length.as_str();
                 let reason = if is_length { EndReason::Length } else { EndReason::Stop };
-                Event::End { reason, cached_tokens: end.cached_tokens }
+                Event::End { reason }
             }
+            What::Begun(begun) => Event::Begun { cached_tokens: begun.cached_tokens },
         }
     }
 }

@@ -7,10 +7,8 @@ use tailor_pb::inference::ReportRequest;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use super::member::Member;
+use super::member::{Member, SILENCE, silent};
 
-/// An engine that is there reports several times a second.
-const SILENCE: Duration = Duration::from_secs(2);
 /// Pause before an engine that is not there is called again.
 const PAUSE: Duration = Duration::from_millis(250);
 
@@ -21,7 +19,7 @@ pub async fn follow(member: Arc<Member>, stop: CancellationToken) {
             () = stop.cancelled() => return,
             outcome = listen(&member, &mut was_there) => outcome,
         };
-        member.is_silent();
+        member.forget();
         if let Err(status) = outcome
             && std::mem::take(&mut was_there)
         {
@@ -35,13 +33,15 @@ pub async fn follow(member: Arc<Member>, stop: CancellationToken) {
 }
 
 async fn listen(member: &Member, was_there: &mut bool) -> Result<(), Status> {
-    let silent = |_| Status::unavailable(format!("no word for {} s", SILENCE.as_secs()));
+    let hangs = |_| {
+        member.is_silent();
+        silent()
+    };
     let mut client = member.engine();
-    let mut reports =
-        tokio::time::timeout(SILENCE, client.report(ReportRequest {})).await.map_err(silent)??.into_inner();
+    let mut reports = tokio::time::timeout(SILENCE, client.report(ReportRequest {})).await.map_err(hangs)??.into_inner();
     // What it held before is told anew.
-    member.is_silent();
-    while let Some(report) = tokio::time::timeout(SILENCE, reports.message()).await.map_err(silent)?? {
+    member.forget();
+    while let Some(report) = tokio::time::timeout(SILENCE, reports.message()).await.map_err(hangs)?? {
         if !*was_there {
             tracing::info!(engine = member.url, serving = report.serving, "an engine is there");
             *was_there = true;

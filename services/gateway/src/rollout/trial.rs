@@ -34,7 +34,7 @@ impl Trials {
     /// It cannot be loaded or does not answer; [`Error::Golden`] where it answers otherwise than it must.
     pub async fn pass(
         &self,
-        models: &Models,
+        models: &Arc<Models>,
         version: &registry::AdapterVersion,
         golden: Option<&Golden>,
     ) -> Result<()> {
@@ -50,7 +50,7 @@ impl Trials {
     }
 }
 
-async fn run(models: &Models, version: &registry::AdapterVersion, golden: Option<&Golden>) -> Result<()> {
+async fn run(models: &Arc<Models>, version: &registry::AdapterVersion, golden: Option<&Golden>) -> Result<()> {
     let model = models.ready("", version).await?;
     let request = pb::GenerateRequest {
         input: golden.map_or(ANY_INPUT, |golden| &golden.input).to_owned(),

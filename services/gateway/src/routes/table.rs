@@ -1,6 +1,6 @@
 //! The table: what each alias means, and when that was last confirmed.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -39,6 +39,14 @@ impl Route {
         Some((rollout, self.target.as_ref()?, self.canary.as_ref()?))
     }
 
+    /// The versions that it needs at hand: the sides of a rollout in force, and where a rollback leads.
+    fn needs(&self) -> ([Option<&registry::AdapterVersion>; 2], Option<&registry::AdapterVersion>) {
+        let sides = self.split().map_or([None; 2], |(_, stable, canary)| [Some(stable), Some(canary)]);
+        // Only where a rollout has led here: other aliases' earlier targets may go.
+        let led_here = self.rollout.as_ref().is_some_and(|last| last.alias_seq + 1 == self.alias_seq);
+        (sides, self.previous.as_ref().filter(|_| led_here))
+    }
+
     fn moved(&self, moved: registry::Alias, target: Option<registry::AdapterVersion>) -> Self {
         let previous = if self.target == target { self.previous.clone() } else { self.target.clone() };
         Self { alias_seq: moved.sequence, target, previous, ..self.clone() }
@@ -72,17 +80,24 @@ impl Table {
     /// Why a digest must stay resident, if it must.
     pub fn holds(&self, digest: &Digest) -> Option<String> {
         let is = |version: &registry::AdapterVersion| version.digest == digest.as_str();
-        self.all().into_iter().find_map(|((adapter, alias), route)| {
-            if let Some((_, stable, canary)) = route.split()
-                && (is(stable) || is(canary))
-            {
+        let routes = self.routes.read().unwrap_or_else(PoisonError::into_inner);
+        routes.iter().find_map(|((adapter, alias), route)| {
+            let (sides, way_back) = route.needs();
+            if sides.into_iter().flatten().any(is) {
                 return Some(format!("a rollout behind {adapter}@{alias} runs with it"));
             }
-            // Only where a rollout has led here: other aliases' earlier targets may go.
-            let led_here = route.rollout.as_ref().is_some_and(|last| last.alias_seq + 1 == route.alias_seq);
-            let is_way_back = led_here && route.previous.as_ref().is_some_and(is);
-            is_way_back.then(|| format!("a rollback of {adapter}@{alias} leads to it"))
+            way_back.is_some_and(is).then(|| format!("a rollback of {adapter}@{alias} leads to it"))
         })
+    }
+
+    /// All digests that must stay resident.
+    pub fn held(&self) -> HashSet<Digest> {
+        let routes = self.routes.read().unwrap_or_else(PoisonError::into_inner);
+        let needed = routes.values().flat_map(|route| {
+            let (sides, way_back) = route.needs();
+            sides.into_iter().flatten().chain(way_back).filter_map(|version| Digest::try_new(version.digest.clone()).ok())
+        });
+        needed.collect()
     }
 
     pub fn changed(&self) -> watch::Receiver<u64> {
