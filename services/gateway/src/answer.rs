@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use tailor_domain::ErrorCode;
-use tailor_engine::{Event, Logprobs};
+use tailor_engine::Event;
 use tailor_pb::inference as pb;
 use tailor_serverkit::meter::AnswerMeter;
 use tailor_serverkit::status;
@@ -17,6 +17,7 @@ use crate::device::{TokenJob, Tokens};
 use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::resident::Lease;
+use crate::said::SaidToken;
 use crate::stop::StopScanner;
 use crate::tenants::Reservation;
 
@@ -54,14 +55,6 @@ pub struct Piece {
     pub text: String,
     /// Where log-probabilities were asked for.
     pub tokens: Vec<SaidToken>,
-}
-
-#[derive(Debug, Clone)]
-pub struct SaidToken {
-    pub id: u32,
-    pub text: String,
-    pub logprob: f32,
-    pub top: Vec<(u32, String, f32)>,
 }
 
 /// Starts generating.
@@ -176,7 +169,9 @@ impl Answer {
                     self.completion_tokens += 1;
                     self.meter.token();
                     self.reservation.used(u64::from(self.prompt_tokens) + u64::from(self.completion_tokens));
-                    piece.tokens.extend(logprobs.map(|logprobs| said(&self.tokenizer, id, &logprobs)));
+                    let offset = self.text.as_ref().map_or(0, TextStream::characters);
+                    let said = logprobs.map(|logprobs| SaidToken::new(&self.tokenizer, id, &logprobs, offset));
+                    piece.tokens.extend(said);
                     let text = match &mut self.text {
                         Some(stream) => stream.push(id)?,
                         None => String::new(),
@@ -227,12 +222,6 @@ impl Drop for Answer {
         self.span.record("gen_ai.response.finish_reasons", finish_reason);
         self.span.record("tailor.cached_tokens", self.cached_tokens);
     }
-}
-
-fn said(tokenizer: &Tokenizer, id: u32, logprobs: &Logprobs) -> SaidToken {
-    let text = |id: u32| tokenizer.decode(&[id], false).unwrap_or_default();
-    let top = logprobs.top.iter().map(|(id, logprob)| (*id, text(*id), *logprob));
-    SaidToken { id, text: text(id), logprob: logprobs.chosen, top: top.collect() }
 }
 
 /// The log-probability of each given token.

@@ -11,12 +11,13 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use crate::answer::{self, Answer, Piece, STREAM_BUFFER, SaidToken};
+use crate::answer::{self, Answer, Piece, STREAM_BUFFER};
 use crate::ask::Ask;
 use crate::caller::Caller;
 use crate::error::{Error, Result};
 use crate::models::Models;
 use crate::rollout::{Choice, Rollouts};
+use crate::said::SaidToken;
 
 pub struct Api {
     rollouts: Arc<Rollouts>,
@@ -213,9 +214,13 @@ impl InferenceService for Api {
 }
 
 fn wire(token: SaidToken) -> pb::GeneratedToken {
-    let top =
-        token.top.into_iter().map(|(id, text, logprob)| pb::ScoredToken { id, text, logprob: Some(logprob.into()) });
-    pb::GeneratedToken { id: token.id, text: token.text, logprob: token.logprob.into(), top: top.collect() }
+    let top = token.top.iter().map(|(token, logprob)| pb::ScoredToken {
+        id: token.id,
+        text: token.text(),
+        logprob: Some((*logprob).into()),
+    });
+    let SaidToken { token: said, logprob, .. } = &token;
+    pb::GeneratedToken { id: said.id, text: said.text(), logprob: (*logprob).into(), top: top.collect() }
 }
 
 /// The figures of the whole answer, its text left out.

@@ -33,6 +33,7 @@ mod resident;
 mod rollout;
 mod rollout_admin;
 mod routes;
+mod said;
 mod shelf;
 mod stop;
 mod tenants;

@@ -13,10 +13,11 @@ use super::error::{ApiError, parse};
 use super::shape::{Choosing, answered, begin, complete, fingerprint, usage};
 use super::stream::{Chunks, events};
 use super::{Http, models, new_id, now};
-use crate::answer::{Piece, SaidToken};
+use crate::answer::Piece;
 use crate::ask::{Ask, MaxNew, Prompt};
 use crate::caller::Caller;
 use crate::rollout::Choice;
+use crate::said::{SaidToken, Token};
 
 /// Tokens made when the caller does not say, where the context has room for them.
 const DEFAULT_NEW_TOKENS: u32 = 1024;
@@ -173,10 +174,10 @@ impl Chunks for Head {
     }
 }
 
-fn logprob(token: &SaidToken) -> Value {
-    let one = |text: &str, logprob: f32| json!({ "token": text, "logprob": logprob, "bytes": text.as_bytes() });
-    let mut shown = one(&token.text, token.logprob);
-    shown["top_logprobs"] = token.top.iter().map(|(_, text, logprob)| one(text, *logprob)).collect();
+fn logprob(said: &SaidToken) -> Value {
+    let one = |token: &Token, logprob: f32| json!({ "token": token.text(), "logprob": logprob, "bytes": token.bytes });
+    let mut shown = one(&said.token, said.logprob);
+    shown["top_logprobs"] = said.top.iter().map(|(token, logprob)| one(token, *logprob)).collect();
     shown
 }
 

@@ -16,6 +16,7 @@ use crate::answer::Piece;
 use crate::ask::{Ask, MaxNew, Prompt};
 use crate::caller::Caller;
 use crate::rollout::Choice;
+use crate::said::SaidToken;
 
 /// OpenAI's own.
 const DEFAULT_NEW_TOKENS: u32 = 16;
@@ -144,22 +145,20 @@ impl Head {
         if !self.logprobs {
             return Value::Null;
         }
-        let mut offset = 0;
-        let offsets = piece.tokens.iter().map(|token| {
-            let at = offset;
-            offset += token.text.chars().count();
-            at
-        });
-        let offsets: Vec<usize> = offsets.collect();
-        let top = piece.tokens.iter().map(|token| {
-            let top = token.top.iter().map(|(_, text, logprob)| (text.clone(), json!(logprob)));
-            top.collect::<Map<String, Value>>()
-        });
+        let named = |said: &SaidToken| {
+            let mut named = Map::new();
+            // Should two have one name all the same, the likelier keeps it.
+            for (token, logprob) in &said.top {
+                named.entry(token.name()).or_insert_with(|| json!(logprob));
+            }
+            named
+        };
+        let tokens = &piece.tokens;
         json!({
-            "tokens": piece.tokens.iter().map(|token| token.text.as_str()).collect::<Vec<_>>(),
-            "token_logprobs": piece.tokens.iter().map(|token| token.logprob).collect::<Vec<_>>(),
-            "top_logprobs": top.collect::<Vec<_>>(),
-            "text_offset": offsets,
+            "tokens": tokens.iter().map(|said| said.token.name()).collect::<Vec<_>>(),
+            "token_logprobs": tokens.iter().map(|said| said.logprob).collect::<Vec<_>>(),
+            "top_logprobs": tokens.iter().map(named).collect::<Vec<_>>(),
+            "text_offset": tokens.iter().map(|said| said.offset).collect::<Vec<_>>(),
         })
     }
 }
@@ -181,5 +180,33 @@ impl Chunks for Head {
         let mut chunk = self.object(Vec::new());
         chunk["usage"] = usage;
         chunk
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tailor_engine::Logprobs;
+
+    use super::*;
+    use crate::said::tests::llama;
+
+    #[test]
+    fn tokens_have_names_of_their_own_and_offsets_that_go_on_from_chunk_to_chunk() {
+        let head = Head {
+            id: "cmpl-1".into(),
+            created: 0,
+            model: "little".into(),
+            fingerprint: String::new(),
+            logprobs: true,
+        };
+        let logprobs = Logprobs { chosen: -0.5, top: vec![(1, -0.5), (2, -1.0), (3, -2.0), (4, -3.0)] };
+        let said = |id, offset| SaidToken::new(&llama(), id, &logprobs, offset);
+        let piece = |tokens| head.piece(0, &Piece { text: String::new(), tokens });
+        let first = &piece(vec![said(1, 0), said(2, 3)])["choices"][0]["logprobs"];
+        assert_eq!((&first["tokens"], &first["text_offset"]), (&json!([" the", "the"]), &json!([0, 3])));
+        let top = json!({ " the": -0.5, "the": -1.0, r"bytes:\xe2": -2.0, r"bytes:\x96": -3.0 });
+        assert_eq!(first["top_logprobs"][0], top);
+        let second = &piece(vec![said(3, 6)])["choices"][0]["logprobs"];
+        assert_eq!((&second["tokens"], &second["text_offset"]), (&json!([r"bytes:\xe2"]), &json!([6])));
     }
 }
