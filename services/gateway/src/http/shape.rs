@@ -77,7 +77,8 @@ impl Choosing {
         Ok(Sampling {
             // OpenAI's defaults, not ours: greedy is 0.
             temperature: self.temperature.unwrap_or(1.0),
-            top_p: self.top_p.unwrap_or(1.0),
+            // The engine takes 0 for off, as gRPC sends it unset. Here it is meant: the likeliest token alone.
+            top_p: self.top_p.map_or(1.0, |top_p| if top_p == 0.0 { f32::MIN_POSITIVE } else { top_p }),
             top_k: self.top_k.unwrap_or(0),
             min_p: self.min_p.unwrap_or(0.0),
             repetition_penalty: self.repetition_penalty.unwrap_or(1.0),
