@@ -11,7 +11,7 @@ use tailor_text::Message;
 
 use super::error::{ApiError, parse};
 use super::shape::{Choosing, answered, begin, complete, fingerprint, usage};
-use super::stream::{Chunks, events};
+use super::stream::{Chunks, Ending, events};
 use super::{Http, models, new_id, now};
 use crate::answer::Piece;
 use crate::ask::{Ask, MaxNew, Prompt};
@@ -75,7 +75,8 @@ pub async fn create(State(http): State<Http>, headers: HeaderMap, body: Bytes) -
     if request.choosing.stream.unwrap_or(false) {
         let begun = begin(&http, &mut choice, asks, count).await?;
         let head = head(&choice);
-        return Ok(events(begun, head, request.choosing.include_usage(), choice.turn, ask));
+        let include_usage = request.choosing.include_usage();
+        return Ok(events(begun, head, Ending { include_usage, count, turn: choice.turn, ask }));
     }
     let mut answers = complete(&http, &mut choice, asks, count).await?;
     let head = head(&choice);
@@ -86,7 +87,7 @@ pub async fn create(State(http): State<Http>, headers: HeaderMap, body: Bytes) -
         })
     });
     let mut response = head.object("chat.completion", choices.collect());
-    response["usage"] = usage(answers.iter().map(|(answer, _)| answer));
+    response["usage"] = usage(answers.iter().map(|(answer, _)| answer.into()), count);
     answered(choice.turn, ask, std::mem::take(&mut answers[0].1.text));
     Ok(Json(response).into_response())
 }

@@ -9,8 +9,8 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::error::{ApiError, parse};
-use super::shape::{Choosing, answered, begin, complete, fingerprint, usage_of};
-use super::stream::{Chunks, events};
+use super::shape::{Choosing, answered, begin, complete, fingerprint, usage};
+use super::stream::{Chunks, Ending, events};
 use super::{Http, models, new_id, now};
 use crate::answer::Piece;
 use crate::ask::{Ask, MaxNew, Prompt};
@@ -100,20 +100,15 @@ pub async fn create(State(http): State<Http>, headers: HeaderMap, body: Bytes) -
     if choosing.stream.unwrap_or(false) {
         let begun = begin(&http, &mut choice, &asks, count).await?;
         let head = head(&choice);
-        return Ok(events(begun, head, choosing.include_usage(), choice.turn, asks.swap_remove(0)));
+        let (include_usage, ask) = (choosing.include_usage(), asks.swap_remove(0));
+        return Ok(events(begun, head, Ending { include_usage, count, turn: choice.turn, ask }));
     }
     let mut answers = complete(&http, &mut choice, &asks, count).await?;
     let head = head(&choice);
     let choices = answers.iter().enumerate();
     let choices = choices.map(|(index, (answer, whole))| head.choice(index, whole, Some(answer.finish_reason)));
     let mut response = head.object(choices.collect());
-    // Each prompt once, whatever number of answers it has.
-    let prompts = answers.iter().step_by(count as usize);
-    response["usage"] = usage_of(
-        prompts.clone().map(|(answer, _)| answer.prompt_tokens).sum(),
-        answers.iter().map(|(answer, _)| answer.completion_tokens).sum(),
-        prompts.map(|(answer, _)| answer.cached_tokens).sum(),
-    );
+    response["usage"] = usage(answers.iter().map(|(answer, _)| answer.into()), count);
     answered(choice.turn, asks.swap_remove(0), std::mem::take(&mut answers[0].1.text));
     Ok(Json(response).into_response())
 }
