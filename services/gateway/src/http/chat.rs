@@ -1,7 +1,6 @@
 //! `/v1/chat/completions`.
 
 use axum::Json;
-use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
@@ -9,7 +8,8 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tailor_text::Message;
 
-use super::error::{ApiError, parse};
+use super::error::ApiError;
+use super::extract::Body;
 use super::shape::{Choosing, answered, begin, complete, fingerprint, usage};
 use super::stream::{Chunks, Ending, events};
 use super::{Http, models, new_id, now};
@@ -23,7 +23,7 @@ use crate::said::{SaidToken, Token};
 const DEFAULT_NEW_TOKENS: u32 = 1024;
 
 #[derive(Debug, Deserialize)]
-struct ChatRequest {
+pub struct ChatRequest {
     model: String,
     messages: Vec<Map<String, Value>>,
     max_tokens: Option<u32>,
@@ -39,8 +39,11 @@ struct ChatRequest {
     choosing: Choosing,
 }
 
-pub async fn create(State(http): State<Http>, headers: HeaderMap, body: Bytes) -> Result<Response, ApiError> {
-    let request: ChatRequest = parse(&body)?;
+pub async fn create(
+    State(http): State<Http>,
+    headers: HeaderMap,
+    Body(request): Body<ChatRequest>,
+) -> Result<Response, ApiError> {
     let caller = Caller::of_headers(&headers);
     let ask = Ask {
         prompt: Prompt::Messages {

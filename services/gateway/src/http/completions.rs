@@ -1,14 +1,14 @@
 //! `/v1/completions`: prompts as they are, without any template.
 
 use axum::Json;
-use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::error::{ApiError, parse};
+use super::error::ApiError;
+use super::extract::Body;
 use super::shape::{Choosing, answered, begin, complete, fingerprint, usage};
 use super::stream::{Chunks, Ending, events};
 use super::{Http, models, new_id, now};
@@ -24,7 +24,7 @@ const DEFAULT_NEW_TOKENS: u32 = 16;
 const MAX_PROMPTS: usize = 128;
 
 #[derive(Debug, Deserialize)]
-struct CompletionRequest {
+pub struct CompletionRequest {
     model: String,
     prompt: Prompts,
     max_tokens: Option<u32>,
@@ -57,8 +57,11 @@ impl Prompts {
     }
 }
 
-pub async fn create(State(http): State<Http>, headers: HeaderMap, body: Bytes) -> Result<Response, ApiError> {
-    let request: CompletionRequest = parse(&body)?;
+pub async fn create(
+    State(http): State<Http>,
+    headers: HeaderMap,
+    Body(request): Body<CompletionRequest>,
+) -> Result<Response, ApiError> {
     if request.echo == Some(true) {
         return Err(ApiError::param("echo", "prompts are not repeated; leave it out, or use Score over gRPC"));
     }

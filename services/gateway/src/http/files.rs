@@ -2,7 +2,7 @@
 
 use axum::Json;
 use axum::extract::multipart::{Field, MultipartError};
-use axum::extract::{Multipart, Path, Query, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use serde_json::{Value, json};
 use tailor_pb::common;
@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::error::ApiError;
+use super::extract::{Form, Name, Params};
 use super::listing::Paging;
 use super::{Http, new_id};
 
@@ -21,7 +22,7 @@ const CHUNK_BYTES: usize = 512 << 10;
 /// Longest form field that is no file.
 const MAX_FIELD_BYTES: usize = 256;
 
-pub async fn create(State(http): State<Http>, mut form: Multipart) -> Result<Json<Value>, ApiError> {
+pub async fn create(State(http): State<Http>, Form(mut form): Form) -> Result<Json<Value>, ApiError> {
     let mut purpose = None;
     while let Some(field) = form.next_field().await.map_err(|error| broken(&error))? {
         match field.name() {
@@ -87,7 +88,8 @@ fn broken(error: &MultipartError) -> ApiError {
     ApiError::new(StatusCode::BAD_REQUEST, format!("the form cannot be read: {error}"))
 }
 
-pub async fn list(State(http): State<Http>, Query(paging): Query<Paging>) -> Result<Json<Value>, ApiError> {
+pub async fn list(State(http): State<Http>, Params(params): Params) -> Result<Json<Value>, ApiError> {
+    let paging = Paging::of(&params)?;
     let (mut files, mut token) = (Vec::new(), String::new());
     loop {
         let page = Some(common::Page { size: 1000, token });
@@ -100,12 +102,12 @@ pub async fn list(State(http): State<Http>, Query(paging): Query<Paging>) -> Res
     }
 }
 
-pub async fn retrieve(State(http): State<Http>, Path(file): Path<String>) -> Result<Json<Value>, ApiError> {
+pub async fn retrieve(State(http): State<Http>, Name(file): Name) -> Result<Json<Value>, ApiError> {
     let request = dataset::GetDatasetRequest { name: file, version: 0 };
     Ok(Json(card(&http.dataset().get_dataset(request).await?.into_inner())))
 }
 
-pub async fn delete(State(http): State<Http>, Path(file): Path<String>) -> Result<Json<Value>, ApiError> {
+pub async fn delete(State(http): State<Http>, Name(file): Name) -> Result<Json<Value>, ApiError> {
     http.dataset().delete_dataset(dataset::DeleteDatasetRequest { name: file.clone() }).await?;
     Ok(Json(json!({ "id": file, "object": "file", "deleted": true })))
 }

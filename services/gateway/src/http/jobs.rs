@@ -1,21 +1,21 @@
 //! `/v1/fine_tuning/jobs`: a job of the TrainingService under OpenAI's names.
 
 use axum::Json;
-use axum::body::Bytes;
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tailor_pb::{common, training};
 
 use super::Http;
-use super::error::{ApiError, parse};
+use super::error::ApiError;
+use super::extract::{Body, Name, Params};
 use super::listing::Paging;
 
 /// What a learning rate multiplier of 1 stands for.
 const LEARNING_RATE: f64 = 2e-4;
 
 #[derive(Debug, Deserialize)]
-struct JobRequest {
+pub struct JobRequest {
     /// The base.
     model: String,
     /// A file's id, which is a dataset's name.
@@ -66,8 +66,10 @@ fn given<T: Copy>(setting: &Option<Setting<T>>, name: &str) -> Result<Option<T>,
     }
 }
 
-pub async fn create(State(http): State<Http>, body: Bytes) -> Result<Json<Value>, ApiError> {
-    let request: JobRequest = parse(&body)?;
+pub async fn create(
+    State(http): State<Http>,
+    Body(request): Body<JobRequest>,
+) -> Result<Json<Value>, ApiError> {
     if request.validation_file.is_some() {
         let problem = "rows are held out of the training file by the dataset service; leave it out";
         return Err(ApiError::param("validation_file", problem));
@@ -108,7 +110,8 @@ fn objective(request: &JobRequest) -> Result<(&'static str, Hyperparameters), Ap
     Ok((objective, own.unwrap_or(plain)))
 }
 
-pub async fn list(State(http): State<Http>, Query(paging): Query<Paging>) -> Result<Json<Value>, ApiError> {
+pub async fn list(State(http): State<Http>, Params(params): Params) -> Result<Json<Value>, ApiError> {
+    let paging = Paging::of(&params)?;
     let (mut jobs, mut token) = (Vec::new(), String::new());
     loop {
         let page = Some(common::Page { size: 1000, token });
@@ -121,7 +124,7 @@ pub async fn list(State(http): State<Http>, Query(paging): Query<Paging>) -> Res
     }
 }
 
-pub async fn retrieve(State(http): State<Http>, Path(job): Path<String>) -> Result<Json<Value>, ApiError> {
+pub async fn retrieve(State(http): State<Http>, Name(job): Name) -> Result<Json<Value>, ApiError> {
     Ok(Json(card(&get(&http, job).await?)))
 }
 
@@ -129,17 +132,17 @@ async fn get(http: &Http, id: String) -> Result<training::Job, ApiError> {
     Ok(http.trainer().get_job(training::GetJobRequest { id }).await?.into_inner())
 }
 
-pub async fn cancel(State(http): State<Http>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
+pub async fn cancel(State(http): State<Http>, Name(id): Name) -> Result<Json<Value>, ApiError> {
     let job = http.trainer().cancel_job(training::CancelJobRequest { id }).await?.into_inner();
     Ok(Json(card(&job)))
 }
 
-pub async fn pause(State(http): State<Http>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
+pub async fn pause(State(http): State<Http>, Name(id): Name) -> Result<Json<Value>, ApiError> {
     let job = http.trainer().pause_job(training::PauseJobRequest { id }).await?.into_inner();
     Ok(Json(card(&job)))
 }
 
-pub async fn resume(State(http): State<Http>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
+pub async fn resume(State(http): State<Http>, Name(id): Name) -> Result<Json<Value>, ApiError> {
     let job = http.trainer().resume_job(training::ResumeJobRequest { id }).await?.into_inner();
     Ok(Json(card(&job)))
 }
@@ -147,9 +150,10 @@ pub async fn resume(State(http): State<Http>, Path(id): Path<String>) -> Result<
 /// Newest first, as OpenAI gives them.
 pub async fn events(
     State(http): State<Http>,
-    Path(id): Path<String>,
-    Query(paging): Query<Paging>,
+    Name(id): Name,
+    Params(params): Params,
 ) -> Result<Json<Value>, ApiError> {
+    let paging = Paging::of(&params)?;
     let request = training::WatchJobRequest { id: id.clone(), from_sequence: 1, no_follow: true };
     let mut log = http.trainer().watch_job(request).await?.into_inner();
     let mut events = Vec::new();
@@ -163,9 +167,10 @@ pub async fn events(
 /// What can be asked for answers: of a job that has succeeded the version that it published.
 pub async fn checkpoints(
     State(http): State<Http>,
-    Path(id): Path<String>,
-    Query(paging): Query<Paging>,
+    Name(id): Name,
+    Params(params): Params,
 ) -> Result<Json<Value>, ApiError> {
+    let paging = Paging::of(&params)?;
     let job = get(&http, id).await?;
     let step = job.last_step.unwrap_or_default();
     let metrics = json!({

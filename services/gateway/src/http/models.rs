@@ -1,7 +1,7 @@
 //! `/v1/models`: every base, and every adapter version that an alias or its newest number names, under each of its names.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use serde_json::{Value, json};
 use tailor_domain::ErrorCode;
 use tailor_domain::rollout::Caller;
@@ -9,6 +9,7 @@ use tailor_pb::inference as pb;
 
 use super::Http;
 use super::error::ApiError;
+use super::extract::Name;
 use crate::rollout::Choice;
 
 pub async fn list(State(http): State<Http>) -> Result<Json<Value>, ApiError> {
@@ -17,7 +18,7 @@ pub async fn list(State(http): State<Http>) -> Result<Json<Value>, ApiError> {
     Ok(Json(json!({ "object": "list", "data": data })))
 }
 
-pub async fn retrieve(State(http): State<Http>, Path(model): Path<String>) -> Result<Json<Value>, ApiError> {
+pub async fn retrieve(State(http): State<Http>, Name(model): Name) -> Result<Json<Value>, ApiError> {
     let listed = crate::grpc::list(http.models()).await?;
     let wanted = model.strip_prefix("ft:").unwrap_or(&model);
     let found = listed.iter().flat_map(cards).find(|card| card["id"] == wanted);
