@@ -19,6 +19,7 @@ mod answer;
 mod ask;
 mod bases;
 mod caller;
+mod catalog;
 mod device;
 mod engine_api;
 mod error;

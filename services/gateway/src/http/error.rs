@@ -38,10 +38,6 @@ impl ApiError {
         Self { param: Some("model".into()), ..error }
     }
 
-    pub fn is_not_found(&self) -> bool {
-        self.status == StatusCode::NOT_FOUND
-    }
-
     pub fn body(&self) -> Value {
         let error = json!({
             "message": self.message, "type": self.kind(), "param": self.param, "code": self.code,
