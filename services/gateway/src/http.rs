@@ -83,6 +83,7 @@ pub fn routes(rollouts: Arc<Rollouts>, hindrances: Hindrances, settings: &Settin
         .route("/v1/chat/completions", post(chat::create))
         .route("/v1/completions", post(completions::create))
         .route("/v1/files/{file}", get(files::retrieve).delete(files::delete))
+        .route("/v1/files/{file}/content", get(files::content))
         .route("/v1/fine_tuning/jobs", post(jobs::create).get(jobs::list))
         .route("/v1/fine_tuning/jobs/{job}", get(jobs::retrieve))
         .route("/v1/fine_tuning/jobs/{job}/cancel", post(jobs::cancel))

@@ -42,6 +42,25 @@ impl Paging {
     }
 }
 
+/// By the time of creation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    NewestFirst,
+    OldestFirst,
+}
+
+impl Order {
+    /// # Errors
+    /// `order` is neither `asc` nor `desc`.
+    pub fn of(params: &HashMap<String, String>) -> Result<Self, ApiError> {
+        match params.get("order").map(String::as_str) {
+            None | Some("desc") => Ok(Self::NewestFirst),
+            Some("asc") => Ok(Self::OldestFirst),
+            Some(other) => Err(ApiError::param("order", format!("{other:?} is no order; use asc or desc"))),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -72,5 +91,13 @@ mod tests {
             assert_eq!(body["error"]["param"], "limit");
             assert!(body["error"]["message"].as_str().expect("words").contains("from 1 to 10000"), "{body}");
         }
+    }
+
+    #[test]
+    fn the_newest_comes_first_unless_the_oldest_is_asked_for() {
+        let of = |order: &str| Order::of(&HashMap::from([("order".to_owned(), order.to_owned())]));
+        assert_eq!(Order::of(&HashMap::new()).expect("OpenAI's default"), Order::NewestFirst);
+        assert_eq!((of("asc").expect("known"), of("desc").expect("known")), (Order::OldestFirst, Order::NewestFirst));
+        assert_eq!(of("up").expect_err("refused").body()["error"]["param"], "order");
     }
 }

@@ -19,6 +19,7 @@ struct Gateway {
 struct Answer {
     status: u16,
     head: String,
+    body: serde_json::Value,
     error: serde_json::Value,
 }
 
@@ -50,7 +51,7 @@ impl Gateway {
         let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
         let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
         let body: serde_json::Value = serde_json::from_str(body).unwrap_or_else(|_| panic!("no JSON: {answer}"));
-        Answer { status, head: head.to_lowercase(), error: body["error"].clone() }
+        Answer { status, head: head.to_lowercase(), error: body["error"].clone(), body }
     }
 
     /// An error in OpenAI's shape, and what its message must say.
@@ -68,6 +69,18 @@ impl Gateway {
     }
 }
 
+/// A form's fields as the stock client sends them.
+fn form(fields: &[(&str, &str)]) -> Vec<u8> {
+    let field = |(name, value): &(&str, &str)| {
+        let file = if *name == "file" { "; filename=\"rows.jsonl\"" } else { "" };
+        format!("--edge\r\nContent-Disposition: form-data; name=\"{name}\"{file}\r\n\r\n{value}\r\n")
+    };
+    let fields: String = fields.iter().map(field).collect();
+    format!("{fields}--edge--\r\n").into_bytes()
+}
+
+const FORM: &str = "Content-Type: multipart/form-data; boundary=edge\r\n";
+const FILES: &str = "POST /v1/files";
 const CHAT: &str = "POST /v1/chat/completions";
 const TEXT: &str = "POST /v1/completions";
 const JOBS: &str = "POST /v1/fine_tuning/jobs";
@@ -94,8 +107,24 @@ async fn what_http_itself_refuses_has_openais_shape_too() {
         }
     }
     let parts = ["multipart/form-data", "purpose", "file"];
-    gateway.refuses("POST /v1/files", "Content-Type: application/json\r\n", b"{}", 400, &parts).await;
-    gateway.refuses("POST /v1/files", "Content-Type: multipart/form-data\r\n", b"", 400, &parts).await;
-    gateway.refuses("POST /v1/files", "", b"", 400, &parts).await;
+    gateway.refuses(FILES, "Content-Type: application/json\r\n", b"{}", 400, &parts).await;
+    gateway.refuses(FILES, "Content-Type: multipart/form-data\r\n", b"", 400, &parts).await;
+    gateway.refuses(FILES, "", b"", 400, &parts).await;
     gateway.refuses("GET /v1/models/%ff", "", b"", 400, &["UTF-8"]).await;
+}
+
+#[tokio::test]
+async fn a_file_for_another_purpose_is_refused_and_none_is_listed() {
+    let gateway = gateway().await;
+    for purpose in ["assistants", "user_data", "batch"] {
+        let body = form(&[("purpose", purpose), ("file", "{}")]);
+        let answer = gateway.refuses(FILES, FORM, &body, 400, &[purpose, "\"fine-tune\""]).await;
+        assert_eq!(answer.error["param"], "purpose");
+        let listed = gateway.ask(&format!("GET /v1/files?purpose={purpose}"), "", b"").await;
+        assert_eq!((listed.status, listed.body["data"].clone()), (200, serde_json::json!([])));
+    }
+    let expires = form(&[("purpose", "fine-tune"), ("expires_after[seconds]", "3600"), ("file", "{}")]);
+    gateway.refuses(FILES, FORM, &expires, 400, &["expires_after[seconds]", "leave it out"]).await;
+    gateway.refuses(FILES, FORM, &form(&[("purpose", "fine-tune")]), 400, &["no file"]).await;
+    gateway.refuses("GET /v1/files?order=up", "", b"", 400, &["\"up\"", "asc or desc"]).await;
 }
