@@ -33,6 +33,11 @@ pub struct ChatRequest {
     top_logprobs: Option<u8>,
     tools: Option<Vec<Value>>,
     tool_choice: Option<Value>,
+    /// What tools were called before.
+    #[serde(default)]
+    functions: Value,
+    #[serde(default)]
+    function_call: Value,
     /// Whom the answer is for: keeps its side of a rollout.
     user: Option<String>,
     #[serde(flatten)]
@@ -44,6 +49,8 @@ pub async fn create(
     headers: HeaderMap,
     Body(request): Body<ChatRequest>,
 ) -> Result<Response, ApiError> {
+    ApiError::unserved("functions", &request.functions, "give them as tools")?;
+    ApiError::unserved("function_call", &request.function_call, "use tools and tool_choice")?;
     let caller = Caller::of_headers(&headers);
     let ask = Ask {
         prompt: Prompt::Messages {

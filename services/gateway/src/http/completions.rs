@@ -31,6 +31,7 @@ pub struct CompletionRequest {
     logprobs: Option<u8>,
     echo: Option<bool>,
     suffix: Option<String>,
+    best_of: Option<u32>,
     /// Whom the answer is for: keeps its side of a rollout.
     user: Option<String>,
     #[serde(flatten)]
@@ -78,6 +79,10 @@ pub async fn create(
         return Err(ApiError::param("prompt", problem));
     }
     let (sampling, format, count) = (choosing.sampling()?, choosing.format()?, choosing.choices()?);
+    if let Some(best_of) = request.best_of.filter(|best_of| *best_of != count) {
+        let problem = format!("{best_of} answers are asked for and {count} of them; all are given, so leave it out or give n");
+        return Err(ApiError::param("best_of", problem));
+    }
     let Caller { tenant, deadline } = Caller::of_headers(&headers);
     let user = request.user.clone().unwrap_or_default();
     let caller = tailor_domain::rollout::Caller::try_new(tenant.clone(), String::new(), user)?;

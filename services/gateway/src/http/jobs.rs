@@ -26,6 +26,10 @@ pub struct JobRequest {
     seed: Option<u64>,
     hyperparameters: Option<Hyperparameters>,
     method: Option<Method>,
+    #[serde(default)]
+    integrations: Value,
+    #[serde(default)]
+    metadata: Value,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -74,6 +78,9 @@ pub async fn create(
         let problem = "rows are held out of the training file by the dataset service; leave it out";
         return Err(ApiError::param("validation_file", problem));
     }
+    let remedy = "watch the job by its events, or in TensorBoard (`tailor job tensorboard`)";
+    ApiError::unserved("integrations", &request.integrations, remedy)?;
+    ApiError::unserved("metadata", &request.metadata, "a job keeps none; keep it under the job's id")?;
     let (objective, settings) = objective(&request)?;
     let multiplier = given(&settings.learning_rate_multiplier, "learning_rate_multiplier")?;
     let job = training::CreateJobRequest {

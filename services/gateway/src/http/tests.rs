@@ -128,3 +128,32 @@ async fn a_file_for_another_purpose_is_refused_and_none_is_listed() {
     gateway.refuses(FILES, FORM, &form(&[("purpose", "fine-tune")]), 400, &["no file"]).await;
     gateway.refuses("GET /v1/files?order=up", "", b"", 400, &["\"up\"", "asc or desc"]).await;
 }
+
+#[tokio::test]
+async fn what_is_not_served_is_refused_by_name_and_never_ignored() {
+    let gateway = gateway().await;
+    let chat = r#""model": "little", "messages": [{"role": "user", "content": "x"}]"#;
+    let text = r#""model": "little", "prompt": "x""#;
+    let job = r#""model": "little", "training_file": "file-1""#;
+    for (request, rest, field, given, remedy) in [
+        (CHAT, chat, "functions", r#"[{"name": "f"}]"#, "tools"),
+        (CHAT, chat, "function_call", r#""auto""#, "tool_choice"),
+        (TEXT, text, "best_of", "3", "leave it out"),
+        (TEXT, text, "echo", "true", "leave it out"),
+        (JOBS, job, "integrations", r#"[{"type": "wandb"}]"#, "tensorboard"),
+        (JOBS, job, "metadata", r#"{"run": "7"}"#, "job's id"),
+        (JOBS, job, "validation_file", r#""file-2""#, "leave it out"),
+    ] {
+        let body = format!("{{{rest}, \"{field}\": {given}}}");
+        let answer = gateway.refuses(request, "", body.as_bytes(), 400, &[remedy]).await;
+        assert_eq!(answer.error["param"], field, "{}", answer.error);
+    }
+    // Who says nothing by them is asked further: here the services are away.
+    for (request, body) in [
+        (CHAT, format!("{{{chat}, \"functions\": [], \"function_call\": null}}")),
+        (TEXT, format!("{{{text}, \"best_of\": 2, \"n\": 2}}")),
+        (JOBS, format!("{{{job}, \"integrations\": null, \"metadata\": {{}}}}")),
+    ] {
+        gateway.refuses(request, "", body.as_bytes(), 503, &[]).await;
+    }
+}
