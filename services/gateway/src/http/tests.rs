@@ -26,7 +26,9 @@ struct Answer {
 /// A gateway whose services are away.
 async fn gateway() -> Gateway {
     let folder = TempDir::new();
-    let settings = Settings { cache_dir: folder.path().to_owned(), ..Settings::default() };
+    let mut settings = Settings { cache_dir: folder.path().to_owned(), ..Settings::default() };
+    let nobody = || "http://127.0.0.1:1".to_owned();
+    (settings.services.registry, settings.services.dataset, settings.services.trainer) = (nobody(), nobody(), nobody());
     let table = Arc::new(crate::routes::Routes::new(&settings).expect("an address"));
     let models = Models::new(&settings, Store::memory(), table, None).expect("settings");
     let (sender, hindrances) = watch::channel(Vec::new());
