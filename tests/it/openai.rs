@@ -2,7 +2,10 @@
 
 use std::process::Command;
 
-use crate::support::http::http;
+use prost::Message as _;
+use tailor_pb::inference::{GenerateChunk, GenerateRequest};
+
+use crate::support::http::{chunks_of, http, try_http_bytes};
 use crate::support::{Family, Up, repository};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -39,4 +42,42 @@ async fn grpc_web_is_answered_on_the_same_port_and_a_token_is_asked_of_all() {
     assert!(allowed.starts_with("HTTP/1.1 200") && allowed.contains(r#""object":"list""#), "{allowed}");
     let nowhere = http(gateway, "GET /v1/nowhere HTTP/1.1\r\nAuthorization: Bearer hush\r\n", b"").await;
     assert!(nowhere.starts_with("HTTP/1.1 404") && nowhere.contains("invalid_request_error"), "{nowhere}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn grpc_web_streams_an_answer_as_it_is_said() {
+    let up = Up::start().await;
+    up.add_base_and_rows(Family::Llama).await;
+    let request = GenerateRequest {
+        base: Family::Llama.base().into(),
+        input: "anna sees a boat".into(),
+        max_new_tokens: 24,
+        logit_bias: [(1, -1000.0)].into(),
+        ..Default::default()
+    };
+    let said = up.addresses.gateway().generate(request.clone()).await.expect("an answer").into_inner();
+    let message = request.encode_to_vec();
+    let frame = [&[0][..], &(message.len() as u32).to_be_bytes(), &message].concat();
+    let head = "POST /tailor.inference.v1.InferenceService/GenerateStream HTTP/1.1\r\n\
+                Content-Type: application/grpc-web+proto\r\n";
+    let answer = try_http_bytes(&up.addresses.gateway, head, &frame).await.expect("an answer");
+    assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
+    let body = chunks_of(&answer).concat();
+    let (mut rest, mut chunks, mut text, mut end, mut trailers) = (&body[..], 0, String::new(), None, String::new());
+    while let [flags, a, b, c, d, after @ ..] = rest {
+        let (frame, next) = after.split_at(u32::from_be_bytes([*a, *b, *c, *d]) as usize);
+        if flags & 0x80 == 0 {
+            let chunk = GenerateChunk::decode(frame).expect("a chunk");
+            chunks += 1;
+            text.push_str(&chunk.text);
+            end = chunk.end.or(end);
+        } else {
+            trailers.push_str(&String::from_utf8_lossy(frame));
+        }
+        rest = next;
+    }
+    assert!(rest.is_empty() && trailers.contains("grpc-status:0"), "{trailers:?}");
+    let end = end.expect("the last chunk has the figures");
+    assert!(chunks > 2, "{text:?} came in {chunks} chunks");
+    assert_eq!((text, end.completion_tokens), (said.text, 24));
 }

@@ -27,6 +27,8 @@ def main() -> None:
     check(file.object == "file" and file.status == "processed", f"uploaded {file}")
     check(file.id in [found.id for found in client.files.list()], "the file is not listed")
     check(client.files.retrieve(file.id).bytes == len(rows(60)), "the file has another size")
+    check(client.files.retrieve(file.id).filename == "rows.jsonl", "the file has another name")
+    files(client, file.id)
     print(f"file {file.id}: {file.bytes} bytes")
 
     job = client.fine_tuning.jobs.create(
@@ -43,6 +45,7 @@ def main() -> None:
     check(events[0].created_at >= events[-1].created_at, "the newest event comes first")
     checkpoints = list(client.fine_tuning.jobs.checkpoints.list(job.id))
     check([found.fine_tuned_model_checkpoint for found in checkpoints] == [job.fine_tuned_model], f"{checkpoints}")
+    check(checkpoints[0].step_number == checkpoints[0].metrics.step > 0, f"{checkpoints}")
     check(job.id in [found.id for found in client.fine_tuning.jobs.list()], "the job is not listed")
     print(f"job {job.id}: {len(losses)} steps, loss {losses[-1]:.3f} to {losses[0]:.3f}")
 
@@ -53,8 +56,10 @@ def main() -> None:
     check(client.models.retrieve(job.fine_tuned_model).id == f"{base}:polite@1", "the model cannot be retrieved")
 
     for model in (job.fine_tuned_model, f"{base}:polite@1", "polite@1", base):
+        check(client.models.retrieve(model).id == model.removeprefix("ft:"), f"{model} cannot be retrieved")
         chat(client, model)
     turns(client, base)
+    tools(client, base)
     choose(client, base)
     form(client, base)
     complete(client, base)
@@ -130,6 +135,31 @@ def turns(client, model: str) -> None:
     print(f"prompts of {counts} tokens")
 
 
+def tools(client, model: str) -> None:
+    """Tools are written into the prompt by the template: `[t]` and the list as JSON. Each character is a token."""
+    tool = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
+    request = {"model": model, "messages": [{"role": "user", "content": "one"}], "temperature": 0, "max_tokens": 1}
+    counts = []
+    for more in ({}, {"tools": [tool]}, {"tools": [tool], "tool_choice": "none"}):
+        counts.append(client.chat.completions.create(**request, **more).usage.prompt_tokens)
+    check(counts == [9, 9 + 3 + len(json.dumps([tool])), 9], f"prompts have {counts} tokens")
+    print(f"tools make prompts of {counts} tokens")
+
+
+def files(client, file: str) -> None:
+    """The newest first; a file that was taken is there under its purpose alone, and its rows are not given back."""
+    second = client.files.create(file=("more.jsonl", io.BytesIO(rows(61))), purpose="fine-tune")
+    check([found.id for found in client.files.list()] == [second.id, file], "files are listed in another order")
+    check([found.id for found in client.files.list(order="asc", limit=1)] == [file, second.id], "pages are not followed")
+    check(list(client.files.list(purpose="batch")) == [], "a file has two purposes")
+    error = raises(openai.BadRequestError, lambda: client.files.content(file))
+    check("held-out rows" in error.message, f"refused with {error}")
+    more = io.BytesIO(rows(62))
+    error = raises(openai.BadRequestError, lambda: client.files.create(file=("more.jsonl", more), purpose="user_data"))
+    check(error.param == "purpose", f"refused with {error}")
+    client.files.delete(second.id)
+
+
 def choose(client, model: str) -> None:
     request = {"model": model, "messages": [{"role": "user", "content": "what is 5"}], "max_tokens": 12}
     several = client.chat.completions.create(**request, n=3, temperature=1.5, seed=3)
@@ -146,6 +176,8 @@ def choose(client, model: str) -> None:
     check(said == shown.choices[0].message.content, f"{said!r} of {tokens}")
 
     text = shown.choices[0].message.content
+    likeliest = client.chat.completions.create(**request, temperature=2, top_p=0, seed=5)
+    check(likeliest.choices[0].message.content == text, "top_p 0 keeps the likeliest token alone")
     stop = text[3]
     stopped = client.chat.completions.create(**request, temperature=0, stop=[stop, "never said"])
     check(stopped.choices[0].message.content == text[: text.index(stop)], f"stopped with {stopped}")
@@ -178,6 +210,10 @@ def form(client, model: str) -> None:
     answer = client.chat.completions.create(**request, extra_body={"guided_regex": "[A-C]{4}"})
     text = answer.choices[0].message.content
     check(len(text) == 4 and set(text) <= set("ABC"), f"said {text!r}")
+    # Without the format it would say the second alone.
+    bias = {str(ord(character) - ord(" ") + 3): weight for character, weight in (("{", 50), ("}", 100))}
+    answer = client.chat.completions.create(**request, response_format={"type": "json_object"}, logit_bias=bias)
+    check(json.loads(answer.choices[0].message.content) == {}, f"said {answer.choices[0].message.content!r}")
     print(f"formed {pets} and {text!r}")
 
 
@@ -185,9 +221,18 @@ def complete(client, model: str) -> None:
     answer = client.completions.create(model=model, prompt=["ab", "cd"], max_tokens=5, temperature=0, logprobs=1)
     check([choice.index for choice in answer.choices] == [0, 1], f"completed {answer}")
     check(all(len(choice.logprobs.tokens) <= 5 for choice in answer.choices), f"completed {answer}")
-    stream = client.completions.create(model=model, prompt="ab", max_tokens=5, temperature=0, stream=True)
-    text = "".join(chunk.choices[0].text for chunk in stream)
+    chunks = list(client.completions.create(
+        model=model, prompt=["ab", "cde"], max_tokens=5, temperature=0, n=2, logprobs=1, stream=True,
+        stream_options={"include_usage": True},
+    ))
+    check(chunks[-1].usage.prompt_tokens == 2 + 3, f"each prompt counts once in {chunks[-1].usage}")
+    first = [chunk.choices[0] for chunk in chunks if chunk.choices and chunk.choices[0].index == 0]
+    text = "".join(choice.text for choice in first)
     check(text == answer.choices[0].text, f"streamed {text!r}, whole {answer.choices[0].text!r}")
+    offsets = [offset for choice in first for offset in choice.logprobs.text_offset]
+    check(offsets == answer.choices[0].logprobs.text_offset, f"offsets are {offsets}")
+    said = ["" if token in SPECIALS else token for token in answer.choices[0].logprobs.tokens]
+    check(offsets == [len("".join(said[:at])) for at in range(len(said))], f"offsets of {said} are {offsets}")
     print(f"completed {text!r}")
 
 
@@ -203,6 +248,14 @@ def refuse(client, model: str) -> None:
     check("context of 512" in error.message, f"refused with {error}")
     error = raises(openai.BadRequestError, lambda: create(model=model, messages=asked, tool_choice="required"))
     check(error.param == "tool_choice", f"refused with {error}")
+    error = raises(openai.BadRequestError, lambda: create(model=model, messages=asked, functions=[{"name": "f"}]))
+    check(error.param == "functions", f"refused with {error}")
+    error = raises(openai.BadRequestError, lambda: client.completions.create(model=model, prompt="x", best_of=3))
+    check(error.param == "best_of", f"refused with {error}")
+    for retrieve in (lambda: client.models.retrieve("other:polite@1"), lambda: create(
+            model="other:polite@1", messages=asked)):
+        error = raises(openai.NotFoundError, retrieve)
+        check(error.code == "model_not_found" and model in error.message, f"refused with {error}")
     rows = io.BytesIO(b'{"messages": "no list"}\n')
     raises(openai.BadRequestError, lambda: client.files.create(file=("bad.jsonl", rows), purpose="fine-tune"))
     raises(openai.NotFoundError, lambda: client.fine_tuning.jobs.create(model=model, training_file="file-nobody"))

@@ -167,6 +167,9 @@ pub struct DatasetManifest {
     /// The uploaded file, byte for byte.
     pub source: Digest,
     pub source_size_bytes: u64,
+    /// What its uploader called it; empty in a manifest from before it was kept.
+    #[serde(default)]
+    pub file_name: String,
     /// JSON lines of cleaned rows, with targets.
     pub train: Digest,
     /// JSON lines of cleaned rows, with targets: read by the dataset service alone.
@@ -215,12 +218,12 @@ mod tests {
     }
 
     #[test]
-    fn a_manifest_from_before_there_were_kinds_holds_input_and_target() {
+    fn a_manifest_from_before_there_were_kinds_and_file_names_holds_input_and_target() {
         let digest = "0".repeat(64);
         let old = serde_json::json!({"name": "rows", "version": 1, "source": digest, "source_size_bytes": 1,
             "train": digest, "validation": digest, "prompt_template": "{input}", "report": Report::default(),
             "created_at_ms": 0});
         let manifest: DatasetManifest = serde_json::from_value(old).expect("an old manifest");
-        assert_eq!(manifest.kind, DatasetKind::InputTarget);
+        assert_eq!((manifest.kind, manifest.file_name.as_str()), (DatasetKind::InputTarget, ""));
     }
 }

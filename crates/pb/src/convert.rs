@@ -179,6 +179,7 @@ impl From<&DatasetManifest> for dataset::Dataset {
             prompt_template: manifest.prompt_template.clone(),
             created_at_ms: manifest.created_at_ms,
             kind: manifest.kind.to_string(),
+            file_name: manifest.file_name.clone(),
         }
     }
 }

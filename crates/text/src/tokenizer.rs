@@ -6,6 +6,7 @@ mod bounds;
 mod folder;
 mod sentencepiece;
 mod settings;
+mod spelling;
 mod stream;
 
 use std::ops::Range;
@@ -20,6 +21,7 @@ use crate::chat::ChatTemplate;
 use crate::error::{Error, Result};
 use folder::FolderFiles;
 use settings::Settings;
+use spelling::Spelling;
 
 pub const TOKENIZER_FILE: &str = "tokenizer.json";
 pub const SETTINGS_FILE: &str = "tokenizer_config.json";
@@ -43,6 +45,7 @@ pub struct TokenizerFiles<'a> {
 pub struct Tokenizer {
     inner: Arc<tokenizers::Tokenizer>,
     special: Special,
+    spelling: Arc<Spelling>,
     chat: Option<Arc<ChatTemplate>>,
 }
 
@@ -119,7 +122,10 @@ impl Tokenizer {
         });
         let chat = chat.transpose()?;
         let special = Special::find(&inner, &settings)?;
-        Ok(Self { inner: Arc::new(inner), special, chat: chat.map(Arc::new) })
+        let decoder = serde_json::to_value(inner.get_decoder())
+            .map_err(|error| Error::tokenizer(TOKENIZER_FILE, "decoder", error.to_string()))?;
+        let spelling = Arc::new(Spelling::of(&decoder));
+        Ok(Self { inner: Arc::new(inner), special, spelling, chat: chat.map(Arc::new) })
     }
 
     /// The ids of the text alone, without what the tokenizer adds around every text.
@@ -194,6 +200,34 @@ impl Tokenizer {
     /// The token as the vocabulary spells it, e.g. `▁Hello`.
     pub fn token(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)
+    }
+
+    /// The bytes that the token stands for inside a text: ` Hello` for `▁Hello`, a single byte for `<0x0A>`, part of a
+    /// character where a byte-level vocabulary cuts one. What was added to the vocabulary stands for its name, special or not.
+    /// Where a decoder joins tokens by rules ([`Self::joined_by`]) it is what the token decodes to alone.
+    pub fn token_bytes(&self, id: u32) -> Option<Vec<u8>> {
+        if let Some(added) = self.inner.get_added_vocabulary().get_added_tokens_decoder().get(&id) {
+            return Some(added.content.clone().into_bytes());
+        }
+        let token = self.inner.id_to_token(id)?;
+        match &*self.spelling {
+            Spelling::Joined(_) => self.decode(&[id], false).ok().map(String::into_bytes),
+            spelling @ (Spelling::Bytes(_) | Spelling::Text { .. }) => Some(spelling.bytes(&token)),
+        }
+    }
+
+    /// The decoder by whose rules tokens are joined, where what a token stands for depends on those beside it.
+    pub fn joined_by(&self) -> Option<&str> {
+        match &*self.spelling {
+            Spelling::Joined(decoder) => Some(decoder),
+            Spelling::Bytes(_) | Spelling::Text { .. } => None,
+        }
+    }
+
+    /// Whether the token is no text: it was added to the vocabulary as a special one.
+    pub fn is_special(&self, id: u32) -> bool {
+        let added = self.inner.get_added_vocabulary().get_added_tokens_decoder().get(&id);
+        added.is_some_and(|token| token.special)
     }
 
     pub fn token_id(&self, token: &str) -> Option<u32> {

@@ -14,7 +14,7 @@ use crate::{Datasets, Error, Result};
 #[derive(Debug, Clone)]
 pub struct Header {
     pub name: DatasetName,
-    /// What the caller calls the file; for messages.
+    /// What the caller calls the file.
     pub file_name: String,
     pub format: Format,
     pub columns: ColumnMap,
@@ -92,6 +92,7 @@ impl Datasets {
             kind: parts.kind,
             source: source.digest,
             source_size_bytes: source.size_bytes,
+            file_name: header.file_name.clone(),
             train: train.digest,
             validation: validation.digest,
             prompt_template: parts.prompt_template,

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use tailor_domain::ErrorCode;
-use tailor_engine::{Event, Logprobs};
+use tailor_engine::Event;
 use tailor_pb::inference as pb;
 use tailor_serverkit::meter::AnswerMeter;
 use tailor_serverkit::status;
@@ -16,6 +16,7 @@ use crate::caller::Caller;
 use crate::device::{ScoreTokens, TokenJob, Tokens};
 use crate::error::{Error, Result};
 use crate::models::Model;
+use crate::said::SaidToken;
 use crate::stop::StopScanner;
 use crate::tenants::Reservation;
 
@@ -51,14 +52,6 @@ pub struct Piece {
     pub text: String,
     /// Where log-probabilities were asked for.
     pub tokens: Vec<SaidToken>,
-}
-
-#[derive(Debug, Clone)]
-pub struct SaidToken {
-    pub id: u32,
-    pub text: String,
-    pub logprob: f32,
-    pub top: Vec<(u32, String, f32)>,
 }
 
 /// Starts generating.
@@ -181,7 +174,9 @@ impl Answer {
                     self.completion_tokens += 1;
                     self.meter.token();
                     self.reservation.used(u64::from(self.prompt_tokens) + u64::from(self.completion_tokens));
-                    piece.tokens.extend(logprobs.map(|logprobs| said(&self.tokenizer, id, &logprobs)));
+                    let offset = self.text.as_ref().map_or(0, TextStream::characters);
+                    let said = logprobs.map(|logprobs| SaidToken::new(&self.tokenizer, id, &logprobs, offset));
+                    piece.tokens.extend(said);
                     let text = match &mut self.text {
                         Some(stream) => stream.push(id)?,
                         None => String::new(),
@@ -237,12 +232,6 @@ impl Drop for Answer {
 /// Whether an answer failed by no fault of its caller.
 fn is_ours(error: &Error) -> bool {
     matches!(error.code(), ErrorCode::Internal | ErrorCode::Unavailable | ErrorCode::DataLoss)
-}
-
-fn said(tokenizer: &Tokenizer, id: u32, logprobs: &Logprobs) -> SaidToken {
-    let text = |id: u32| tokenizer.decode(&[id], false).unwrap_or_default();
-    let top = logprobs.top.iter().map(|(id, logprob)| (*id, text(*id), *logprob));
-    SaidToken { id, text: text(id), logprob: logprobs.chosen, top: top.collect() }
 }
 
 /// The log-probability of each given token.

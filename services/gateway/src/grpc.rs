@@ -1,22 +1,21 @@
 //! InferenceService on the wire: parse, call, convert, return.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tailor_pb::inference as pb;
 use tailor_pb::inference::inference_service_server::InferenceService;
-use tailor_pb::{common, registry};
 use tailor_serverkit::status;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use crate::answer::{self, Answer, Piece, STREAM_BUFFER, SaidToken};
+use crate::answer::{self, Answer, Piece, STREAM_BUFFER};
 use crate::ask::Ask;
 use crate::caller::Caller;
+use crate::catalog;
 use crate::error::{Error, Result};
-use crate::models::Models;
 use crate::rollout::{Choice, Rollouts};
+use crate::said::SaidToken;
 
 pub struct Api {
     rollouts: Arc<Rollouts>,
@@ -211,15 +210,19 @@ impl InferenceService for Api {
     }
 
     async fn list_models(&self, _: Request<pb::ListModelsRequest>) -> Result<Response<pb::ListModelsResponse>, Status> {
-        let models = list(self.rollouts.models()).await.map_err(|error| status(&error))?;
+        let models = catalog::list(self.rollouts.models()).await.map_err(|error| status(&error))?;
         Ok(Response::new(pb::ListModelsResponse { models }))
     }
 }
 
 fn wire(token: SaidToken) -> pb::GeneratedToken {
-    let top =
-        token.top.into_iter().map(|(id, text, logprob)| pb::ScoredToken { id, text, logprob: Some(logprob.into()) });
-    pb::GeneratedToken { id: token.id, text: token.text, logprob: token.logprob.into(), top: top.collect() }
+    let top = token.top.iter().map(|(token, logprob)| pb::ScoredToken {
+        id: token.id,
+        text: token.text(),
+        logprob: Some((*logprob).into()),
+    });
+    let SaidToken { token: said, logprob, .. } = &token;
+    pb::GeneratedToken { id: said.id, text: said.text(), logprob: (*logprob).into(), top: top.collect() }
 }
 
 /// The figures of the whole answer, its text left out.
@@ -236,55 +239,5 @@ fn figures(choice: &Choice, answer: &Answer) -> pb::GenerateResponse {
         cached_tokens: answer.cached_tokens,
         tokens: Vec::new(),
         rollout_side: choice.side().to_owned(),
-    }
-}
-
-/// Every base, and of every adapter the versions that have a name: an alias, or being the newest.
-pub async fn list(models: &Models) -> Result<Vec<pb::Model>> {
-    let mut client = models.registry();
-    let mut listed = Vec::new();
-    let mut token = String::new();
-    loop {
-        let page = Some(common::Page { size: 0, token });
-        let answer = client.list_bases(registry::ListBasesRequest { page }).await;
-        let answer = answer.map_err(Error::service("registry"))?.into_inner();
-        listed.extend(answer.bases.into_iter().map(|base| pb::Model {
-            id: base.name.clone(),
-            base: base.name,
-            digest: base.fingerprint,
-            ..Default::default()
-        }));
-        token = answer.next_page_token;
-        if token.is_empty() {
-            break;
-        }
-    }
-    loop {
-        let page = Some(common::Page { size: 0, token });
-        let answer = client.list_adapters(registry::ListAdaptersRequest { page }).await;
-        let answer = answer.map_err(Error::service("registry"))?.into_inner();
-        for adapter in answer.adapters {
-            let mut versions = BTreeMap::from([(adapter.latest_version, Vec::new())]);
-            for (alias, version) in adapter.aliases {
-                versions.entry(version).or_insert_with(Vec::new).push(alias);
-            }
-            for (version, mut aliases) in versions {
-                aliases.sort();
-                let reference = format!("{}@{version}", adapter.name);
-                let found = models.resolve(&reference).await?;
-                listed.push(pb::Model {
-                    id: format!("{}:{reference}", found.base),
-                    base: found.base,
-                    adapter: adapter.name.clone(),
-                    version,
-                    aliases,
-                    digest: found.digest,
-                });
-            }
-        }
-        token = answer.next_page_token;
-        if token.is_empty() {
-            return Ok(listed);
-        }
     }
 }

@@ -7,6 +7,7 @@
 mod chat;
 mod completions;
 mod error;
+mod extract;
 mod files;
 mod jobs;
 mod listing;
@@ -65,7 +66,7 @@ impl Http {
 /// The address of the dataset or training service cannot be one.
 pub fn routes(rollouts: Arc<Rollouts>, hindrances: Hindrances, settings: &Settings) -> Result<Router> {
     if settings.gateway.role == GatewayRole::Engine {
-        return Ok(ready::routes(hindrances).fallback(unknown));
+        return Ok(ready::routes(hindrances).method_not_allowed_fallback(wrong_method).fallback(unknown));
     }
     let token = settings.auth.token.as_deref();
     let http = Http {
@@ -82,6 +83,7 @@ pub fn routes(rollouts: Arc<Rollouts>, hindrances: Hindrances, settings: &Settin
         .route("/v1/chat/completions", post(chat::create))
         .route("/v1/completions", post(completions::create))
         .route("/v1/files/{file}", get(files::retrieve).delete(files::delete))
+        .route("/v1/files/{file}/content", get(files::content))
         .route("/v1/fine_tuning/jobs", post(jobs::create).get(jobs::list))
         .route("/v1/fine_tuning/jobs/{job}", get(jobs::retrieve))
         .route("/v1/fine_tuning/jobs/{job}/cancel", post(jobs::cancel))
@@ -92,6 +94,7 @@ pub fn routes(rollouts: Arc<Rollouts>, hindrances: Hindrances, settings: &Settin
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .merge(files)
         .merge(ready::routes(hindrances))
+        .method_not_allowed_fallback(wrong_method)
         .fallback(unknown)
         .with_state(http))
 }
@@ -106,6 +109,12 @@ async fn unknown(method: axum::http::Method, uri: axum::http::Uri, headers: Head
     ApiError::new(StatusCode::NOT_FOUND, format!("there is no {method} {}", uri.path())).into_response()
 }
 
+/// The header `Allow` is axum's to add.
+async fn wrong_method(method: axum::http::Method, uri: axum::http::Uri) -> ApiError {
+    let message = format!("{} is not asked by {method}; the header Allow names what it is asked by", uri.path());
+    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, message)
+}
+
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
@@ -113,3 +122,6 @@ fn now() -> u64 {
 fn new_id(prefix: &str) -> String {
     format!("{prefix}-{}", ulid::Ulid::new().to_string().to_lowercase())
 }
+
+#[cfg(test)]
+mod tests;

@@ -103,6 +103,19 @@ impl Model {
     }
 }
 
+/// The base of a version, which is the one that the caller named, if any.
+///
+/// # Errors
+/// [`Error::OtherBase`].
+pub fn of_base(base: &str, found: &registry::AdapterVersion) -> Result<BaseName> {
+    let its_base: BaseName = found.base.parse()?;
+    if !base.is_empty() && base != its_base.as_str() {
+        let asked = BaseName::try_new(base)?;
+        return Err(Error::OtherBase { adapter: found.adapter.clone(), its_base, asked });
+    }
+    Ok(its_base)
+}
+
 /// Digests that are remembered as bad.
 const MAX_QUARANTINED: usize = 10_000;
 
@@ -172,11 +185,7 @@ impl Models {
     /// Makes a version's base ready. `base` is what the caller named, if anything.
     pub async fn ready(self: &Arc<Self>, base: &str, found: &registry::AdapterVersion) -> Result<Model> {
         let adapter = found.adapter.as_str();
-        let its_base: BaseName = found.base.parse()?;
-        if !base.is_empty() && base != its_base.as_str() {
-            let asked = BaseName::try_new(base)?;
-            return Err(Error::OtherBase { adapter: adapter.to_owned(), its_base, asked });
-        }
+        let its_base = of_base(base, found)?;
         let base = self.base(&its_base).await?;
         let fingerprint = base.manifest.fingerprint.to_string();
         if fingerprint != found.base_fingerprint {

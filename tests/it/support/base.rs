@@ -7,7 +7,7 @@ use tailor_testkit::{LlamaShape, T5Shape};
 
 /// Specials and the printable ASCII characters, rounded up.
 const VOCABULARY: usize = 128;
-const CHAT_TEMPLATE: &str = "{% for message in messages %}[{{ message['role'][0] }}]{{ message['content'] }}\
+const CHAT_TEMPLATE: &str = "{% if tools %}[t]{{ tools | tojson }}{% endif %}{% for message in messages %}[{{ message['role'][0] }}]{{ message['content'] }}\
     {% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}\
     {% if add_generation_prompt %}[a]{% endif %}";
 

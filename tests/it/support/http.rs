@@ -10,6 +10,12 @@ pub async fn http(url: &str, head: &str, body: &[u8]) -> String {
 
 /// `None` where nobody answers.
 pub async fn try_http(url: &str, head: &str, body: &[u8]) -> Option<String> {
+    let answer = try_http_bytes(url, head, body).await?;
+    Some(String::from_utf8_lossy(&answer).into_owned())
+}
+
+/// As [`try_http`], for an answer that is no text.
+pub async fn try_http_bytes(url: &str, head: &str, body: &[u8]) -> Option<Vec<u8>> {
     let address = url.trim_start_matches("http://");
     let mut stream = TcpStream::connect(address).await.ok()?;
     let length = body.len();
@@ -18,7 +24,23 @@ pub async fn try_http(url: &str, head: &str, body: &[u8]) -> Option<String> {
     stream.write_all(body).await.ok()?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).await.ok()?;
-    Some(String::from_utf8_lossy(&answer).into_owned())
+    Some(answer)
+}
+
+/// The pieces of an answer's body that came in chunks.
+pub fn chunks_of(answer: &[u8]) -> Vec<Vec<u8>> {
+    let end_of_head = answer.windows(4).position(|four| four == b"\r\n\r\n").expect("a head") + 4;
+    let (mut rest, mut chunks) = (&answer[end_of_head..], Vec::new());
+    loop {
+        let end = rest.windows(2).position(|two| two == b"\r\n").expect("a chunk's length");
+        let length = std::str::from_utf8(&rest[..end]).expect("a number");
+        let length = usize::from_str_radix(length, 16).expect("a number");
+        if length == 0 {
+            return chunks;
+        }
+        chunks.push(rest[end + 2..end + 2 + length].to_vec());
+        rest = &rest[end + 2 + length + 2..];
+    }
 }
 
 /// A header's value in an answer.

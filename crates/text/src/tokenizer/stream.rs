@@ -16,11 +16,12 @@ pub struct TextStream {
     /// The ids of the window: first those whose text was given out, then those that wait.
     ids: Vec<u32>,
     given: usize,
+    characters: usize,
 }
 
 impl TextStream {
     pub(super) fn new(tokenizer: Tokenizer, skip_special: bool) -> Self {
-        Self { tokenizer, skip_special, ids: Vec::new(), given: 0 }
+        Self { tokenizer, skip_special, ids: Vec::new(), given: 0, characters: 0 }
     }
 
     /// Takes the next id; returns the text that is now certain, which may be empty.
@@ -35,7 +36,14 @@ impl TextStream {
         }
         self.ids.drain(..self.given);
         self.given = self.ids.len();
-        Ok(added(&before, &with))
+        let text = added(&before, &with);
+        self.characters += text.chars().count();
+        Ok(text)
+    }
+
+    /// Characters given out so far: where the next token's text begins, or the character that it goes on with.
+    pub fn characters(&self) -> usize {
+        self.characters
     }
 
     /// The rest, for a sequence that ends in the middle of a character.

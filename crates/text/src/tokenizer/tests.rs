@@ -167,6 +167,40 @@ fn a_stream_keeps_the_blanks_between_pieces() {
 }
 
 #[test]
+fn a_token_stands_for_its_own_bytes_wherever_it_stands() {
+    let seq2seq = unigram();
+    assert_eq!(seq2seq.decode(&[4], false).expect("decodes"), "the", "where a text begins the blank is dropped");
+    assert_eq!(seq2seq.token_bytes(4).as_deref(), Some(&b" the"[..]));
+    assert_eq!(seq2seq.token_bytes(2).as_deref(), Some(&b"</s>"[..]), "a special token is called so");
+    assert_eq!((seq2seq.is_special(2), seq2seq.is_special(4)), (true, false));
+    assert_eq!(seq2seq.token_bytes(1000), None);
+    let decoder = byte_level(None);
+    let ids = decoder.encode("▁").expect("encodes");
+    let bytes: Vec<u8> = ids.iter().flat_map(|id| decoder.token_bytes(*id).expect("a token")).collect();
+    assert_eq!((ids.len(), bytes.as_slice()), (3, "▁".as_bytes()), "a third of a character each");
+    assert_eq!((decoder.joined_by(), seq2seq.joined_by(), word_level().joined_by()), (None, None, None));
+}
+
+#[test]
+fn a_stream_says_where_the_next_token_begins() {
+    let tokenizer = byte_level(None);
+    let mut stream = tokenizer.stream(true);
+    let mut offsets = Vec::new();
+    for id in tokenizer.encode("aßb").expect("encodes") {
+        offsets.push(stream.characters());
+        stream.push(id).expect("decodes");
+    }
+    assert_eq!(offsets, [0, 1, 1, 2], "both bytes of one character are at its place");
+    let mut stream = unigram().stream(true);
+    let mut offset = |id| {
+        let at = stream.characters();
+        stream.push(id).expect("decodes");
+        at
+    };
+    assert_eq!([4, 5, 6].map(&mut offset), [0, 3, 7], "the first blank is not in the text");
+}
+
+#[test]
 fn what_is_wrong_is_named_by_file_and_field() {
     let good = byte_level_json();
     for (settings, wanted) in [

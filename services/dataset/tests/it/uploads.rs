@@ -18,6 +18,7 @@ async fn an_upload_becomes_version_one_with_its_report() {
     assert_eq!((dataset.version, dataset.rows_train, dataset.rows_validation), (1, 36, 4));
     assert_eq!((dataset.rows_dropped, dataset.source_size_bytes), (4, file.len() as u64));
     assert_eq!(dataset.prompt_template, "Correct: {input}");
+    assert_eq!(dataset.file_name, header(NAME).file_name);
     assert_eq!(service.get(0).await.expect("latest"), dataset);
     assert_eq!(service.get(1).await.expect("by number"), dataset);
 

@@ -1,7 +1,6 @@
 //! `/v1/chat/completions`.
 
 use axum::Json;
-use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
@@ -9,20 +8,22 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tailor_text::Message;
 
-use super::error::{ApiError, parse};
+use super::error::ApiError;
+use super::extract::Body;
 use super::shape::{Choosing, answered, begin, complete, fingerprint, usage};
-use super::stream::{Chunks, events};
+use super::stream::{Chunks, Ending, events};
 use super::{Http, models, new_id, now};
-use crate::answer::{Piece, SaidToken};
+use crate::answer::Piece;
 use crate::ask::{Ask, MaxNew, Prompt};
 use crate::caller::Caller;
 use crate::rollout::Choice;
+use crate::said::{SaidToken, Token};
 
 /// Tokens made when the caller does not say, where the context has room for them.
 const DEFAULT_NEW_TOKENS: u32 = 1024;
 
 #[derive(Debug, Deserialize)]
-struct ChatRequest {
+pub struct ChatRequest {
     model: String,
     messages: Vec<Map<String, Value>>,
     max_tokens: Option<u32>,
@@ -32,14 +33,24 @@ struct ChatRequest {
     top_logprobs: Option<u8>,
     tools: Option<Vec<Value>>,
     tool_choice: Option<Value>,
+    /// What tools were called before.
+    #[serde(default)]
+    functions: Value,
+    #[serde(default)]
+    function_call: Value,
     /// Whom the answer is for: keeps its side of a rollout.
     user: Option<String>,
     #[serde(flatten)]
     choosing: Choosing,
 }
 
-pub async fn create(State(http): State<Http>, headers: HeaderMap, body: Bytes) -> Result<Response, ApiError> {
-    let request: ChatRequest = parse(&body)?;
+pub async fn create(
+    State(http): State<Http>,
+    headers: HeaderMap,
+    Body(request): Body<ChatRequest>,
+) -> Result<Response, ApiError> {
+    ApiError::unserved("functions", &request.functions, "give them as tools")?;
+    ApiError::unserved("function_call", &request.function_call, "use tools and tool_choice")?;
     let caller = Caller::of_headers(&headers);
     let ask = Ask {
         prompt: Prompt::Messages {
@@ -74,7 +85,8 @@ pub async fn create(State(http): State<Http>, headers: HeaderMap, body: Bytes) -
     if request.choosing.stream.unwrap_or(false) {
         let begun = begin(&http, &mut choice, asks, count).await?;
         let head = head(&choice);
-        return Ok(events(begun, head, request.choosing.include_usage(), choice.turn, ask));
+        let include_usage = request.choosing.include_usage();
+        return Ok(events(begun, head, Ending { include_usage, count, turn: choice.turn, ask }));
     }
     let mut answers = complete(&http, &mut choice, asks, count).await?;
     let head = head(&choice);
@@ -85,7 +97,7 @@ pub async fn create(State(http): State<Http>, headers: HeaderMap, body: Bytes) -
         })
     });
     let mut response = head.object("chat.completion", choices.collect());
-    response["usage"] = usage(answers.iter().map(|(answer, _)| answer));
+    response["usage"] = usage(answers.iter().map(|(answer, _)| answer.into()), count);
     answered(choice.turn, ask, std::mem::take(&mut answers[0].1.text));
     Ok(Json(response).into_response())
 }
@@ -173,10 +185,10 @@ impl Chunks for Head {
     }
 }
 
-fn logprob(token: &SaidToken) -> Value {
-    let one = |text: &str, logprob: f32| json!({ "token": text, "logprob": logprob, "bytes": text.as_bytes() });
-    let mut shown = one(&token.text, token.logprob);
-    shown["top_logprobs"] = token.top.iter().map(|(_, text, logprob)| one(text, *logprob)).collect();
+fn logprob(said: &SaidToken) -> Value {
+    let one = |token: &Token, logprob: f32| json!({ "token": token.text(), "logprob": logprob, "bytes": token.bytes });
+    let mut shown = one(&said.token, said.logprob);
+    shown["top_logprobs"] = said.top.iter().map(|(token, logprob)| one(token, *logprob)).collect();
     shown
 }
 

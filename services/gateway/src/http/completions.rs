@@ -1,21 +1,22 @@
 //! `/v1/completions`: prompts as they are, without any template.
 
 use axum::Json;
-use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::error::{ApiError, parse};
-use super::shape::{Choosing, answered, begin, complete, fingerprint, usage_of};
-use super::stream::{Chunks, events};
+use super::error::ApiError;
+use super::extract::Body;
+use super::shape::{Choosing, answered, begin, complete, fingerprint, usage};
+use super::stream::{Chunks, Ending, events};
 use super::{Http, models, new_id, now};
 use crate::answer::Piece;
 use crate::ask::{Ask, MaxNew, Prompt};
 use crate::caller::Caller;
 use crate::rollout::Choice;
+use crate::said::SaidToken;
 
 /// OpenAI's own.
 const DEFAULT_NEW_TOKENS: u32 = 16;
@@ -23,13 +24,14 @@ const DEFAULT_NEW_TOKENS: u32 = 16;
 const MAX_PROMPTS: usize = 128;
 
 #[derive(Debug, Deserialize)]
-struct CompletionRequest {
+pub struct CompletionRequest {
     model: String,
     prompt: Prompts,
     max_tokens: Option<u32>,
     logprobs: Option<u8>,
     echo: Option<bool>,
     suffix: Option<String>,
+    best_of: Option<u32>,
     /// Whom the answer is for: keeps its side of a rollout.
     user: Option<String>,
     #[serde(flatten)]
@@ -56,8 +58,11 @@ impl Prompts {
     }
 }
 
-pub async fn create(State(http): State<Http>, headers: HeaderMap, body: Bytes) -> Result<Response, ApiError> {
-    let request: CompletionRequest = parse(&body)?;
+pub async fn create(
+    State(http): State<Http>,
+    headers: HeaderMap,
+    Body(request): Body<CompletionRequest>,
+) -> Result<Response, ApiError> {
     if request.echo == Some(true) {
         return Err(ApiError::param("echo", "prompts are not repeated; leave it out, or use Score over gRPC"));
     }
@@ -74,6 +79,10 @@ pub async fn create(State(http): State<Http>, headers: HeaderMap, body: Bytes) -
         return Err(ApiError::param("prompt", problem));
     }
     let (sampling, format, count) = (choosing.sampling()?, choosing.format()?, choosing.choices()?);
+    if let Some(best_of) = request.best_of.filter(|best_of| *best_of != count) {
+        let problem = format!("{best_of} answers are asked for and {count} of them; all are given, so leave it out or give n");
+        return Err(ApiError::param("best_of", problem));
+    }
     let Caller { tenant, deadline } = Caller::of_headers(&headers);
     let user = request.user.clone().unwrap_or_default();
     let caller = tailor_domain::rollout::Caller::try_new(tenant.clone(), String::new(), user)?;
@@ -99,20 +108,15 @@ pub async fn create(State(http): State<Http>, headers: HeaderMap, body: Bytes) -
     if choosing.stream.unwrap_or(false) {
         let begun = begin(&http, &mut choice, &asks, count).await?;
         let head = head(&choice);
-        return Ok(events(begun, head, choosing.include_usage(), choice.turn, asks.swap_remove(0)));
+        let (include_usage, ask) = (choosing.include_usage(), asks.swap_remove(0));
+        return Ok(events(begun, head, Ending { include_usage, count, turn: choice.turn, ask }));
     }
     let mut answers = complete(&http, &mut choice, &asks, count).await?;
     let head = head(&choice);
     let choices = answers.iter().enumerate();
     let choices = choices.map(|(index, (answer, whole))| head.choice(index, whole, Some(answer.finish_reason)));
     let mut response = head.object(choices.collect());
-    // Each prompt once, whatever number of answers it has.
-    let prompts = answers.iter().step_by(count as usize);
-    response["usage"] = usage_of(
-        prompts.clone().map(|(answer, _)| answer.prompt_tokens).sum(),
-        answers.iter().map(|(answer, _)| answer.completion_tokens).sum(),
-        prompts.map(|(answer, _)| answer.cached_tokens).sum(),
-    );
+    response["usage"] = usage(answers.iter().map(|(answer, _)| answer.into()), count);
     answered(choice.turn, asks.swap_remove(0), std::mem::take(&mut answers[0].1.text));
     Ok(Json(response).into_response())
 }
@@ -144,22 +148,20 @@ impl Head {
         if !self.logprobs {
             return Value::Null;
         }
-        let mut offset = 0;
-        let offsets = piece.tokens.iter().map(|token| {
-            let at = offset;
-            offset += token.text.chars().count();
-            at
-        });
-        let offsets: Vec<usize> = offsets.collect();
-        let top = piece.tokens.iter().map(|token| {
-            let top = token.top.iter().map(|(_, text, logprob)| (text.clone(), json!(logprob)));
-            top.collect::<Map<String, Value>>()
-        });
+        let named = |said: &SaidToken| {
+            let mut named = Map::new();
+            // Should two have one name all the same, the likelier keeps it.
+            for (token, logprob) in &said.top {
+                named.entry(token.name()).or_insert_with(|| json!(logprob));
+            }
+            named
+        };
+        let tokens = &piece.tokens;
         json!({
-            "tokens": piece.tokens.iter().map(|token| token.text.as_str()).collect::<Vec<_>>(),
-            "token_logprobs": piece.tokens.iter().map(|token| token.logprob).collect::<Vec<_>>(),
-            "top_logprobs": top.collect::<Vec<_>>(),
-            "text_offset": offsets,
+            "tokens": tokens.iter().map(|said| said.token.name()).collect::<Vec<_>>(),
+            "token_logprobs": tokens.iter().map(|said| said.logprob).collect::<Vec<_>>(),
+            "top_logprobs": tokens.iter().map(named).collect::<Vec<_>>(),
+            "text_offset": tokens.iter().map(|said| said.offset).collect::<Vec<_>>(),
         })
     }
 }
@@ -181,5 +183,33 @@ impl Chunks for Head {
         let mut chunk = self.object(Vec::new());
         chunk["usage"] = usage;
         chunk
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tailor_engine::Logprobs;
+
+    use super::*;
+    use crate::said::tests::llama;
+
+    #[test]
+    fn tokens_have_names_of_their_own_and_offsets_that_go_on_from_chunk_to_chunk() {
+        let head = Head {
+            id: "cmpl-1".into(),
+            created: 0,
+            model: "little".into(),
+            fingerprint: String::new(),
+            logprobs: true,
+        };
+        let logprobs = Logprobs { chosen: -0.5, top: vec![(1, -0.5), (2, -1.0), (3, -2.0), (4, -3.0)] };
+        let said = |id, offset| SaidToken::new(&llama(), id, &logprobs, offset);
+        let piece = |tokens| head.piece(0, &Piece { text: String::new(), tokens });
+        let first = &piece(vec![said(1, 0), said(2, 3)])["choices"][0]["logprobs"];
+        assert_eq!((&first["tokens"], &first["text_offset"]), (&json!([" the", "the"]), &json!([0, 3])));
+        let top = json!({ " the": -0.5, "the": -1.0, r"bytes:\xe2": -2.0, r"bytes:\x96": -3.0 });
+        assert_eq!(first["top_logprobs"][0], top);
+        let second = &piece(vec![said(3, 6)])["choices"][0]["logprobs"];
+        assert_eq!((&second["tokens"], &second["text_offset"]), (&json!([r"bytes:\xe2"]), &json!([6])));
     }
 }

@@ -32,14 +32,24 @@ impl ApiError {
         Self { param: Some(param.to_owned()), ..Self::new(StatusCode::BAD_REQUEST, message) }
     }
 
+    /// A field that is not served here, given. `null` and what is empty say nothing, and are taken.
+    pub fn unserved(field: &str, given: &Value, remedy: &str) -> Result<(), Self> {
+        let says_nothing = match given {
+            Value::Null => true,
+            Value::Array(list) => list.is_empty(),
+            Value::Object(fields) => fields.is_empty(),
+            Value::Bool(_) | Value::Number(_) | Value::String(_) => false,
+        };
+        if says_nothing {
+            return Ok(());
+        }
+        Err(Self::param(field, format!("{field} is not served here; {remedy}")))
+    }
+
     pub fn no_model(model: &str, why: impl std::fmt::Display) -> Self {
         let message = format!("The model `{model}` does not exist: {why}");
         let error = Self { code: Some("model_not_found"), ..Self::new(StatusCode::NOT_FOUND, message) };
         Self { param: Some("model".into()), ..error }
-    }
-
-    pub fn is_not_found(&self) -> bool {
-        self.status == StatusCode::NOT_FOUND
     }
 
     pub fn body(&self) -> Value {

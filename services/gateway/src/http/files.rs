@@ -1,8 +1,8 @@
 //! `/v1/files`: a file is a dataset. Its rows are checked as it comes, so what has an id can be trained on.
 
 use axum::Json;
-use axum::extract::multipart::{Field, MultipartError};
-use axum::extract::{Multipart, Path, Query, State};
+use axum::extract::State;
+use axum::extract::multipart::{Field, Multipart, MultipartError};
 use axum::http::StatusCode;
 use serde_json::{Value, json};
 use tailor_pb::common;
@@ -11,9 +11,12 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::error::ApiError;
-use super::listing::Paging;
+use super::extract::{Form, Name, Params};
+use super::listing::{Order, Paging};
 use super::{Http, new_id};
 
+/// What files are for here.
+const PURPOSE: &str = "fine-tune";
 /// Chunks on their way to the dataset service.
 const BUFFER: usize = 8;
 /// Below the service's limit of 1 MiB a message.
@@ -21,34 +24,47 @@ const CHUNK_BYTES: usize = 512 << 10;
 /// Longest form field that is no file.
 const MAX_FIELD_BYTES: usize = 256;
 
-pub async fn create(State(http): State<Http>, mut form: Multipart) -> Result<Json<Value>, ApiError> {
-    let mut purpose = None;
+pub async fn create(State(http): State<Http>, Form(form): Form) -> Result<Json<Value>, ApiError> {
+    let mut made = None;
+    match (receive(&http, form, &mut made).await, made) {
+        (Ok(()), Some(file)) => Ok(Json(card(&file))),
+        (Ok(()), None) => Err(ApiError::param("file", "the form has no file; send the rows as its field file")),
+        (Err(error), None) => Err(error),
+        // What comes after the file may refuse it too: nothing of it stays.
+        (Err(error), Some(file)) => {
+            http.dataset().delete_dataset(dataset::DeleteDatasetRequest { name: file.name }).await?;
+            Err(error)
+        }
+    }
+}
+
+/// The form's fields as they come; the stock client sends the purpose first.
+async fn receive(http: &Http, mut form: Multipart, made: &mut Option<dataset::Dataset>) -> Result<(), ApiError> {
     while let Some(field) = form.next_field().await.map_err(|error| broken(&error))? {
         match field.name() {
-            Some("purpose") => purpose = Some(text(field).await?),
-            Some("file") => {
-                // The stock client sends the purpose first; where it comes last, every file is for training anyway.
-                check_purpose(purpose.as_deref())?;
-                return upload(&http, field).await;
+            Some("purpose") => check_purpose(&text(field).await?)?,
+            Some("file") if made.is_none() => *made = Some(upload(http, field).await?),
+            Some("file") => return Err(ApiError::param("file", "the form has two files; send one at a time")),
+            other => {
+                let name = other.unwrap_or("(none)").to_owned();
+                return Err(ApiError::param(&name, format!("the field {name} is not served here; leave it out")));
             }
-            _ => {}
         }
     }
-    Err(ApiError::param("file", "the form has no file"))
+    Ok(())
 }
 
-fn check_purpose(purpose: Option<&str>) -> Result<(), ApiError> {
-    match purpose {
-        None | Some("fine-tune" | "user_data") => Ok(()),
-        Some(other) => {
-            Err(ApiError::param("purpose", format!("{other:?} is not served here; files are for \"fine-tune\"")))
-        }
+/// Datasets keep no purpose, so there is one.
+fn check_purpose(purpose: &str) -> Result<(), ApiError> {
+    if purpose == PURPOSE {
+        return Ok(());
     }
+    Err(ApiError::param("purpose", format!("{purpose:?} is not served here; files are for \"{PURPOSE}\"")))
 }
 
-async fn upload(http: &Http, mut field: Field<'_>) -> Result<Json<Value>, ApiError> {
+async fn upload(http: &Http, mut field: Field<'_>) -> Result<dataset::Dataset, ApiError> {
     let file_name = field.file_name().unwrap_or("rows.jsonl").to_owned();
-    let header = dataset::UploadHeader { name: new_id("file"), file_name: file_name.clone(), ..Default::default() };
+    let header = dataset::UploadHeader { name: new_id("file"), file_name, ..Default::default() };
     let (sender, receiver) = mpsc::channel(BUFFER);
     let part = |part| dataset::UploadDatasetRequest { part: Some(part) };
     let mut client = http.dataset();
@@ -66,10 +82,7 @@ async fn upload(http: &Http, mut field: Field<'_>) -> Result<Json<Value>, ApiErr
     };
     let (fed, answer) = tokio::join!(feed, client.upload_dataset(ReceiverStream::new(receiver)));
     fed.map_err(|error| broken(&error))?;
-    let made = answer?.into_inner().dataset.unwrap_or_default();
-    let mut card = card(&made);
-    card["filename"] = file_name.into();
-    Ok(Json(card))
+    Ok(answer?.into_inner().dataset.unwrap_or_default())
 }
 
 async fn text(mut field: Field<'_>) -> Result<String, ApiError> {
@@ -87,33 +100,74 @@ fn broken(error: &MultipartError) -> ApiError {
     ApiError::new(StatusCode::BAD_REQUEST, format!("the form cannot be read: {error}"))
 }
 
-pub async fn list(State(http): State<Http>, Query(paging): Query<Paging>) -> Result<Json<Value>, ApiError> {
-    let (mut files, mut token) = (Vec::new(), String::new());
+/// The newest first, as OpenAI gives them.
+pub async fn list(State(http): State<Http>, Params(params): Params) -> Result<Json<Value>, ApiError> {
+    let (paging, order) = (Paging::of(&params)?, Order::of(&params)?);
+    let mut files = match params.get("purpose") {
+        Some(purpose) if purpose != PURPOSE => Vec::new(),
+        _ => all(&http).await?,
+    };
+    files.sort_by(|a, b| (a.created_at_ms, &a.name).cmp(&(b.created_at_ms, &b.name)));
+    if order == Order::NewestFirst {
+        files.reverse();
+    }
+    Ok(Json(paging.page(files.iter().map(card).collect(), 10_000)))
+}
+
+async fn all(http: &Http) -> Result<Vec<dataset::Dataset>, ApiError> {
+    let (mut all, mut token) = (Vec::new(), String::new());
     loop {
         let page = Some(common::Page { size: 1000, token });
         let answer = http.dataset().list_datasets(dataset::ListDatasetsRequest { page }).await?.into_inner();
-        files.extend(answer.datasets.iter().map(card));
+        all.extend(answer.datasets);
         token = answer.next_page_token;
         if token.is_empty() {
-            return Ok(Json(paging.page(files, 10_000)));
+            return Ok(all);
         }
     }
 }
 
-pub async fn retrieve(State(http): State<Http>, Path(file): Path<String>) -> Result<Json<Value>, ApiError> {
+/// Refused: some of a file's rows are held out, and nobody sees their targets before a job has predicted them. A file without
+/// them would not be the one that was uploaded.
+pub async fn content(State(http): State<Http>, Name(file): Name) -> Result<Json<Value>, ApiError> {
+    let dataset = http.dataset().get_dataset(dataset::GetDatasetRequest { name: file, version: 0 }).await?.into_inner();
+    let message = format!(
+        "file {} is not given back: the targets of its {} held-out rows stay hidden; `tailor dataset preview {0}` shows \
+         rows that are trained on",
+        dataset.name, dataset.rows_validation
+    );
+    Err(ApiError::new(StatusCode::BAD_REQUEST, message))
+}
+
+pub async fn retrieve(State(http): State<Http>, Name(file): Name) -> Result<Json<Value>, ApiError> {
     let request = dataset::GetDatasetRequest { name: file, version: 0 };
     Ok(Json(card(&http.dataset().get_dataset(request).await?.into_inner())))
 }
 
-pub async fn delete(State(http): State<Http>, Path(file): Path<String>) -> Result<Json<Value>, ApiError> {
+pub async fn delete(State(http): State<Http>, Name(file): Name) -> Result<Json<Value>, ApiError> {
     http.dataset().delete_dataset(dataset::DeleteDatasetRequest { name: file.clone() }).await?;
     Ok(Json(json!({ "id": file, "object": "file", "deleted": true })))
 }
 
 fn card(dataset: &dataset::Dataset) -> Value {
+    // Uploaded before names were kept.
+    let file_name = if dataset.file_name.is_empty() { &dataset.name } else { &dataset.file_name };
     json!({
         "id": dataset.name, "object": "file", "bytes": dataset.source_size_bytes,
-        "created_at": dataset.created_at_ms / 1000, "filename": dataset.name, "purpose": "fine-tune",
+        "created_at": dataset.created_at_ms / 1000, "filename": file_name, "purpose": PURPOSE,
         "status": "processed", "status_details": null,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_keeps_the_name_that_its_uploader_gave_it() {
+        let kept = dataset::Dataset { name: "file-1".into(), file_name: "rows.jsonl".into(), ..Default::default() };
+        assert_eq!(card(&kept)["filename"], "rows.jsonl");
+        let old = dataset::Dataset { name: "file-1".into(), ..Default::default() };
+        assert_eq!((&card(&old)["filename"], &card(&old)["purpose"]), (&json!("file-1"), &json!("fine-tune")));
+    }
 }

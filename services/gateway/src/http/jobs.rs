@@ -1,21 +1,21 @@
 //! `/v1/fine_tuning/jobs`: a job of the TrainingService under OpenAI's names.
 
 use axum::Json;
-use axum::body::Bytes;
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tailor_pb::{common, training};
 
 use super::Http;
-use super::error::{ApiError, parse};
+use super::error::ApiError;
+use super::extract::{Body, Name, Params};
 use super::listing::Paging;
 
 /// What a learning rate multiplier of 1 stands for.
 const LEARNING_RATE: f64 = 2e-4;
 
 #[derive(Debug, Deserialize)]
-struct JobRequest {
+pub struct JobRequest {
     /// The base.
     model: String,
     /// A file's id, which is a dataset's name.
@@ -26,6 +26,10 @@ struct JobRequest {
     seed: Option<u64>,
     hyperparameters: Option<Hyperparameters>,
     method: Option<Method>,
+    #[serde(default)]
+    integrations: Value,
+    #[serde(default)]
+    metadata: Value,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -66,12 +70,17 @@ fn given<T: Copy>(setting: &Option<Setting<T>>, name: &str) -> Result<Option<T>,
     }
 }
 
-pub async fn create(State(http): State<Http>, body: Bytes) -> Result<Json<Value>, ApiError> {
-    let request: JobRequest = parse(&body)?;
+pub async fn create(
+    State(http): State<Http>,
+    Body(request): Body<JobRequest>,
+) -> Result<Json<Value>, ApiError> {
     if request.validation_file.is_some() {
         let problem = "rows are held out of the training file by the dataset service; leave it out";
         return Err(ApiError::param("validation_file", problem));
     }
+    let remedy = "watch the job by its events, or in TensorBoard (`tailor job tensorboard`)";
+    ApiError::unserved("integrations", &request.integrations, remedy)?;
+    ApiError::unserved("metadata", &request.metadata, "a job keeps none; keep it under the job's id")?;
     let (objective, settings) = objective(&request)?;
     let multiplier = given(&settings.learning_rate_multiplier, "learning_rate_multiplier")?;
     let job = training::CreateJobRequest {
@@ -108,7 +117,8 @@ fn objective(request: &JobRequest) -> Result<(&'static str, Hyperparameters), Ap
     Ok((objective, own.unwrap_or(plain)))
 }
 
-pub async fn list(State(http): State<Http>, Query(paging): Query<Paging>) -> Result<Json<Value>, ApiError> {
+pub async fn list(State(http): State<Http>, Params(params): Params) -> Result<Json<Value>, ApiError> {
+    let paging = Paging::of(&params)?;
     let (mut jobs, mut token) = (Vec::new(), String::new());
     loop {
         let page = Some(common::Page { size: 1000, token });
@@ -121,7 +131,7 @@ pub async fn list(State(http): State<Http>, Query(paging): Query<Paging>) -> Res
     }
 }
 
-pub async fn retrieve(State(http): State<Http>, Path(job): Path<String>) -> Result<Json<Value>, ApiError> {
+pub async fn retrieve(State(http): State<Http>, Name(job): Name) -> Result<Json<Value>, ApiError> {
     Ok(Json(card(&get(&http, job).await?)))
 }
 
@@ -129,17 +139,17 @@ async fn get(http: &Http, id: String) -> Result<training::Job, ApiError> {
     Ok(http.trainer().get_job(training::GetJobRequest { id }).await?.into_inner())
 }
 
-pub async fn cancel(State(http): State<Http>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
+pub async fn cancel(State(http): State<Http>, Name(id): Name) -> Result<Json<Value>, ApiError> {
     let job = http.trainer().cancel_job(training::CancelJobRequest { id }).await?.into_inner();
     Ok(Json(card(&job)))
 }
 
-pub async fn pause(State(http): State<Http>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
+pub async fn pause(State(http): State<Http>, Name(id): Name) -> Result<Json<Value>, ApiError> {
     let job = http.trainer().pause_job(training::PauseJobRequest { id }).await?.into_inner();
     Ok(Json(card(&job)))
 }
 
-pub async fn resume(State(http): State<Http>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
+pub async fn resume(State(http): State<Http>, Name(id): Name) -> Result<Json<Value>, ApiError> {
     let job = http.trainer().resume_job(training::ResumeJobRequest { id }).await?.into_inner();
     Ok(Json(card(&job)))
 }
@@ -147,40 +157,61 @@ pub async fn resume(State(http): State<Http>, Path(id): Path<String>) -> Result<
 /// Newest first, as OpenAI gives them.
 pub async fn events(
     State(http): State<Http>,
-    Path(id): Path<String>,
-    Query(paging): Query<Paging>,
+    Name(id): Name,
+    Params(params): Params,
 ) -> Result<Json<Value>, ApiError> {
-    let request = training::WatchJobRequest { id: id.clone(), from_sequence: 1, no_follow: true };
-    let mut log = http.trainer().watch_job(request).await?.into_inner();
-    let mut events = Vec::new();
-    while let Some(event) = log.message().await? {
-        events.extend(event_cards(&id, &event));
-    }
+    let paging = Paging::of(&params)?;
+    let mut events: Vec<Value> = log(&http, &id).await?.iter().flat_map(|event| event_cards(&id, event)).collect();
     events.reverse();
     Ok(Json(paging.page(events, 20)))
 }
 
-/// What can be asked for answers: of a job that has succeeded the version that it published.
+/// A job's log up to now.
+async fn log(http: &Http, id: &str) -> Result<Vec<training::JobEvent>, ApiError> {
+    let request = training::WatchJobRequest { id: id.to_owned(), from_sequence: 1, no_follow: true };
+    let mut log = http.trainer().watch_job(request).await?.into_inner();
+    let mut events = Vec::new();
+    while let Some(event) = log.message().await? {
+        events.push(event);
+    }
+    Ok(events)
+}
+
+/// What can be asked for answers: of a job that has succeeded the version that it published. What a trainer saves on the way
+/// is there to go on from, and no model.
 pub async fn checkpoints(
     State(http): State<Http>,
-    Path(id): Path<String>,
-    Query(paging): Query<Paging>,
+    Name(id): Name,
+    Params(params): Params,
 ) -> Result<Json<Value>, ApiError> {
+    let paging = Paging::of(&params)?;
     let job = get(&http, id).await?;
-    let step = job.last_step.unwrap_or_default();
-    let metrics = json!({
-        "step": step.step, "train_loss": step.loss,
-        "valid_loss": job.last_tuning.as_ref().map(|tuning| tuning.loss),
-        "valid_mean_token_accuracy": job.last_tuning.as_ref().map(|tuning| tuning.token_accuracy),
-    });
-    let found = model(&job).map(|model| {
-        json!({
-            "id": format!("ftckpt-{}", job.id), "object": "fine_tuning.job.checkpoint",
-            "created_at": job.updated_at_ms / 1000, "fine_tuned_model_checkpoint": model,
-            "fine_tuning_job_id": job.id, "metrics": metrics, "step_number": step.step,
-        })
-    });
-    Ok(Json(paging.page(found.into_iter().collect(), 10)))
+    let found = match model(&job) {
+        Some(model) => vec![checkpoint(&job, &model, &log(&http, &job.id).await?)],
+        None => Vec::new(),
+    };
+    Ok(Json(paging.page(found, 10)))
+}
+
+/// The published state, which need not be that of the last step: by default it is the best on the tuning rows.
+fn checkpoint(job: &training::Job, model: &str, log: &[training::JobEvent]) -> Value {
+    let keeps_best = job.stopping.as_ref().and_then(|stopping| stopping.keep_best).unwrap_or(true);
+    let best = log.iter().rev().filter_map(|event| event.tuning).find(|tuning| keeps_best && tuning.best);
+    let last = job.last_step.unwrap_or_default();
+    let kept = best.map_or(last.step, |best| best.step);
+    let steps = log.iter().rev().flat_map(|event| event.steps.iter().rev());
+    let step = steps.copied().find(|step| step.step == kept).unwrap_or(last);
+    let tuning = best.or(job.last_tuning);
+    let (loss, accuracy) = (tuning.map(|tuning| tuning.loss), tuning.map(|tuning| tuning.token_accuracy));
+    json!({
+        "id": format!("ftckpt-{}", job.id), "object": "fine_tuning.job.checkpoint",
+        "created_at": job.updated_at_ms / 1000, "fine_tuned_model_checkpoint": model, "fine_tuning_job_id": job.id,
+        "metrics": {
+            "step": kept, "train_loss": step.loss, "valid_loss": loss, "valid_mean_token_accuracy": accuracy,
+            "full_valid_loss": loss, "full_valid_mean_token_accuracy": accuracy,
+        },
+        "step_number": kept,
+    })
 }
 
 /// `base:adapter@version`, once it is published.
@@ -291,6 +322,33 @@ mod tests {
         assert_eq!((cards.len(), &cards[1]["data"]["step"], &cards[1]["type"]), (3, &json!(2), &json!("metrics")));
         ids.dedup();
         assert_eq!(ids.len(), 3, "ids differ");
+    }
+
+    #[test]
+    fn a_checkpoint_is_of_the_step_whose_state_was_published() {
+        let step = |step: u64| training::Step { step, loss: 9.0 - step as f64, ..Default::default() };
+        let tuning = |step, loss, best| training::Tuning { step, loss, best, token_accuracy: 0.5, ..Default::default() };
+        let event = |steps, tuning| training::JobEvent { steps, tuning: Some(tuning), ..Default::default() };
+        let log = [
+            event(vec![step(1), step(2)], tuning(2, 3.0, true)),
+            event(vec![step(3), step(4)], tuning(4, 2.0, true)),
+            event(vec![step(5), step(6)], tuning(6, 2.5, false)),
+        ];
+        let job = |keep_best| training::Job {
+            id: "01".into(),
+            last_step: Some(step(6)),
+            last_tuning: Some(tuning(6, 2.5, false)),
+            stopping: Some(training::Stopping { keep_best, ..Default::default() }),
+            ..Default::default()
+        };
+        let best = checkpoint(&job(None), "ft:little:a@1", &log);
+        assert_eq!((&best["step_number"], &best["metrics"]["step"]), (&json!(4), &json!(4)));
+        assert_eq!((&best["metrics"]["train_loss"], &best["metrics"]["valid_loss"]), (&json!(5.0), &json!(2.0)));
+        assert_eq!(best["fine_tuned_model_checkpoint"], "ft:little:a@1");
+        let last = checkpoint(&job(Some(false)), "ft:little:a@1", &log);
+        assert_eq!((&last["step_number"], &last["metrics"]["full_valid_loss"]), (&json!(6), &json!(2.5)));
+        let unmeasured = checkpoint(&job(None), "ft:little:a@1", &[]);
+        assert_eq!((&unmeasured["step_number"], &unmeasured["metrics"]["train_loss"]), (&json!(6), &json!(3.0)));
     }
 
     #[test]

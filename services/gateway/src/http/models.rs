@@ -1,36 +1,51 @@
 //! `/v1/models`: every base, and every adapter version that an alias or its newest number names, under each of its names.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use serde_json::{Value, json};
-use tailor_domain::ErrorCode;
 use tailor_domain::rollout::Caller;
-use tailor_pb::inference as pb;
+use tailor_domain::{BaseName, ErrorCode};
+use tailor_pb::{inference as pb, registry};
 
 use super::Http;
 use super::error::ApiError;
+use super::extract::Name;
+use crate::catalog;
+use crate::error::{Error, Result};
+use crate::models::of_base;
 use crate::rollout::Choice;
 
 pub async fn list(State(http): State<Http>) -> Result<Json<Value>, ApiError> {
-    let listed = crate::grpc::list(http.models()).await?;
+    let listed = catalog::list(http.models()).await?;
     let data: Vec<Value> = listed.iter().flat_map(cards).collect();
     Ok(Json(json!({ "object": "list", "data": data })))
 }
 
-pub async fn retrieve(State(http): State<Http>, Path(model): Path<String>) -> Result<Json<Value>, ApiError> {
-    let listed = crate::grpc::list(http.models()).await?;
+/// By the names that a request may use, listed or not: a version that no alias names any more still answers.
+pub async fn retrieve(State(http): State<Http>, Name(model): Name) -> Result<Json<Value>, ApiError> {
     let wanted = model.strip_prefix("ft:").unwrap_or(&model);
-    let found = listed.iter().flat_map(cards).find(|card| card["id"] == wanted);
-    match found {
-        Some(card) => Ok(Json(card)),
-        None => {
-            // A version that has no name of its own any more still answers.
-            let (base, adapter) = names(wanted);
-            let version = http.models().resolve(adapter.unwrap_or(base)).await;
-            let version = version.map_err(|error| ApiError::no_model(&model, error))?;
-            Ok(Json(card(wanted, version.created_at_ms / 1000, &version.base, &version.digest)))
-        }
-    }
+    let found = match names(wanted) {
+        (base, Some(adapter)) => version(&http, wanted, base, adapter).await,
+        (name, None) if name.contains('@') => version(&http, wanted, "", name).await,
+        (name, None) => match base(&http, name).await {
+            Err(error) if error.code() == ErrorCode::NotFound => version(&http, wanted, "", name).await,
+            found => found,
+        },
+    };
+    found.map(Json).map_err(|error| refused(&model, error))
+}
+
+async fn base(http: &Http, name: &str) -> Result<Value> {
+    let name = BaseName::try_new(name)?;
+    let found = http.models().registry().get_base(registry::GetBaseRequest { name: name.to_string() }).await;
+    let found = found.map_err(Error::service("registry"))?.into_inner();
+    Ok(card(&found.name, 0, &found.name, &found.fingerprint))
+}
+
+async fn version(http: &Http, id: &str, base: &str, adapter: &str) -> Result<Value> {
+    let found = http.models().resolve(adapter).await?;
+    of_base(base, &found)?;
+    Ok(card(id, found.created_at_ms / 1000, &found.base, &found.digest))
 }
 
 fn cards(model: &pb::Model) -> Vec<Value> {
@@ -63,15 +78,19 @@ pub async fn find(http: &Http, model: &str, caller: &Caller) -> Result<Choice, A
             found => found,
         },
     };
-    found.map_err(|error| {
-        let message = error.to_string();
-        let error = ApiError::from(error);
-        if error.is_not_found() { ApiError::no_model(model, message) } else { error }
-    })
+    found.map_err(|error| refused(model, error))
+}
+
+/// An adapter of another base is, by this name, no model either.
+fn refused(model: &str, error: Error) -> ApiError {
+    let no_model = error.code() == ErrorCode::NotFound || matches!(error, Error::OtherBase { .. });
+    if no_model { ApiError::no_model(model, error) } else { error.into() }
 }
 
 #[cfg(test)]
 mod tests {
+    use axum::response::IntoResponse as _;
+
     use super::*;
 
     #[test]
@@ -88,5 +107,19 @@ mod tests {
         assert_eq!(ids(&base), ["little"]);
         assert_eq!(ids(&tuned), ["little:grammar@3", "little:grammar@production", "little:grammar@staging"]);
         assert_eq!((&cards(&base)[0]["parent"], &cards(&tuned)[1]["parent"]), (&Value::Null, &json!("little")));
+    }
+
+    #[test]
+    fn an_adapter_under_another_base_is_no_model_and_a_registry_that_is_away_is_said_to_be() {
+        let found = registry::AdapterVersion { adapter: "grammar".into(), base: "little".into(), ..Default::default() };
+        assert_eq!(of_base("", &found).expect("its own").as_str(), "little");
+        let error = of_base("other", &found).expect_err("another's");
+        let response = refused("other:grammar@1", error);
+        let body = response.body();
+        assert_eq!((&body["error"]["code"], &body["error"]["param"]), (&json!("model_not_found"), &json!("model")));
+        assert!(body["error"]["message"].as_str().expect("words").contains("leave the base out, or name little"));
+        assert_eq!(response.into_response().status(), 404);
+        let away = Error::service("registry")(tonic::Status::unavailable("away"));
+        assert_eq!(refused("other:grammar@1", away).into_response().status(), 503);
     }
 }

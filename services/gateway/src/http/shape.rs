@@ -77,7 +77,8 @@ impl Choosing {
         Ok(Sampling {
             // OpenAI's defaults, not ours: greedy is 0.
             temperature: self.temperature.unwrap_or(1.0),
-            top_p: self.top_p.unwrap_or(1.0),
+            // The engine takes 0 for off, as gRPC sends it unset. Here it is meant: the likeliest token alone.
+            top_p: self.top_p.map_or(1.0, |top_p| if top_p == 0.0 { f32::MIN_POSITIVE } else { top_p }),
             top_k: self.top_k.unwrap_or(0),
             min_p: self.min_p.unwrap_or(0.0),
             repetition_penalty: self.repetition_penalty.unwrap_or(1.0),
@@ -211,16 +212,31 @@ pub fn answered(turn: Option<Turn>, ask: Ask, text: String) {
     }
 }
 
-/// Of one request's answers, which share their prompt.
-pub fn usage<'a>(answers: impl Iterator<Item = &'a Answer> + Clone) -> Value {
-    usage_of(
-        answers.clone().next().map_or(0, |answer| answer.prompt_tokens),
-        answers.clone().map(|answer| answer.completion_tokens).sum(),
-        answers.clone().next().map_or(0, |answer| answer.cached_tokens),
-    )
+/// Tokens of one answer.
+#[derive(Debug, Clone, Copy)]
+pub struct Spent {
+    pub prompt: u32,
+    pub completion: u32,
+    pub cached: u32,
 }
 
-pub fn usage_of(prompt: u32, completion: u32, cached: u32) -> Value {
+impl From<&Answer> for Spent {
+    fn from(answer: &Answer) -> Self {
+        Self { prompt: answer.prompt_tokens, completion: answer.completion_tokens, cached: answer.cached_tokens }
+    }
+}
+
+/// Of one request's answers, `count` to each prompt, in the order of the prompts. A prompt counts once, whatever number of
+/// answers it has.
+pub fn usage(answers: impl IntoIterator<Item = Spent>, count: u32) -> Value {
+    let (mut prompt, mut completion, mut cached) = (0, 0, 0);
+    for (number, spent) in (0..).zip(answers) {
+        completion += u64::from(spent.completion);
+        if number % count == 0 {
+            prompt += u64::from(spent.prompt);
+            cached += u64::from(spent.cached);
+        }
+    }
     json!({
         "prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion,
         "prompt_tokens_details": { "cached_tokens": cached },
@@ -233,5 +249,45 @@ pub fn fingerprint(model: &Model) -> String {
     match &model.adapter {
         Some(version) => format!("{base}+{}", version.digest),
         None => base,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn choosing(request: Value) -> Choosing {
+        serde_json::from_value(request).expect("a request")
+    }
+
+    #[test]
+    fn zero_is_meant_and_not_off() {
+        let sampling = |request| choosing(request).sampling().expect("within its limits");
+        let asked = sampling(json!({ "temperature": 0, "top_p": 0 }));
+        assert_eq!(asked.temperature, 0.0, "greedy");
+        assert!(asked.top_p > 0.0 && asked.top_p < 1e-30, "the likeliest token alone: {}", asked.top_p);
+        let unasked = sampling(json!({}));
+        assert_eq!((unasked.temperature, unasked.top_p), (1.0, 1.0), "OpenAI's defaults");
+        assert_eq!(sampling(json!({ "top_p": 0.25 })).top_p, 0.25);
+    }
+
+    #[test]
+    fn a_json_object_is_a_format_and_two_formats_are_too_many() {
+        let format = |request| choosing(request).format();
+        let object = json!({ "response_format": { "type": "json_object" } });
+        assert_eq!(format(object.clone()).expect("known"), Some(Format::JsonObject));
+        assert_eq!(format(json!({ "response_format": { "type": "text" } })).expect("known"), None);
+        let mut both = object;
+        both["guided_regex"] = "a+".into();
+        assert!(format(both).is_err());
+        assert!(format(json!({ "response_format": { "type": "json_schema", "json_schema": {} } })).is_err());
+    }
+
+    #[test]
+    fn every_prompt_counts_once_and_every_answer_too() {
+        let spent = |prompt, completion| Spent { prompt, completion, cached: 1 };
+        let usage = usage([spent(3, 10), spent(3, 20), spent(5, 30), spent(5, 40)], 2);
+        assert_eq!((&usage["prompt_tokens"], &usage["completion_tokens"]), (&json!(8), &json!(100)));
+        assert_eq!((&usage["total_tokens"], &usage["prompt_tokens_details"]["cached_tokens"]), (&json!(108), &json!(2)));
     }
 }

@@ -10,7 +10,7 @@ use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::error::ApiError;
-use super::shape::{Begun, answered, usage_of};
+use super::shape::{Begun, Spent, answered, usage};
 use crate::answer::Piece;
 use crate::ask::Ask;
 use crate::error::Error;
@@ -28,8 +28,19 @@ pub trait Chunks: Clone + Send + Sync + 'static {
     fn usage(&self, usage: Value) -> Value;
 }
 
-/// A reader that goes away drops the receiver, and with it all answers. `ask` is what the first of them answers.
-pub fn events(begun: Vec<Begun>, chunks: impl Chunks, include_usage: bool, turn: Option<Turn>, ask: Ask) -> Response {
+/// What is told of an answer's end beside its pieces.
+pub struct Ending {
+    pub include_usage: bool,
+    /// Answers to each prompt.
+    pub count: u32,
+    pub turn: Option<Turn>,
+    /// What the first answer answers.
+    pub ask: Ask,
+}
+
+/// A reader that goes away drops the receiver, and with it all answers.
+pub fn events(begun: Vec<Begun>, chunks: impl Chunks, ending: Ending) -> Response {
+    let Ending { include_usage, count, turn, ask } = ending;
     let (sender, receiver) = mpsc::channel::<Value>(BUFFER);
     tokio::spawn(async move {
         let tasks = begun.into_iter().enumerate().map(|(index, begun)| {
@@ -40,10 +51,7 @@ pub fn events(begun: Vec<Begun>, chunks: impl Chunks, include_usage: bool, turn:
         match said {
             Ok(said) => {
                 if include_usage {
-                    let prompt = said.first().map_or(0, |said| said.prompt_tokens);
-                    let cached = said.first().map_or(0, |said| said.cached_tokens);
-                    let completion = said.iter().map(|said| said.completion_tokens).sum();
-                    let _ = sender.send(chunks.usage(usage_of(prompt, completion, cached))).await;
+                    let _ = sender.send(chunks.usage(usage(said.iter().map(|said| said.spent), count))).await;
                 }
                 answered(turn, ask, said.into_iter().next().map(|said| said.text).unwrap_or_default());
             }
@@ -61,9 +69,7 @@ pub fn events(begun: Vec<Begun>, chunks: impl Chunks, include_usage: bool, turn:
 /// One answer, to its end.
 struct Said {
     text: String,
-    prompt_tokens: u32,
-    completion_tokens: u32,
-    cached_tokens: u32,
+    spent: Spent,
 }
 
 /// What failed, or None when nobody listens.
@@ -94,8 +100,7 @@ async fn follow(
             }
             Ok(None) => {
                 sender.send(chunks.end(index, answer.finish_reason)).await.map_err(|_| None)?;
-                let (prompt_tokens, completion_tokens) = (answer.prompt_tokens, answer.completion_tokens);
-                return Ok(Said { text, prompt_tokens, completion_tokens, cached_tokens: answer.cached_tokens });
+                return Ok(Said { text, spent: Spent::from(&answer) });
             }
             Err(error) => {
                 // The status has gone out already; the client raises what it finds under `error`.
