@@ -234,8 +234,13 @@ impl Batch {
             let is_complete = sequence.pending() == 0;
             let goes_on = match &mut sequence.goal {
                 Goal::Scores(scoring) => {
-                    let own = logits.narrow(0, own.start as i64, wanted as i64);
-                    let taken = scoring.take(sequence.computed - wanted, &own);
+                    let taken = match wanted {
+                        0 => Ok(()),
+                        _ => {
+                            let own = logits.narrow(0, own.start as i64, wanted as i64);
+                            scoring.take(sequence.computed - wanted, &own)
+                        }
+                    };
                     if is_complete && taken.is_ok() {
                         scoring.end();
                     }

@@ -83,7 +83,8 @@ impl Places {
                 retry_after: retry_after(),
             });
         }
-        for held in [&mut taken.all, taken.tenants.entry(tenant.to_owned()).or_default()] {
+        let Taken { all, tenants } = &mut *taken;
+        for held in [all, tenants.entry(tenant.to_owned()).or_default()] {
             held.requests += 1;
             held.tokens += tokens;
         }

@@ -40,7 +40,7 @@ impl Scoring {
     /// The device's; they are not finite.
     pub fn take(&mut self, from: usize, logits: &Tensor) -> Result<(), Error> {
         let read = || {
-            let count = logits.f_size()?[0] as usize;
+            let count = logits.size()[0] as usize;
             let targets = &self.targets[from - self.first..][..count];
             let targets: Vec<i64> = targets.iter().map(|id| i64::from(*id)).collect();
             let targets = Tensor::f_from_slice(&targets)?.f_to_device(logits.device())?.f_unsqueeze(1)?; // [n, 1]

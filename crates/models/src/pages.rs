@@ -100,11 +100,11 @@ impl Base {
         }
         for segment in segments {
             self.check_tokens(segment.tokens)?;
+            check_room(segment.blocks, segment.past + segment.tokens.len(), segment.tokens, pool)?;
             if segment.logits > segment.tokens.len() {
                 let (wanted, tokens) = (segment.logits, segment.tokens.len());
                 return Err(Error::Request(format!("logits after {wanted} tokens are wanted of a segment of {tokens}")));
             }
-            check_room(segment.blocks, segment.past + segment.tokens.len(), segment.tokens, pool)?;
             if let Some((blocks, length)) = segment.cross {
                 check_room(blocks, length, segment.tokens, pool)?;
             }

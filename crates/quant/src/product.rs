@@ -10,9 +10,13 @@
 //!
 //! bf16, which has 8 significant bits, rounds a dequantised weight more coarsely; the tests hold the error against f64
 //! below that of the way over a bf16 weight. What a row gets depends on nothing but the row: neither on the other rows, nor
-//! on the number of threads, nor on the instructions. Every variant gives the same bits, but for one: a processor's tiles
-//! (AMX) multiply what is unpacked and rounded to bf16, many times as fast for many rows. There too a row is all that its
-//! result depends on.
+//! on the number of threads.
+//!
+//! AVX-512 adds a whole block in 32 bits, and not an eighth of it, so that a sum is brought under its scales once: an activation
+//! is then rounded to a multiple of 1/130,900 of its block's magnitudes together, if that is coarser (2⁻¹² of the largest where
+//! all are as large, half a bit less than above where one is). A processor's tiles (AMX) multiply what is unpacked and rounded to
+//! bf16. Either is many times as fast for many rows, and gives other bits than the rest; in both a row is all that its result
+//! depends on.
 
 mod activations;
 #[cfg(target_arch = "x86_64")]
@@ -21,6 +25,8 @@ mod amx;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod columns;
 #[cfg(target_arch = "x86_64")]
 mod layout;
 mod lines;
@@ -54,6 +60,9 @@ const DENSE_ROWS: usize = 4;
 /// Largest magnitude of an activation as an integer. A lane of 32 bits adds 8 products of a block:
 /// 8 · 2¹⁴ · 16383 = 2³¹ − 2¹⁷ < 2³¹ − 1.
 const LARGEST_ACTIVATION: f32 = 16383.0;
+/// Largest sum of a block's magnitudes as integers where a lane adds all of its products: with [`LARGEST_LEVEL`] and what
+/// rounding adds, half for each, below 2³¹.
+const LARGEST_BLOCK: f32 = 130_900.0;
 /// A level of magnitude 1 as an integer.
 const LARGEST_LEVEL: f32 = 16384.0;
 
@@ -142,6 +151,8 @@ struct Activations<'a> {
     values: &'a [i16],
     /// Padded to whole strides, and [`GROUP`] more behind them, so that eight can be read from anywhere.
     scales: &'a [f32],
+    /// Of what was made for blocks: from a row's scales to the next one's.
+    scale_stride: usize,
 }
 
 /// At most [`DENSE_OUT`] rows of weights and [`DENSE_ROWS`] of x, row after row of `width` values.
@@ -165,11 +176,17 @@ const fn element(place: usize) -> usize {
     2 * byte + vector / 2
 }
 
-fn kernels(instructions: Instructions) -> Kernels {
+/// `for_avx512`: what x was made for, which says how blocks are added up.
+fn kernels(for_avx512: bool, instructions: Instructions) -> Kernels {
     #[cfg(target_arch = "x86_64")]
-    if matches!(instructions, Instructions::Avx512 | Instructions::Amx) && avx512::available() {
+    if for_avx512 {
         return avx512::KERNELS;
     }
+    #[cfg(target_arch = "x86_64")]
+    if matches!(instructions, Instructions::Avx512 | Instructions::Amx) && avx512::available() {
+        return Kernels { dense: avx512::KERNELS.dense, dense_outs: avx512::KERNELS.dense_outs, ..avx2::KERNELS };
+    }
+    let _ = for_avx512;
     #[cfg(target_arch = "x86_64")]
     if instructions != Instructions::Portable && avx2::available() {
         return avx2::KERNELS;

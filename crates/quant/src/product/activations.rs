@@ -2,9 +2,9 @@
 
 use super::lines::Lines;
 use super::workers::{Workers, spread};
-use super::{Activations, BLOCK, GROUP, LARGEST_ACTIVATION, STRIDE, element};
+use super::{Activations, BLOCK, GROUP, LARGEST_ACTIVATION, LARGEST_BLOCK, STRIDE, element};
 #[cfg(target_arch = "x86_64")]
-use super::{amx, layout};
+use super::{amx, avx512, layout};
 use crate::Instructions;
 
 /// Below this magnitude a block counts as zero: its reciprocal would leave f32.
@@ -14,6 +14,8 @@ const SMALLEST: f32 = 1e-30;
 ///
 /// Integers lie group by group of [`GROUP`] rows (the last may have fewer), in a group block by block, in a block row by
 /// row: a kernel reads them from front to back. For the processor's tiles they are values in bf16 instead, in groups of 16.
+///
+/// AVX-512 adds a whole block's products in 32 bits: its integers are as large as a block's magnitudes together let them be.
 #[derive(Default)]
 pub struct Inputs {
     rows: usize,
@@ -30,6 +32,10 @@ enum Made {
     #[default]
     Nothing,
     Integers,
+    /// The same for AVX-512 and few rows: scales row by row.
+    Blocks,
+    /// The same for AVX-512 and many rows: a block's values in their natural order.
+    Columns,
     Tiles,
 }
 
@@ -69,7 +75,16 @@ impl Inputs {
     }
 
     pub(super) fn is_quantized(&self) -> bool {
-        self.made == Made::Integers
+        matches!(self.made, Made::Integers | Made::Blocks | Made::Columns)
+    }
+
+    /// Whether the kernels of AVX-512 take it, for few rows or for many.
+    pub(super) fn is_for_avx512(&self) -> bool {
+        matches!(self.made, Made::Blocks | Made::Columns)
+    }
+
+    pub(super) fn is_for_columns(&self) -> bool {
+        self.made == Made::Columns
     }
 
     pub(super) fn is_tiled(&self) -> bool {
@@ -93,12 +108,22 @@ impl Inputs {
     #[inline(always)]
     pub(super) fn part(&self, group: usize, block: usize, blocks: usize) -> Activations<'_> {
         let rows = self.group_rows(group);
-        let values = group * GROUP * self.width + block * rows * BLOCK;
-        let scales = group * GROUP * self.padded_blocks() + block * rows;
-        Activations {
-            values: &self.values.values()[values..values + blocks * rows * BLOCK],
-            scales: &self.scales[scales..scales + blocks.next_multiple_of(STRIDE) * rows + GROUP],
+        let (values, padded) = (group * GROUP * self.width + block * rows * BLOCK, self.padded_blocks());
+        let values = &self.values.values()[values..values + blocks * rows * BLOCK];
+        if self.made == Made::Blocks {
+            return Activations { values, scales: &self.scales[block..rows * padded], scale_stride: padded };
         }
+        let scales = group * GROUP * padded + block * rows;
+        let scales = &self.scales[scales..scales + blocks.next_multiple_of(STRIDE) * rows + GROUP];
+        Activations { values, scales, scale_stride: 0 }
+    }
+
+    /// Where a group's values and scales begin: [blocks, rows, 64] and [blocks, rows].
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn columns(&self, group: usize) -> (*const i16, *const f32) {
+        debug_assert!(self.is_for_columns() && group < self.groups());
+        let values = &self.values.values()[group * GROUP * self.width..];
+        (values.as_ptr(), self.scales[group * GROUP * self.padded_blocks()..].as_ptr())
     }
 
     /// Makes what products need, with 4-bit weights or without, by the best instructions there are.
@@ -118,7 +143,12 @@ impl Inputs {
             #[cfg(target_arch = "x86_64")]
             self.tile(workers);
         } else if four_bit {
-            self.quantize(workers);
+            #[cfg(target_arch = "x86_64")]
+            if instructions == Instructions::Avx512 && avx512::available() {
+                let made = if self.rows <= avx512::FEW { Made::Blocks } else { Made::Columns };
+                return self.quantize(made, workers);
+            }
+            self.quantize(Made::Integers, workers);
         }
     }
 
@@ -142,7 +172,7 @@ impl Inputs {
 
     /// Makes the integers, which products with 4-bit weights need. Not a number or infinity in a block makes every
     /// output of its row not a number.
-    fn quantize(&mut self, workers: &dyn Workers) {
+    fn quantize(&mut self, made: Made, workers: &dyn Workers) {
         assert!(self.width.is_multiple_of(BLOCK), "{} values a row are no whole blocks of {BLOCK}", self.width);
         let (blocks, padded) = (self.width / BLOCK, self.padded_blocks());
         self.values.grow(self.rows * self.width);
@@ -158,17 +188,20 @@ impl Inputs {
             let (group, at) = (row / GROUP, row % GROUP);
             let members = GROUP.min(rows - group * GROUP);
             let input = floats[row * width..(row + 1) * width].as_chunks::<BLOCK>().0;
+            let scale_place = |block: usize| match made {
+                Made::Blocks => row * padded + block,
+                _ => group * GROUP * padded + block * members + at,
+            };
             for (block, input) in input.iter().enumerate() {
                 let place = group * GROUP * width + (block * members + at) * BLOCK;
                 // SAFETY: no other row has this place, which is within the buffer.
                 let output = unsafe { &mut *values.0.add(place).cast::<[i16; BLOCK]>() };
-                let scale = quantize_block(input, output);
                 // SAFETY: as above.
-                unsafe { *scales.0.add(group * GROUP * padded + block * members + at) = scale };
+                unsafe { *scales.0.add(scale_place(block)) = quantize_block(input, output, made) };
             }
             for block in blocks..padded {
                 // SAFETY: as above.
-                unsafe { *scales.0.add(group * GROUP * padded + block * members + at) = 0.0 };
+                unsafe { *scales.0.add(scale_place(block)) = 0.0 };
             }
         };
         if rows < GROUP {
@@ -176,7 +209,7 @@ impl Inputs {
         } else {
             spread(workers, rows, &one);
         }
-        self.made = Made::Integers;
+        self.made = made;
     }
 }
 
@@ -188,7 +221,7 @@ unsafe impl<T: Send> Sync for Shared<T> {}
 
 /// Gives the scale.
 #[inline]
-fn quantize_block(input: &[f32; BLOCK], output: &mut [i16; BLOCK]) -> f32 {
+fn quantize_block(input: &[f32; BLOCK], output: &mut [i16; BLOCK], made: Made) -> f32 {
     // As integers, magnitudes have the order of floats, with infinity and not-a-number last.
     let largest = input.iter().fold(0u32, |largest, value| largest.max(value.to_bits() & 0x7fff_ffff));
     let largest = f32::from_bits(largest);
@@ -196,17 +229,35 @@ fn quantize_block(input: &[f32; BLOCK], output: &mut [i16; BLOCK]) -> f32 {
         *output = [0; BLOCK];
         return if largest.is_finite() { 0.0 } else { f32::NAN };
     }
-    let inverse = LARGEST_ACTIVATION / largest;
+    let steps = match made {
+        Made::Blocks | Made::Columns => LARGEST_ACTIVATION.min(LARGEST_BLOCK / magnitude(input, 1.0 / largest)),
+        _ => LARGEST_ACTIVATION,
+    };
+    let inverse = steps / largest;
     let mut natural = [0i16; BLOCK];
     for (value, input) in natural.iter_mut().zip(input) {
         // Adding 1.5·2²³ leaves the nearest integer, ties to even, in the low bits.
         let shifted = input * inverse + 12_582_912.0;
         *value = shifted.to_bits() as i16;
     }
-    for (place, value) in output.iter_mut().enumerate() {
-        *value = natural[ORDER[place]];
+    if made == Made::Columns {
+        *output = natural;
+    } else {
+        for (place, value) in output.iter_mut().enumerate() {
+            *value = natural[ORDER[place]];
+        }
     }
-    largest / LARGEST_ACTIVATION
+    largest / steps
+}
+
+/// Σ |x| · `scale`, in sixteen sums.
+#[inline]
+fn magnitude(input: &[f32; BLOCK], scale: f32) -> f32 {
+    let mut sums = [0f32; 16];
+    for input in input.as_chunks::<16>().0 {
+        sums.iter_mut().zip(input).for_each(|(sum, x)| *sum += x.abs() * scale);
+    }
+    sums.iter().sum()
 }
 
 const ORDER: [usize; BLOCK] = {
@@ -222,7 +273,7 @@ const ORDER: [usize; BLOCK] = {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::product::Alone;
+    use crate::product::{Alone, LARGEST_LEVEL};
 
     #[test]
     fn order_names_every_element_once() {
@@ -235,16 +286,42 @@ mod tests {
     fn integers_are_within_half_a_step_of_the_floats() {
         let input: [f32; BLOCK] = std::array::from_fn(|i| ((i * 37 % 64) as f32 - 31.0) * 0.013);
         let mut output = [0; BLOCK];
-        let scale = quantize_block(&input, &mut output);
+        let scale = quantize_block(&input, &mut output, Made::Integers);
         for (place, value) in output.iter().enumerate() {
             let error = (f32::from(*value) * scale - input[ORDER[place]]).abs();
             assert!(error <= 0.501 * scale, "{error} of {scale} at {place}");
         }
-        assert_eq!(quantize_block(&[0.0; BLOCK], &mut output), 0.0);
-        assert!(quantize_block(&[f32::INFINITY; BLOCK], &mut output).is_nan());
-        let mut spoiled = input;
-        spoiled[17] = f32::NAN;
-        assert!(quantize_block(&spoiled, &mut output).is_nan());
+        for made in [Made::Integers, Made::Blocks, Made::Columns] {
+            assert_eq!(quantize_block(&[0.0; BLOCK], &mut output, made), 0.0);
+            assert!(quantize_block(&[f32::INFINITY; BLOCK], &mut output, made).is_nan());
+            let mut spoiled = input;
+            spoiled[17] = f32::NAN;
+            assert!(quantize_block(&spoiled, &mut output, made).is_nan());
+        }
+    }
+
+    #[test]
+    fn a_blocks_integers_leave_room_for_the_sum_of_its_products() {
+        let one_of = |at: usize| std::array::from_fn(|i| if i == at { -3.0e38 } else { 1e-3 });
+        let inputs: [[f32; BLOCK]; 5] = [
+            [3.0e38; BLOCK],
+            std::array::from_fn(|i| if i % 2 == 0 { 1.0 } else { -1.0 }),
+            std::array::from_fn(|i| (i as f32 * 0.7).sin()),
+            std::array::from_fn(|i| 1e-29 * (i as f32 + 0.5)),
+            one_of(5),
+        ];
+        for input in inputs {
+            let (mut natural, mut ordered) = ([0; BLOCK], [0; BLOCK]);
+            let scale = quantize_block(&input, &mut natural, Made::Columns);
+            assert_eq!(quantize_block(&input, &mut ordered, Made::Blocks), scale);
+            assert!((0..BLOCK).all(|place| ordered[place] == natural[ORDER[place]]));
+            let together: i64 = natural.iter().map(|value| i64::from(*value).abs()).sum();
+            assert!(together * LARGEST_LEVEL as i64 <= i64::from(i32::MAX), "{together}");
+            for (value, input) in natural.iter().zip(input) {
+                let error = (f32::from(*value) * scale - input).abs();
+                assert!(error <= 0.501 * scale, "{error} of {scale}");
+            }
+        }
     }
 
     #[test]

@@ -1,30 +1,24 @@
-//! The kernels for 4-bit weights with AVX-512 and its products of 16-bit integers (VNNI).
+//! The kernels for few rows of x with AVX-512 and its products of 16-bit integers (VNNI); [`super::columns`] has those for many.
 //!
-//! Two rows of the weight lie in a register, one in each half: each half adds what a register of AVX2 adds, in the same order,
-//! so the bits are the same. `vpermw` looks up 32 levels at a time by the low five bits of each lane; the table has every level
-//! twice, so that the fifth may be anything. For 128 weights that is 9 instructions to unpack, shared by all rows of x, and 7 a
-//! row.
-//!
-//! Where there are several groups of x's rows, what is loaded would be the limit if each pair of weights went over them by
-//! itself: two pairs by four rows of x load 24 registers for 32 products of registers, levels of a pair beside each other.
+//! Two rows of the weight lie in a register, one in each half. `vpermw` looks up 32 levels at a time by the low five bits of
+//! each lane; the table has every level twice, so that the fifth may be anything. Eight blocks' products are added up across
+//! their lanes by a tree, which leaves a block in each lane, and are brought under their scales together: for 128 weights that is
+//! 9 instructions to unpack, shared by all rows of x, and 7 a row.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
 
 use half::bf16;
 
-use super::{BLOCK, Dense, Kernels, Lanes, Levels, Part, avx2, by_rows};
+use super::{BLOCK, Dense, Kernels, Lanes, Levels, Part, STRIDE, avx2};
 
-pub(super) const KERNELS: Kernels = Kernels { packed, unpacked, unpack, dense, dense_outs: 4, ..avx2::KERNELS };
+/// For inputs that were made for blocks or for columns.
+pub(super) const KERNELS: Kernels = Kernels { packed, dense, dense_outs: 4, expand, ..avx2::KERNELS };
 
 /// Packed bytes that are asked for ahead of their use.
 const AHEAD: usize = 32 << 10;
-/// Rows of x that are multiplied together.
-const TOGETHER: usize = 4;
-/// Values of a block of a pair of rows.
-const PAIR: usize = 2 * BLOCK;
-/// Lanes of the second row.
-const SECOND: __mmask16 = 0xff00;
+/// Rows of x at most.
+pub(super) const FEW: usize = 4;
 
 pub(super) fn available() -> bool {
     avx2::available()
@@ -36,7 +30,7 @@ pub(super) fn available() -> bool {
 
 #[inline]
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")]
-fn table(levels: &Levels) -> __m512i {
+pub(super) fn table(levels: &Levels) -> __m512i {
     // SAFETY: there are 16 values.
     let once = unsafe { _mm256_loadu_si256(levels.values.as_ptr().cast()) };
     _mm512_broadcast_i64x4(once)
@@ -72,7 +66,7 @@ fn levels(bytes: __m512i, table: __m512i) -> [__m512i; 4] {
 /// instructions to shorten a chain that nothing waits for.
 #[inline]
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")]
-fn add_products(mut acc: __m512i, a: __m512i, b: __m512i) -> __m512i {
+pub(super) fn add_products(mut acc: __m512i, a: __m512i, b: __m512i) -> __m512i {
     // SAFETY: registers only.
     unsafe {
         asm!("vpdpwssd {0}, {1}, {2}", inout(zmm_reg) acc, in(zmm_reg) a, in(zmm_reg) b,
@@ -101,47 +95,75 @@ unsafe fn block<const ROWS: usize>(w: [__m512i; 4], x: *const i16) -> [__m512i; 
     sums
 }
 
+/// The sums of eight blocks' lanes: of both rows of the weight the first four blocks, then the last four.
+#[inline]
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")]
+fn across(blocks: [__m512i; STRIDE]) -> __m512i {
+    let two = |a, b| _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    let four = |a, b| _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+    let [a, b, c, d, e, f, g, h] = blocks;
+    let (first, last) = (four(two(a, b), two(c, d)), four(two(e, f), two(g, h)));
+    _mm512_add_epi32(_mm512_shuffle_i32x4::<0b10_00_10_00>(first, last), _mm512_shuffle_i32x4::<0b11_01_11_01>(first, last))
+}
+
+/// Eight floats of each of two rows in the order of [`across`], and back.
+#[inline]
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")]
+fn interleaved(x: __m512) -> __m512 {
+    _mm512_shuffle_f32x4::<0b11_01_10_00>(x, x)
+}
+
 /// Two rows of a weight by ROWS rows of x: `weights`, `scales` and `sums` [ROWS] of each.
 ///
 /// # Safety
 /// All that the blocks and rows call for is there.
 #[inline]
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn add<const ROWS: usize, T>(
-    [mut first, mut second]: [*const T; 2],
+unsafe fn add<const ROWS: usize>(
+    [mut first, mut second]: [*const u8; 2],
     [first_scales, second_scales]: [*const f32; 2],
-    part: &Part<'_, T>,
-    per_block: usize,
-    load: impl Fn(*const T, *const T) -> [__m512i; 4],
+    part: &Part<'_, u8>,
+    table: __m512i,
     [first_sums, second_sums]: [*mut Lanes; 2],
 ) {
     let mut acc = [_mm512_setzero_ps(); ROWS];
     for (row, acc) in acc.iter_mut().enumerate() {
         // SAFETY: as the caller says.
-        *acc = _mm512_castsi512_ps(unsafe { both(first_sums.add(row), second_sums.add(row)) });
+        *acc = interleaved(_mm512_castsi512_ps(unsafe { both(first_sums.add(row), second_sums.add(row)) }));
     }
-    let (mut x, mut x_scales) = (part.x.values.as_ptr(), part.x.scales.as_ptr());
-    for at in 0..part.blocks {
-        let w = load(first, second);
-        // SAFETY: a scale for each block.
-        let scales = unsafe {
-            let first = _mm512_set1_ps(*first_scales.add(at));
-            _mm512_mask_broadcastss_ps(first, SECOND, _mm_load_ss(second_scales.add(at)))
+    let mut x = part.x.values.as_ptr();
+    for at in (0..part.blocks).step_by(STRIDE) {
+        let mut products = [[_mm512_setzero_si512(); STRIDE]; ROWS];
+        let mut one = |place: usize| {
+            // Hints that may point behind the end: the rows after the next.
+            _mm_prefetch::<_MM_HINT_T1>(first.wrapping_add(AHEAD).cast());
+            _mm_prefetch::<_MM_HINT_T1>(second.wrapping_add(AHEAD).cast());
+            // SAFETY: a block has 32 bytes, and ROWS·64 values; one past the end at most.
+            unsafe {
+                let sums = block::<ROWS>(levels(both(first, second), table), x);
+                products.iter_mut().zip(sums).for_each(|(products, sum)| products[place] = sum);
+                (first, second) = (first.add(BLOCK / 2), second.add(BLOCK / 2));
+                x = x.add(ROWS * BLOCK);
+            }
         };
-        // SAFETY: ROWS·64 values a block.
-        let sums = unsafe { block::<ROWS>(w, x) };
-        for (row, (acc, sum)) in acc.iter_mut().zip(sums).enumerate() {
-            // SAFETY: ROWS scales a block.
-            let scale = unsafe { _mm512_set1_ps(*x_scales.add(row)) };
-            *acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_mul_ps(scales, scale), *acc);
+        if part.blocks - at >= STRIDE {
+            // A number the compiler knows, so that it does without counting.
+            (0..STRIDE).for_each(&mut one);
+        } else {
+            (0..part.blocks - at).for_each(&mut one);
         }
-        // SAFETY: one past the end at most.
-        unsafe {
-            (first, second) = (first.add(per_block), second.add(per_block));
-            (x, x_scales) = (x.add(ROWS * BLOCK), x_scales.add(ROWS));
+        // SAFETY: scales are padded with zeros to whole strides.
+        let scales = interleaved(_mm512_castsi512_ps(unsafe { both(first_scales.add(at), second_scales.add(at)) }));
+        for (row, (acc, products)) in acc.iter_mut().zip(products).enumerate() {
+            // SAFETY: as above.
+            let of_x = unsafe { _mm256_loadu_ps(part.x.scales.as_ptr().add(row * part.x.scale_stride + at)) };
+            let of_x = _mm512_castps256_ps512(of_x);
+            let of_x = _mm512_shuffle_f32x4::<0b01_01_00_00>(of_x, of_x);
+            *acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(across(products)), _mm512_mul_ps(scales, of_x), *acc);
         }
     }
     for (row, acc) in acc.into_iter().enumerate() {
+        let acc = interleaved(acc);
         // SAFETY: as above.
         unsafe {
             _mm256_storeu_ps(first_sums.add(row).cast(), _mm512_castps512_ps256(acc));
@@ -151,241 +173,40 @@ unsafe fn add<const ROWS: usize, T>(
 }
 
 /// The rows of a weight, two by two: one of the first half and one of the second, so that memory is read in two streams that
-/// do not meet in a page. The last of an odd number is AVX2's.
+/// do not meet in a page. The last of an odd number is beside itself.
 ///
 /// # Safety
 /// As for [`packed`].
-#[inline]
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn pairs<const ROWS: usize, T>(
-    part: &Part<'_, T>,
-    per_block: usize,
-    load: impl Fn(*const T, *const T) -> [__m512i; 4] + Copy,
-    one: unsafe fn(&Part<'_, T>, usize, *mut Lanes),
-    sums: *mut Lanes,
-) {
-    let row = |out: usize| part.row(out, per_block);
-    let half = part.outs / 2;
-    for out in 0..half {
-        let ((first, first_scales), (second, second_scales)) = (row(out), row(half + out));
-        let weights = [first.as_ptr(), second.as_ptr()];
-        let scales = [first_scales.as_ptr(), second_scales.as_ptr()];
+unsafe fn pairs<const ROWS: usize>(part: &Part<'_, u8>, sums: *mut Lanes) {
+    let (table, half) = (table(part.levels), part.outs / 2);
+    let mut unread = [[0f32; 8]; ROWS];
+    for out in 0..part.outs.div_ceil(2) {
+        let (first, second) = if out < half { (out, half + out) } else { (part.outs - 1, part.outs - 1) };
+        let ((weights, scales), (others, other_scales)) = (part.row(first, BLOCK / 2), part.row(second, BLOCK / 2));
         // SAFETY: as the caller says.
         unsafe {
-            let sums = [sums.add(out * ROWS), sums.add((half + out) * ROWS)];
-            add::<ROWS, T>(weights, scales, part, per_block, load, sums);
+            let others_sums = if out < half { sums.add(second * ROWS) } else { unread.as_mut_ptr() };
+            let both = [weights.as_ptr(), others.as_ptr()];
+            let scales = [scales.as_ptr(), other_scales.as_ptr()];
+            add::<ROWS>(both, scales, part, table, [sums.add(first * ROWS), others_sums]);
         }
     }
-    if !part.outs.is_multiple_of(2) {
-        // SAFETY: as the caller says.
-        unsafe { last(part, per_block, one, ROWS, sums) };
-    }
-}
-
-#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn packed_rows<const ROWS: usize>(part: &Part<'_, u8>, sums: *mut Lanes) {
-    let table = table(part.levels);
-    let load = |first: *const u8, second: *const u8| {
-        // Hints that may point behind the end: the rows after the next.
-        _mm_prefetch::<_MM_HINT_T1>(first.wrapping_add(AHEAD).cast());
-        _mm_prefetch::<_MM_HINT_T1>(second.wrapping_add(AHEAD).cast());
-        // SAFETY: a block has 32 bytes.
-        levels(unsafe { both(first, second) }, table)
-    };
-    // SAFETY: as the caller says.
-    unsafe { pairs::<ROWS, u8>(part, BLOCK / 2, load, avx2::packed, sums) };
-}
-
-/// PAIRS pairs of rows of a weight by ROWS rows of x, of `stride` in the group.
-///
-/// # Safety
-/// Each pair's levels are there as [`unpack_pair`] leaves them, scales for all blocks, x from the first of these rows on, and
-/// sums of these rows for each row of the weight.
-#[inline]
-#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn by_pairs<const PAIRS: usize, const ROWS: usize>(
-    mut levels: [*const i16; PAIRS],
-    scales: [[*const f32; 2]; PAIRS],
-    blocks: usize,
-    (mut x, mut x_scales, stride): (*const i16, *const f32, usize),
-    sums: [[*mut Lanes; 2]; PAIRS],
-) {
-    let mut acc = [[_mm512_setzero_ps(); ROWS]; PAIRS];
-    for (acc, sums) in acc.iter_mut().zip(sums) {
-        for (row, acc) in acc.iter_mut().enumerate() {
-            // SAFETY: as the caller says.
-            *acc = _mm512_castsi512_ps(unsafe { both(sums[0].add(row), sums[1].add(row)) });
-        }
-    }
-    for at in 0..blocks {
-        // SAFETY: four registers of levels a block and pair, and ROWS·64 values of x a block, `stride` apart.
-        let w = |pair: usize, i: usize| unsafe { _mm512_loadu_si512(levels[pair].cast::<__m512i>().add(i)) };
-        // SAFETY: as above.
-        let of_x = |row: usize, i: usize| unsafe {
-            _mm512_broadcast_i64x4(_mm256_loadu_si256(x.add(row * BLOCK).cast::<__m256i>().add(i)))
-        };
-        let mut products = [[_mm512_setzero_si512(); ROWS]; PAIRS];
-        for i in 0..4 {
-            let w: [__m512i; PAIRS] = std::array::from_fn(|pair| w(pair, i));
-            for row in 0..ROWS {
-                let x = of_x(row, i);
-                for (products, w) in products.iter_mut().zip(w) {
-                    products[row] = if i == 0 { _mm512_madd_epi16(w, x) } else { add_products(products[row], w, x) };
-                }
-            }
-        }
-        for ((acc, products), scales) in acc.iter_mut().zip(products).zip(scales) {
-            // SAFETY: a scale for each block.
-            let scales = unsafe {
-                let first = _mm512_set1_ps(*scales[0].add(at));
-                _mm512_mask_broadcastss_ps(first, SECOND, _mm_load_ss(scales[1].add(at)))
-            };
-            for (row, (acc, sum)) in acc.iter_mut().zip(products).enumerate() {
-                // SAFETY: as many scales a block as there are rows.
-                let scale = unsafe { _mm512_set1_ps(*x_scales.add(row)) };
-                *acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_mul_ps(scales, scale), *acc);
-            }
-        }
-        // SAFETY: one past the end at most.
-        unsafe {
-            levels.iter_mut().for_each(|levels| *levels = levels.add(PAIR));
-            (x, x_scales) = (x.add(stride * BLOCK), x_scales.add(stride));
-        }
-    }
-    for (acc, sums) in acc.into_iter().zip(sums) {
-        for (row, acc) in acc.into_iter().enumerate() {
-            // SAFETY: as above.
-            unsafe {
-                _mm256_storeu_ps(sums[0].add(row).cast(), _mm512_castps512_ps256(acc));
-                _mm256_storeu_pd(sums[1].add(row).cast(), _mm512_extractf64x4_pd::<1>(_mm512_castps_pd(acc)));
-            }
-        }
-    }
-}
-
-/// The rows of a group by PAIRS pairs.
-///
-/// # Safety
-/// As [`by_pairs`].
-#[inline]
-#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn all_rows<const PAIRS: usize>(
-    part: &Part<'_, i16>,
-    rows: usize,
-    levels: [*const i16; PAIRS],
-    scales: [[*const f32; 2]; PAIRS],
-    sums: [[*mut Lanes; 2]; PAIRS],
-) {
-    for row in (0..rows).step_by(TOGETHER) {
-        // SAFETY: as the caller says.
-        unsafe {
-            let x = (part.x.values.as_ptr().add(row * BLOCK), part.x.scales.as_ptr().add(row), rows);
-            let blocks = part.blocks;
-            let sums = sums.map(|pair| pair.map(|sums| sums.add(row)));
-            match rows - row {
-                1 => by_pairs::<PAIRS, 1>(levels, scales, blocks, x, sums),
-                2 => by_pairs::<PAIRS, 2>(levels, scales, blocks, x, sums),
-                3 => by_pairs::<PAIRS, 3>(levels, scales, blocks, x, sums),
-                _ => by_pairs::<PAIRS, TOGETHER>(levels, scales, blocks, x, sums),
-            }
-        }
-    }
-}
-
-/// Levels of some blocks of two rows, beside each other: [blocks, 4, 2, 16].
-///
-/// # Safety
-/// So many blocks are there in both rows, and room for them.
-#[inline]
-#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn unpack_pair([first, second]: [*const u8; 2], table: __m512i, blocks: usize, out: *mut i16) {
-    for block in 0..blocks {
-        let (first, second) = (first.wrapping_add(block * BLOCK / 2), second.wrapping_add(block * BLOCK / 2));
-        // SAFETY: as the caller says.
-        unsafe {
-            for (i, levels) in levels(both(first, second), table).into_iter().enumerate() {
-                _mm512_storeu_si512(out.add(block * PAIR).cast::<__m512i>().add(i), levels);
-            }
-        }
-    }
-}
-
-/// Rows two by two, one of the first half and one of the second; the last of an odd number as AVX2 has it, behind them.
-///
-/// # Safety
-/// As for [`packed`].
-unsafe fn unpack(packed: &[&[u8]], values: &Levels, out: &mut [i16]) {
-    #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")]
-    unsafe fn inner(packed: &[&[u8]], values: &Levels, out: &mut [i16]) {
-        let (table, width, half) = (table(values), out.len() / packed.len().max(1), packed.len() / 2);
-        for (pair, out) in out.chunks_exact_mut((2 * width).max(1)).enumerate().take(half) {
-            let rows = [packed[pair].as_ptr(), packed[half + pair].as_ptr()];
-            // SAFETY: rows of whole blocks, and room for two.
-            unsafe { unpack_pair(rows, table, width / BLOCK, out.as_mut_ptr()) };
-        }
-        if !packed.len().is_multiple_of(2) {
-            // SAFETY: as the caller says.
-            unsafe { avx2::unpack_row(packed[2 * half], values, &mut out[2 * half * width..]) };
-        }
-    }
-    // SAFETY: as the caller says.
-    unsafe { inner(packed, values, out) }
-}
-
-#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn unpacked_all(part: &Part<'_, i16>, rows: usize, sums: *mut Lanes) {
-    let half = part.outs / 2;
-    let scales = |out: usize| part.scales[out * part.scale_stride..].as_ptr();
-    let levels = |pair: usize| part.weights[(pair * part.weight_stride + part.first_block * BLOCK) * 2..].as_ptr();
-    // SAFETY: as the caller says.
-    unsafe {
-        let of_pair = |pair: usize| [sums.add(pair * rows), sums.add((half + pair) * rows)];
-        for pair in (0..half / 2 * 2).step_by(2) {
-            let two = [pair, pair + 1];
-            let both = two.map(|pair| [scales(pair), scales(half + pair)]);
-            all_rows::<2>(part, rows, two.map(levels), both, two.map(of_pair));
-        }
-        if !half.is_multiple_of(2) {
-            let pair = half - 1;
-            let both = [[scales(pair), scales(half + pair)]];
-            all_rows::<1>(part, rows, [levels(pair)], both, [of_pair(pair)]);
-        }
-        if !part.outs.is_multiple_of(2) {
-            last(part, BLOCK, avx2::unpacked, rows, sums);
-        }
-    }
-}
-
-/// The last of an odd number of rows, by AVX2.
-///
-/// # Safety
-/// As for [`packed`].
-unsafe fn last<T>(
-    part: &Part<'_, T>,
-    per_block: usize,
-    one: unsafe fn(&Part<'_, T>, usize, *mut Lanes),
-    rows: usize,
-    sums: *mut Lanes,
-) {
-    let out = part.outs - 1;
-    let (weights, scales) = part.row(out, per_block);
-    // SAFETY: as the caller says.
-    unsafe { one(&Part { outs: 1, weights, first_block: 0, scales, ..*part }, rows, sums.add(out * rows)) };
 }
 
 /// # Safety
-/// The processor has what [`available`] looks for; `sums` has an entry for each pair of rows; of x's there are
-/// [`super::GROUP`] at most.
+/// The processor has what [`available`] looks for; `sums` has an entry for each pair of rows; of x's there are [`FEW`] at
+/// most, made for blocks.
 unsafe fn packed(part: &Part<'_, u8>, rows: usize, sums: *mut Lanes) {
     // SAFETY: as the caller says.
-    unsafe { by_rows!(packed_rows(part, rows, sums)) }
-}
-
-/// # Safety
-/// As for [`packed`].
-unsafe fn unpacked(part: &Part<'_, i16>, rows: usize, sums: *mut Lanes) {
-    // SAFETY: as the caller says.
-    unsafe { unpacked_all(part, rows, sums) }
+    unsafe {
+        match rows {
+            1 => pairs::<1>(part, sums),
+            2 => pairs::<2>(part, sums),
+            3 => pairs::<3>(part, sums),
+            _ => pairs::<FEW>(part, sums),
+        }
+    }
 }
 
 /// Eight values of bf16 of each row as f32.
@@ -398,6 +219,38 @@ unsafe fn wide([first, second]: [*const bf16; 2]) -> __m512 {
     // SAFETY: as the caller says.
     let values = unsafe { _mm256_loadu2_m128i(second.cast(), first.cast()) };
     _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(values)))
+}
+
+/// # Safety
+/// The processor has what [`available`] looks for; `sums` has an entry for each row of `b`, `stride` apart.
+unsafe fn expand(b: &[bf16], values: &[f32], sums: *mut Lanes, stride: usize) {
+    /// Two rows at a time, whose sums are beside each other.
+    #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")]
+    unsafe fn pairs(b: &[bf16], values: &[f32], sums: *mut Lanes) {
+        let rank = values.len();
+        for (pair, b) in b.chunks_exact(2 * rank).enumerate() {
+            // SAFETY: as the caller says; rows are whole steps of eight.
+            unsafe {
+                let sums = sums.add(2 * pair).cast::<f32>();
+                let mut acc = _mm512_loadu_ps(sums);
+                for at in (0..rank).step_by(8) {
+                    let values = _mm256_loadu_pd(values.as_ptr().add(at).cast());
+                    let values = _mm512_castpd_ps(_mm512_broadcast_f64x4(values));
+                    acc = _mm512_fmadd_ps(wide([b.as_ptr().add(at), b.as_ptr().add(rank + at)]), values, acc);
+                }
+                _mm512_storeu_ps(sums, acc);
+            }
+        }
+    }
+    let paired = if stride == 1 { b.len() / values.len() / 2 * 2 } else { 0 };
+    let (b, rest) = b.split_at(paired * values.len());
+    // SAFETY: as the caller says.
+    unsafe {
+        pairs(b, values, sums);
+        if !rest.is_empty() {
+            (avx2::KERNELS.expand)(rest, values, sums.add(paired * stride), stride);
+        }
+    }
 }
 
 /// As [`super::portable::dot`] for four rows of weights, two pairs, and ROWS of x.

@@ -110,6 +110,12 @@ impl<'a> Projected<'a> {
         self.terms.iter().map(|term| (term.product, &term.term, term.first))
     }
 
+    /// Whether a row of x has a term in a product.
+    #[cfg(target_arch = "x86_64")]
+    pub fn has(&self, product: usize, row: usize) -> bool {
+        self.places.get(product * self.rows + row).is_some_and(Option::is_some)
+    }
+
     /// Adds B·(s·A·x) of a row of x to the sums of the outputs from `out` on: every `stride`th of `sums`.
     pub fn add_to(
         &self,

@@ -29,6 +29,12 @@ fn inputs_for(instructions: Instructions, rows: usize, width: usize) -> Inputs {
     inputs
 }
 
+/// By AVX-512's own way of adding, where there is one.
+fn block_inputs(rows: usize, width: usize) -> Option<Inputs> {
+    let inputs = Instructions::Avx512.available().then(|| inputs_for(Instructions::Avx512, rows, width));
+    inputs.filter(Inputs::is_for_avx512)
+}
+
 fn product(x: &Inputs, weights: Weights<'_>, out: usize, low_rank: &[LowRank<'_>]) -> Vec<f32> {
     let run = |instructions| {
         let mut y = vec![f32::NAN; x.rows() * out];
@@ -37,7 +43,7 @@ fn product(x: &Inputs, weights: Weights<'_>, out: usize, low_rank: &[LowRank<'_>
     };
     let y = run(Instructions::Portable);
     for instructions in [Instructions::Avx2, Instructions::Avx512].into_iter().filter(|set| set.available()) {
-        assert_eq!(y, run(instructions), "{instructions:?} gives the same bits, unless x is made for tiles");
+        assert_eq!(y, run(instructions), "{instructions:?} gives the same bits of the same x");
     }
     y
 }
@@ -95,6 +101,11 @@ fn error_is_below_that_of_a_product_with_the_weight_in_bf16() {
         let other = rms(other);
         println!("{code:?} {width}: {own:.2e} against {other:.2e}");
         assert!(own * 8.0 < other, "{code:?} {width}: {own} against {other}");
+        if let Some(x) = block_inputs(rows, width) {
+            let by_blocks = error(&product(&x, Weights::FourBit(Matrix::new(&weight).unwrap()), out, &[]));
+            println!("{code:?} {width}: {by_blocks:.2e} by whole blocks");
+            assert!(by_blocks * 8.0 < other, "{code:?} {width}: {by_blocks} against {other}");
+        }
         // Tiles have bf16 factors too, and add up in f32.
         if let Some(x) = tiled_inputs(rows, width) {
             let tiled = error(&product(&x, Weights::FourBit(Matrix::new(&weight).unwrap()), out, &[]));
@@ -114,6 +125,13 @@ fn a_row_gets_the_same_bits_in_whatever_company() {
             let all = product(&inputs(21, width), weights, out, &[]);
             for rows in [1, 2, 3, 5, 8, 9, 14, 16] {
                 assert_eq!(product(&inputs(rows, width), weights, out, &[]), all[..rows * out], "{out}, {rows} rows");
+            }
+            if let Some(x) = block_inputs(21, width) {
+                let all = product(&x, weights, out, &[]);
+                for rows in [1, 2, 3, 4, 5, 8, 9, 14, 16] {
+                    let some = product(&block_inputs(rows, width).unwrap(), weights, out, &[]);
+                    assert_eq!(some, all[..rows * out], "{out}, {rows} rows by whole blocks");
+                }
             }
             let Some(x) = tiled_inputs(70, width) else { continue };
             let all = product(&x, weights, out, &[]);
@@ -153,14 +171,15 @@ fn blocks_of_128_and_a_row_of_odd_blocks_have_their_own_scales() {
         let size = BlockSize::try_new(size).unwrap();
         for nested in [false, true] {
             let weight = quantize(&values, &[out, width], Float::F32, Code::Nf4, size, nested, Backend::Cpu).unwrap();
-            let x = inputs(2, width);
-            let y = product(&x, Weights::FourBit(Matrix::new(&weight).unwrap()), out, &[]);
             let mut dense = vec![0f32; out * width];
             weight.dequantize_f32(&mut dense);
-            for (at, y) in y.iter().enumerate() {
-                let (x, w) = (x.row(at / out), &dense[at % out * width..][..width]);
-                let sum: f32 = x.iter().zip(w).map(|(x, w)| x * w).sum();
-                assert!((sum - y).abs() < 2e-3, "{sum} and {y}");
+            for x in [Some(inputs(2, width)), block_inputs(2, width), block_inputs(10, width)].into_iter().flatten() {
+                let y = product(&x, Weights::FourBit(Matrix::new(&weight).unwrap()), out, &[]);
+                for (at, y) in y.iter().enumerate() {
+                    let (x, w) = (x.row(at / out), &dense[at % out * width..][..width]);
+                    let sum: f32 = x.iter().zip(w).map(|(x, w)| x * w).sum();
+                    assert!((sum - y).abs() < 2e-3, "{sum} and {y}");
+                }
             }
         }
     }
@@ -181,6 +200,9 @@ fn what_the_kernels_cannot_take_is_told_apart() {
 #[test]
 fn low_rank_terms_come_to_their_rows_alone() {
     terms_reach_their_rows(&inputs(40, 128), 1e-4);
+    if let Some(x) = block_inputs(40, 128) {
+        terms_reach_their_rows(&x, 1e-4);
+    }
     if let Some(x) = tiled_inputs(40, 128) {
         terms_reach_their_rows(&x, 4e-3); // s·A·x is rounded to bf16
     }

@@ -8,7 +8,7 @@ use super::activations::Shared;
 use super::lines::Lines;
 use super::low_rank::{LowRank, Projected};
 #[cfg(target_arch = "x86_64")]
-use super::strip;
+use super::{columns, strip};
 use super::workers::{Runs, Workers};
 use super::{
     BLOCK, DENSE_OUT, DENSE_ROWS, Dense, GROUP, Inputs, Kernels, Lanes, Matrix, Part, STRIDE, Weights, kernels, total,
@@ -22,6 +22,11 @@ const TILE: usize = 16;
 const STRIP: usize = super::amx::OUTS;
 #[cfg(not(target_arch = "x86_64"))]
 const STRIP: usize = TILE;
+/// The same where outputs lie beside each other.
+#[cfg(target_arch = "x86_64")]
+const COLUMNS: usize = columns::OUTS;
+#[cfg(not(target_arch = "x86_64"))]
+const COLUMNS: usize = TILE;
 /// Bytes of x that stay in the first-level cache while the rows of a tile go by.
 const NEAR: usize = 28 << 10;
 
@@ -72,7 +77,7 @@ pub fn products(x: &Inputs, products: &mut [Product<'_>], workers: &dyn Workers)
 /// # Panics
 /// As [`products`].
 pub fn products_with(x: &Inputs, products: &mut [Product<'_>], workers: &dyn Workers, instructions: Instructions) {
-    let kernels = kernels(instructions);
+    let kernels = kernels(x.is_for_avx512(), instructions);
     let units = products.iter().map(|product| match product.weights {
         Weights::FourBit(matrix) if !x.is_tiled() => matrix.unit(),
         Weights::FourBit(_) | Weights::Bf16(_) => 1.0,
@@ -81,7 +86,13 @@ pub fn products_with(x: &Inputs, products: &mut [Product<'_>], workers: &dyn Wor
     let terms: Vec<&[LowRank<'_>]> = products.iter().map(|product| product.low_rank).collect();
     let mut projected = Projected::new(terms.into_iter().zip(units), x.rows());
     let values = projected.output();
-    let height = if x.is_tiled() { STRIP } else { TILE };
+    let height = if x.is_tiled() {
+        STRIP
+    } else if x.is_for_columns() {
+        COLUMNS
+    } else {
+        TILE
+    };
     let mut tiles = 0;
     let parts = products.iter_mut().map(|product| {
         product.check(x);
@@ -155,6 +166,9 @@ impl Tile<'_> {
     /// By the kernels for lanes of a register.
     fn by_lanes(&self, kernels: Kernels) {
         match &self.part.weights {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: an input is made for columns only where there are instructions for them.
+            Weights::FourBit(matrix) if self.x.is_for_columns() => unsafe { columns::work(self, matrix, kernels) },
             Weights::FourBit(matrix) => self.four_bit(matrix, kernels),
             Weights::Bf16(weights) => self.dense(weights, kernels),
         }
@@ -267,8 +281,28 @@ impl Tile<'_> {
         }
     }
 
-    fn low_rank(&self, row: usize, out: usize, kernels: Kernels, sums: &mut [Lanes], stride: usize) {
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn has_low_rank(&self, row: usize) -> bool {
+        self.projected.has(self.product, row)
+    }
+
+    pub(super) fn low_rank(&self, row: usize, out: usize, kernels: Kernels, sums: &mut [Lanes], stride: usize) {
         self.projected.add_to((self.product, row), out, kernels, self.values, sums, stride);
+    }
+
+    /// The tile's outputs of a row.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn write_run(&self, row: usize, values: &[f32]) {
+        assert_eq!(values.len(), self.count);
+        // SAFETY: within y, whose length was checked; no other tile has these outputs.
+        let y = unsafe {
+            std::slice::from_raw_parts_mut(self.part.y.0.add(row * self.part.out + self.first), self.count)
+        };
+        y.copy_from_slice(values);
+        if let Some(bias) = self.part.bias {
+            let bias = &bias[self.first..self.first + self.count];
+            y.iter_mut().zip(bias).for_each(|(y, bias)| *y += bias.to_f32());
+        }
     }
 
     #[inline(always)]
