@@ -24,7 +24,8 @@ struct Named {
 /// Every base, and of every adapter the versions that have a name: an alias, or being the newest.
 pub async fn list(models: &Models) -> Result<Vec<pb::Model>> {
     let mut listed = bases(models).await?;
-    listed.extend(found(named(models).await?, |reference| models.resolve(&reference)).await?);
+    let resolve = |reference: String| async move { models.resolve(&reference).await };
+    listed.extend(found(named(models).await?, resolve).await?);
     Ok(listed)
 }
 

@@ -80,7 +80,8 @@ pub async fn create(
     }
     let (sampling, format, count) = (choosing.sampling()?, choosing.format()?, choosing.choices()?);
     if let Some(best_of) = request.best_of.filter(|best_of| *best_of != count) {
-        let problem = format!("{best_of} answers are asked for and {count} of them; all are given, so leave it out or give n");
+        let problem =
+            format!("{best_of} answers are asked for and {count} of them; all are given, so leave it out or give n");
         return Err(ApiError::param("best_of", problem));
     }
     let Caller { tenant, deadline } = Caller::of_headers(&headers);

@@ -64,7 +64,8 @@ impl<S: Send + Sync> FromRequestParts<S> for Params {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
         let query = Query::<HashMap<String, String>>::from_request_parts(parts, state).await;
         query.map(|Query(params)| Self(params)).map_err(|rejection| {
-            let message = format!("the query cannot be read: {}; send it as name=value&name=value", rejection.body_text());
+            let message =
+                format!("the query cannot be read: {}; send it as name=value&name=value", rejection.body_text());
             ApiError::new(StatusCode::BAD_REQUEST, message)
         })
     }

@@ -70,10 +70,7 @@ fn given<T: Copy>(setting: &Option<Setting<T>>, name: &str) -> Result<Option<T>,
     }
 }
 
-pub async fn create(
-    State(http): State<Http>,
-    Body(request): Body<JobRequest>,
-) -> Result<Json<Value>, ApiError> {
+pub async fn create(State(http): State<Http>, Body(request): Body<JobRequest>) -> Result<Json<Value>, ApiError> {
     if request.validation_file.is_some() {
         let problem = "rows are held out of the training file by the dataset service; leave it out";
         return Err(ApiError::param("validation_file", problem));
@@ -155,11 +152,7 @@ pub async fn resume(State(http): State<Http>, Name(id): Name) -> Result<Json<Val
 }
 
 /// Newest first, as OpenAI gives them.
-pub async fn events(
-    State(http): State<Http>,
-    Name(id): Name,
-    Params(params): Params,
-) -> Result<Json<Value>, ApiError> {
+pub async fn events(State(http): State<Http>, Name(id): Name, Params(params): Params) -> Result<Json<Value>, ApiError> {
     let paging = Paging::of(&params)?;
     let mut events: Vec<Value> = log(&http, &id).await?.iter().flat_map(|event| event_cards(&id, event)).collect();
     events.reverse();
@@ -327,7 +320,8 @@ mod tests {
     #[test]
     fn a_checkpoint_is_of_the_step_whose_state_was_published() {
         let step = |step: u64| training::Step { step, loss: 9.0 - step as f64, ..Default::default() };
-        let tuning = |step, loss, best| training::Tuning { step, loss, best, token_accuracy: 0.5, ..Default::default() };
+        let tuning =
+            |step, loss, best| training::Tuning { step, loss, best, token_accuracy: 0.5, ..Default::default() };
         let event = |steps, tuning| training::JobEvent { steps, tuning: Some(tuning), ..Default::default() };
         let log = [
             event(vec![step(1), step(2)], tuning(2, 3.0, true)),

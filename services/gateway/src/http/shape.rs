@@ -288,6 +288,9 @@ mod tests {
         let spent = |prompt, completion| Spent { prompt, completion, cached: 1 };
         let usage = usage([spent(3, 10), spent(3, 20), spent(5, 30), spent(5, 40)], 2);
         assert_eq!((&usage["prompt_tokens"], &usage["completion_tokens"]), (&json!(8), &json!(100)));
-        assert_eq!((&usage["total_tokens"], &usage["prompt_tokens_details"]["cached_tokens"]), (&json!(108), &json!(2)));
+        assert_eq!(
+            (&usage["total_tokens"], &usage["prompt_tokens_details"]["cached_tokens"]),
+            (&json!(108), &json!(2))
+        );
     }
 }

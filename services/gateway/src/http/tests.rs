@@ -44,7 +44,8 @@ impl Gateway {
     async fn ask(&self, request: &str, headers: &str, body: &[u8]) -> Answer {
         let mut stream = TcpStream::connect(self.address).await.expect("connect");
         let length = body.len();
-        let head = format!("{request} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n{headers}\r\n");
+        let head =
+            format!("{request} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n{headers}\r\n");
         stream.write_all(head.as_bytes()).await.expect("send");
         stream.write_all(body).await.expect("send");
         let mut answer = Vec::new();
@@ -100,7 +101,8 @@ async fn what_http_itself_refuses_has_openais_shape_too() {
         gateway.refuses(path, "", &long, 413, &["4194304 bytes", "/v1/files"]).await;
         gateway.refuses(path, "", b"{", 400, &["the body cannot be read"]).await;
     }
-    for path in ["/v1/files", "/v1/fine_tuning/jobs", "/v1/fine_tuning/jobs/j/events", "/v1/fine_tuning/jobs/j/checkpoints"]
+    for path in
+        ["/v1/files", "/v1/fine_tuning/jobs", "/v1/fine_tuning/jobs/j/events", "/v1/fine_tuning/jobs/j/checkpoints"]
     {
         for limit in ["x", "0", "-1", "1.5"] {
             let parts = [limit, "1 to 10000"];
