@@ -9,6 +9,7 @@
 //!                                                        └─────▶ seat: a rank of another worker's attempt
 //! ```
 
+mod allowance;
 mod attempt;
 mod calibrations;
 mod checkpoints;

@@ -101,17 +101,21 @@ impl Planner<'_> {
             objective: recipe.train.objective.to_string(),
         };
         let shards = self.clients.dataset().prepare_shards(request).await.map_err(Error::service("dataset"))?;
-        let shards = shards.into_inner();
-        // 0 stands for "not counted": then the longest that is allowed.
-        let or_limit = |tokens: u64| if tokens == 0 { u64::from(recipe.train.max_tokens) } else { tokens };
-        Ok(Rows {
-            count: shards.train_rows,
-            tokens: shards.train_tokens,
-            longest: or_limit(shards.longest_row),
-            longest_input: or_limit(shards.longest_input),
-            longest_target: shards.longest_target,
-            most_labels: or_limit(shards.most_in_loss),
-        })
+        Ok(counted(&shards.into_inner(), recipe))
+    }
+}
+
+/// Rows as they were tokenised.
+pub fn counted(shards: &dataset::PrepareShardsResponse, recipe: &Recipe) -> Rows {
+    // 0 stands for "not counted": then the longest that is allowed.
+    let or_limit = |tokens: u64| if tokens == 0 { u64::from(recipe.train.max_tokens) } else { tokens };
+    Rows {
+        count: shards.train_rows,
+        tokens: shards.train_tokens,
+        longest: or_limit(shards.longest_row),
+        longest_input: or_limit(shards.longest_input),
+        longest_target: shards.longest_target,
+        most_labels: or_limit(shards.most_in_loss),
     }
 }
 

@@ -130,6 +130,7 @@ impl Worker {
             halt,
             checkpoint_every: self.checkpoint_every,
             party,
+            shares: self.jobs_at_once > 1,
         }
     }
 

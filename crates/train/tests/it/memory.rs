@@ -7,7 +7,7 @@ use std::process::Command;
 
 use tailor_domain::{EvaluateSpec, Recipe, StepMetrics, TrainSpec, TuningMetrics};
 use tailor_testkit::LlamaShape;
-use tailor_train::{Observer, train};
+use tailor_train::{Observer, Predictor, Prompts, predict, train};
 
 use crate::{TinyBase, lora, recipe, spec};
 
@@ -129,4 +129,36 @@ fn measuring_takes_no_more_rows_at_once_than_a_step() {
     let free = of(4, 0).2[0];
     assert_eq!(tokens.parse(), Ok(free.tokens));
     assert!((loss - free.loss).abs() < 2e-5 * loss, "{loss} row by row, {} four at a time", free.loss);
+}
+
+/// All prompts at once take some GiB for a moment. Whoever is told how much there is takes batches that fit; whoever is not,
+/// or is told wrongly, halves them.
+#[test]
+fn answers_take_the_memory_they_are_given_and_are_halved_where_it_is_not_there() {
+    let shape = LlamaShape { hidden: 256, layers: 1, feed_forward: 8192, context: 512, ..LlamaShape::default() };
+    let tiny = TinyBase::quantized(|folder| shape.write(folder, 1).expect("writes"));
+    let prompts: Vec<Vec<u32>> = (0..64).map(|row| vec![10 + row; 250]).collect();
+    let answers = |room| {
+        let mut predictor =
+            Predictor::new(&tiny.base, None, Prompts::Memory(&prompts), 3, room).expect("the base alone");
+        let mut notes = Vec::new();
+        while !predictor.turn().expect("answers") {
+            notes.extend(predictor.take_note());
+        }
+        (predictor.into_answers(), notes)
+    };
+    if std::env::var(CHILD).is_ok() {
+        limit_address_space(400 << 20);
+        let (given, notes) = answers(200 << 20);
+        assert!(notes.is_empty(), "{notes:?}");
+        let (halved, notes) = answers(u64::MAX);
+        println!("NOTE {}", notes.join("; "));
+        assert_eq!(given, halved);
+        println!("ANSWERS {given:?}");
+        return;
+    }
+    let text = in_a_child("memory::answers_take_the_memory_they_are_given_and_are_halved_where_it_is_not_there");
+    assert!(text.contains("NOTE no memory for 64 answers at once; made with 32 from here on"), "{text}");
+    let free = predict(&tiny.base, None, &prompts, 3, &mut |_, _| true).expect("there is memory here");
+    assert!(text.contains(&format!("ANSWERS {free:?}")));
 }
