@@ -6,7 +6,7 @@ mod saving;
 use std::ops::Deref;
 use std::time::Instant;
 
-use tailor_domain::{ErrorCode, Recipe, StepMetrics};
+use tailor_domain::{ErrorCode, Recipe, StepMetrics, TrainSpec};
 use tailor_models::{Base, LoraSet};
 use tailor_torch::guarded;
 
@@ -19,7 +19,7 @@ use crate::method::Method;
 use crate::micro_batch;
 use crate::modules::Taken;
 use crate::objective::{Objective, Whole};
-use crate::optimizer::AdamW;
+use crate::optimizer::{AdamW, Initial};
 use crate::ranks::{Ranks, Wishes};
 use crate::rows::Rows;
 use crate::schedule::Schedule;
@@ -48,6 +48,30 @@ pub(super) struct Run<'a, B> {
     pub(super) started: Instant,
 }
 
+/// Parameters before the first step.
+pub(super) struct Beginning<'m> {
+    method: &'m Method,
+    initial: Vec<Initial>,
+    taken: Taken,
+}
+
+impl<'m> Beginning<'m> {
+    /// None where the observer stopped it.
+    pub fn of(
+        method: &'m Method,
+        base: &Base,
+        spec: &TrainSpec,
+        schedule: &Schedule,
+        observer: &mut dyn Observer,
+    ) -> tailor_models::Result<Option<Self>> {
+        // Dropout and noise draw from torch's generator.
+        tch::manual_seed(spec.seed as i64);
+        let frozen_steps = |path: &str| frozen_steps(spec, schedule, path);
+        let made = method.initial(base, spec.seed, frozen_steps, &mut || observer.should_stop())?;
+        Ok(made.map(|(initial, taken)| Self { method, initial, taken }))
+    }
+}
+
 /// What one step's passes summed up to.
 struct StepSums {
     loss: f64,
@@ -60,15 +84,13 @@ impl<'a, B: Deref<Target = Base>> Run<'a, B> {
         base: B,
         recipe: &Recipe,
         rows: Rows<'a>,
-        method: &Method,
+        beginning: Beginning<'_>,
         schedule: Schedule,
         identity: &str,
         ranks: &Ranks,
     ) -> tailor_models::Result<Self> {
         let spec = &recipe.train;
-        // Dropout and noise draw from torch's generator.
-        tch::manual_seed(spec.seed as i64);
-        let (initial, taken) = method.initial(&base, spec.seed, |path| frozen_steps(spec, &schedule, path))?;
+        let Beginning { method, initial, taken } = beginning;
         let optimizer = AdamW::new(&initial, spec.optimizer, spec.weight_decay, base.device())?;
         let adapter = method.attach(&base, &optimizer, &taken)?;
         let share = ranks.largest_share(u64::from(spec.batch_rows));

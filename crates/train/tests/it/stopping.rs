@@ -1,7 +1,8 @@
 //! When a run ends, and which of its states is kept.
 
-use tailor_domain::{EvaluateSpec, Recipe, StepMetrics, StopSpec, TrainSpec, TuningMetrics};
-use tailor_train::{Checkpoint, Example, Observer, Outcome, Ranks, Session, Trained, resume, train};
+use tailor_domain::spec::LoraInit;
+use tailor_domain::{EvaluateSpec, LoraSpec, Recipe, StepMetrics, StopSpec, TrainSpec, TuningMetrics};
+use tailor_train::{Checkpoint, Error, Example, Observer, Outcome, Ranks, Session, Trained, resume, train};
 
 use crate::{TinyBase, lora, recipe, spec};
 
@@ -116,6 +117,20 @@ fn a_run_that_is_stopped_while_it_measures_measures_anew_when_it_goes_on() {
     assert_eq!((resumed.summary.best, resumed.summary.last_tuning), (whole.summary.best, whole.summary.last_tuning));
     let bytes = |trained: &Trained| trained.adapter.weights_to_bytes().expect("bytes");
     assert!(bytes(&resumed) == bytes(&whole));
+}
+
+#[test]
+fn parameters_that_take_long_to_make_are_not_waited_for_by_a_run_that_is_to_stop() {
+    let tiny = TinyBase::llama();
+    let rows = tiny.rows(8);
+    let begin = |init| {
+        let recipe = recipe(&LoraSpec { init, ..lora() }, &spec());
+        let mut stopped = Seen { stop_after: Some(0), ..Seen::default() };
+        Session::begin(&tiny.base, &recipe, rows.as_slice(), "tiny", None, &Ranks::alone(), &mut stopped).map(drop)
+    };
+    begin(LoraInit::Default).expect("nothing to wait for");
+    let error = begin(LoraInit::Pissa).expect_err("a decomposition of each weight");
+    assert!(matches!(error, Error::Stopped { .. }), "{error}");
 }
 
 #[test]
