@@ -20,6 +20,6 @@ pub use error::{ErrorCode, Invalid};
 pub use ids::{AdapterName, AliasName, BaseName, DatasetName, Digest, JobId, Version};
 pub use job::{JobEvent, JobState, LogEntry, LogKind, StepMetrics, TuningMetrics};
 pub use policy::{Approval, Gates, Policy};
-pub use prediction::Predicted;
+pub use prediction::{MAX_PREDICTIONS_BYTES, Predicted};
 pub use rollout::{Rollout, RolloutState};
 pub use spec::{EvaluateSpec, JobSpec, LoraSpec, PreferenceSpec, PromptTuningSpec, Recipe, StopSpec, TrainSpec};

@@ -185,6 +185,11 @@ impl Base {
         &self.config
     }
 
+    /// config.json as it was read.
+    pub fn config_text(&self) -> &[u8] {
+        &self.config_text
+    }
+
     pub fn family(&self) -> Family {
         self.config.family()
     }

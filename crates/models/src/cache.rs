@@ -19,14 +19,25 @@ impl<'a> From<Option<&'a mut LayerCache>> for Memory<'a> {
     }
 }
 
-/// One layer's keys and values, in buffers that grow by doubling.
+/// Positions by which buffers are cut.
+const STEP: i64 = 32;
+
+/// One layer's keys and values. Where it is known how many tokens will come, the buffers are made for all of them at once;
+/// else they grow by doubling.
 #[derive(Default)]
 pub(crate) struct LayerCache {
     buffers: Option<(Tensor, Tensor)>, // [B, K, capacity, Dh]
     length: i64,
+    /// Tokens that will come, those that are there included; 0 where nobody knows.
+    expected: i64,
 }
 
 impl LayerCache {
+    /// For so many tokens in all.
+    pub fn expecting(tokens: i64) -> Self {
+        Self { expected: tokens, ..Self::default() }
+    }
+
     /// Appends `k` and `v` [B, K, T, Dh]; gives all of them [B, K, S, Dh].
     pub fn push(&mut self, k: &Tensor, v: &Tensor) -> (Tensor, Tensor) {
         let new = k.size()[2];
@@ -35,7 +46,8 @@ impl LayerCache {
         if needed > capacity {
             let grow = |new: &Tensor, old: Option<&Tensor>| {
                 let mut size = new.size();
-                size[2] = (needed.max(capacity * 2) + 31) / 32 * 32;
+                let wanted = if self.expected > 0 { self.expected } else { capacity * 2 };
+                size[2] = (needed.max(wanted) + STEP - 1) / STEP * STEP;
                 let buffer = Tensor::zeros(&size, (new.kind(), new.device()));
                 if let Some(old) = old {
                     buffer.narrow(2, 0, self.length).copy_(&old.narrow(2, 0, self.length));
@@ -59,6 +71,7 @@ impl LayerCache {
     /// Keeps the rows of `index`, without the first `trim` tokens.
     pub fn keep(&mut self, index: &Tensor, trim: i64) {
         self.length -= trim;
+        self.expected = (self.expected - trim).max(0);
         let length = self.length;
         let keep = |x: &Tensor| x.narrow(2, trim, length).index_select(0, index);
         self.buffers = self.buffers.take().map(|(k, v)| (keep(&k), keep(&v)));
@@ -74,7 +87,7 @@ impl LayerCache {
             }
             (one, other) => one.or(other),
         };
-        Self { buffers, length }
+        Self { buffers, length, expected: 0 }
     }
 
     pub fn bytes(&self) -> usize {
@@ -125,9 +138,10 @@ pub(crate) struct Cache {
 }
 
 impl Cache {
-    pub fn new(layers: usize, cross: Option<Cross>, batch: i64, device: tch::Device) -> Self {
+    /// `expected`: as of [`LayerCache::expecting`], 0 where it is not known.
+    pub fn new(layers: usize, cross: Option<Cross>, batch: i64, expected: i64, device: tch::Device) -> Self {
         let mask = Tensor::zeros([batch, 0], (Kind::Int64, device));
-        Self { layers: (0..layers).map(|_| LayerCache::default()).collect(), mask, cross }
+        Self { layers: (0..layers).map(|_| LayerCache::expecting(expected)).collect(), mask, cross }
     }
 
     /// Takes the new tokens' mask [B, T] in; gives the mask of all [B, S].

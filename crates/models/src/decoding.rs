@@ -4,7 +4,6 @@ use tch::{Kind, Tensor, no_grad};
 
 use crate::base::Model;
 use crate::cache::Cache;
-use crate::lora::LoraSet;
 use crate::pass::Pass;
 use crate::prompt::Prompts;
 use crate::{Base, Config, Error, Result};
@@ -71,14 +70,6 @@ impl Decoding {
     }
 }
 
-/// When greedy decoding stops.
-#[derive(Debug, Clone)]
-pub struct Greedy {
-    pub max_new: usize,
-    /// Tokens that end an answer; they are not part of it.
-    pub eos: Vec<u32>,
-}
-
 impl Base {
     /// Reads the prompts. For a decoder a prompt is what comes before the answer; for an encoder-decoder it is the
     /// encoder's input, and the decoder gets its start token.
@@ -89,13 +80,26 @@ impl Base {
     /// # Errors
     /// No prompt, an empty or too long one, a token the model does not have, routes for another number of rows.
     pub fn start(&self, prompts: &[Vec<u32>], pass: &Pass<'_>) -> Result<(Tensor, Decoding)> {
+        self.start_for(prompts, None, pass)
+    }
+
+    /// As [`Base::start`] for answers of at most `new` tokens, for which the cache has room from the beginning.
+    pub(crate) fn start_for(
+        &self,
+        prompts: &[Vec<u32>],
+        new: Option<usize>,
+        pass: &Pass<'_>,
+    ) -> Result<(Tensor, Decoding)> {
+        // Of the answer's tokens the last is never read.
+        let room = |before: i64| new.map_or(0, |new| before + (new as i64 - 1).max(0));
         self.check_prompts(prompts, pass)?;
         check_rows(pass, prompts.len())?;
         let batch = prompts.len() as i64;
         no_grad(|| match &self.model {
             Model::Decoder(decoder) => {
                 let (ids, mask, virtual_tokens) = self.pad(prompts, Side::Left, pass);
-                let mut cache = Cache::new(decoder.layer_count(), None, batch, self.device());
+                let expected = room(ids.size()[1]);
+                let mut cache = Cache::new(decoder.layer_count(), None, batch, expected, self.device());
                 let hidden = decoder.hidden(&ids, Some(&mask), virtual_tokens.as_ref(), Some(&mut cache), pass);
                 Ok((self.head(&last(&hidden), pass), Decoding { cache }))
             }
@@ -103,7 +107,7 @@ impl Base {
                 let (ids, mask, virtual_tokens) = self.pad(prompts, Side::Right, pass);
                 let states = t5.encode(&ids, Some(&mask), virtual_tokens.as_ref(), pass);
                 let cross = t5.cross(&states, Some(&mask), pass);
-                let cache = Cache::new(t5.decoder_layers(), Some(cross), batch, self.device());
+                let cache = Cache::new(t5.decoder_layers(), Some(cross), batch, room(1), self.device());
                 let mut decoding = Decoding { cache };
                 let Config::T5(config) = self.config() else { unreachable!("a T5 model has a T5 config") };
                 let logits = self.step(&vec![config.decoder_start_token_id; prompts.len()], &mut decoding, pass)?;
@@ -134,48 +138,6 @@ impl Base {
             };
             Ok(self.head(&last(&hidden), pass))
         })
-    }
-
-    /// Continues each prompt with the likeliest token until an end token or the limit.
-    ///
-    /// # Errors
-    /// As [`Base::start`].
-    pub fn generate_greedy(
-        &self,
-        prompts: &[Vec<u32>],
-        greedy: &Greedy,
-        adapter: Option<&LoraSet>,
-    ) -> Result<Vec<Vec<u32>>> {
-        let pass = Pass::maybe(adapter);
-        let mut answers = vec![Vec::new(); prompts.len()];
-        let mut open: Vec<usize> = (0..prompts.len()).collect(); // the prompt of each row
-        if greedy.max_new == 0 {
-            return Ok(answers);
-        }
-        let (mut logits, mut decoding) = self.start(prompts, &pass)?;
-        loop {
-            let best = Vec::<i64>::try_from(logits.argmax(-1, false))?;
-            let mut going = Vec::new(); // rows
-            for (row, &token) in best.iter().enumerate() {
-                let answer = &mut answers[open[row]];
-                if greedy.eos.contains(&(token as u32)) {
-                    continue;
-                }
-                answer.push(token as u32);
-                if answer.len() < greedy.max_new {
-                    going.push(row);
-                }
-            }
-            if going.is_empty() {
-                return Ok(answers);
-            }
-            let tokens: Vec<u32> = going.iter().map(|&row| best[row] as u32).collect();
-            if going.len() < best.len() {
-                decoding.keep(&going)?;
-                open = going.iter().map(|&row| open[row]).collect();
-            }
-            logits = self.step(&tokens, &mut decoding, &pass)?;
-        }
     }
 
     /// `prompts` as ids and mask [B, T], with room for the pass's virtual tokens before each.

@@ -48,6 +48,11 @@ impl Error {
         self.code().retryable()
     }
 
+    /// As [`tailor_torch::Error::is_device_lost`].
+    pub fn is_device_lost(&self) -> bool {
+        matches!(self, Self::Torch(error) if error.is_device_lost())
+    }
+
     pub(crate) fn config(field: &str, problem: impl Into<String>) -> Self {
         Self::Config { field: field.to_owned(), problem: clipped(problem.into()) }
     }

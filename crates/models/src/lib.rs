@@ -49,6 +49,7 @@ mod decoding;
 mod device_step;
 mod error;
 mod fused;
+mod greedy;
 mod linear;
 mod lora;
 mod norm;
@@ -65,8 +66,9 @@ mod weights;
 
 pub use base::{Base, Input, Layered, LoadOptions};
 pub use config::{Activation, AttentionKind, Config, DecoderConfig, RopeScaling, T5Config};
-pub use decoding::{Decoding, Greedy};
+pub use decoding::Decoding;
 pub use error::{Error, Result};
+pub use greedy::{Answering, Greedy};
 pub use linear::{Compute, LinearInfo};
 pub use lora::{Lora, LoraInit, LoraSet};
 pub use pages::{BLOCK_TOKENS, EncoderInput, KvPool, Segment};

@@ -5,6 +5,7 @@
 //! how far it has been measured.
 
 mod adapter;
+mod amount;
 mod calibration;
 mod device;
 mod error;

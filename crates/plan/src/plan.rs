@@ -1,7 +1,7 @@
 //! The whole answer: memory by part, where it fits, time and money, the dearer ways, and what to change.
 
 use tailor_domain::spec::{Checkpointing, Grouping, Optimizer};
-use tailor_domain::{QuantCode, Recipe};
+use tailor_domain::{Invalid, QuantCode, Recipe};
 
 use crate::Result;
 use crate::adapter::Adapter;
@@ -44,7 +44,7 @@ pub struct Plan {
     /// Whether some trainer's own device holds it; None where no trainer has said what it has.
     pub fits_a_trainer: Option<bool>,
     pub ways: Vec<Way>,
-    /// What to change so that it fits the largest trainer, or the smallest card where no trainer is known; empty where it fits.
+    /// What to change so that it fits the largest trainer, or the largest card where no trainer is known; empty where it fits.
     pub nearest: Vec<Change>,
 }
 
@@ -57,6 +57,8 @@ pub struct Fit {
     pub memory: Memory,
     /// Sequences in one pass: as asked, or the most that fit.
     pub micro_batch: u64,
+    /// What a device of this kind cannot do, however much memory it has.
+    pub unable: Option<Invalid>,
     pub fits: bool,
     /// Of training; None where nothing was measured on such a device.
     pub seconds: Option<f64>,
@@ -80,9 +82,8 @@ pub fn plan(question: &Question<'_>) -> Result<Plan> {
     let job = Job::new(question)?;
     let own = question.trainers.iter().map(|trainer| job.on(&trainer.device, Some(trainer)));
     let fits: Vec<Fit> = own.chain(question.cards.iter().map(|card| job.on(card, None))).collect();
-    let own = || fits.iter().filter(|fit| fit.own);
-    let fits_a_trainer = (!question.trainers.is_empty()).then(|| own().any(|fit| fit.fits));
-    let largest = own().max_by_key(|fit| fit.device.memory_bytes).map(|fit| fit.device.clone());
+    let fits_a_trainer = (!question.trainers.is_empty()).then(|| fits.iter().any(|fit| fit.own && fit.fits));
+    let largest = largest_trainer(&fits).map(|fit| fit.device.clone());
     let goal = match (fits_a_trainer, largest) {
         (Some(false), largest) => largest,
         (None, _) if !fits.iter().any(|fit| fit.fits) => {
@@ -134,6 +135,11 @@ impl<'a> Job<'a> {
         Ok(Self { question: *question, adapter, compute })
     }
 
+    /// The same job on a base in 16 bits.
+    fn in_16_bits(&self) -> Self {
+        Self { question: self.question, adapter: self.adapter.clone(), compute: Compute::Bf16 }
+    }
+
     fn settings(&self, code: QuantCode, rows: &Rows, sequences: u64) -> Settings {
         Settings::of(self.question.recipe, self.question.shape.family, code, self.compute, rows, sequences)
     }
@@ -155,11 +161,13 @@ impl<'a> Job<'a> {
 
     fn on(&self, device: &Device, trainer: Option<&Calibration>) -> Fit {
         let (memory, micro_batch) = self.memory_on(device, self.question.code);
+        let unable = check_device(self.question.recipe, device).err();
         let seconds = trainer.and_then(|trainer| self.seconds(trainer, micro_batch, self.question.code, false));
         Fit {
             device: device.clone(),
             own: trainer.is_some(),
-            fits: memory.total() <= device.memory_bytes,
+            fits: unable.is_none() && memory.total() <= device.memory_bytes,
+            unable,
             memory,
             micro_batch,
             cost: seconds.and_then(|seconds| self.cost(seconds)),
@@ -244,13 +252,16 @@ impl<'a> Job<'a> {
         let first = fits.first().map(|fit| (fit.device.kind, fit.micro_batch));
         let batch = u64::from(self.question.recipe.train.batch_rows);
         let (kind, micro_batch) = first.unwrap_or((DeviceKind::Gpu, self.share(batch)));
-        let settings = |code| self.settings(code, &self.question.rows, micro_batch);
-        let of = |code| Memory::of(shape, &self.adapter, &settings(code), kind);
-        let dense = of(QuantCode::None);
-        let full = full_fine_tuning(&dense, shape);
+        let dense = self.in_16_bits();
+        let of = |job: &Self, code| {
+            let settings = job.settings(code, &self.question.rows, micro_batch);
+            Memory::of(shape, &self.adapter, &settings, kind)
+        };
+        let dense_memory = of(&dense, QuantCode::None);
+        let full = full_fine_tuning(&dense_memory, shape);
         let trainer = self.question.trainers.first();
-        let way = |name, bytes: u64, code, is_full| {
-            let seconds = trainer.and_then(|trainer| self.seconds(trainer, micro_batch, code, is_full));
+        let way = |name, bytes: u64, job: &Self, code, is_full| {
+            let seconds = trainer.and_then(|trainer| job.seconds(trainer, micro_batch, code, is_full));
             let holding = self.question.cards.iter().filter(|card| card.memory_bytes >= bytes);
             Way {
                 name,
@@ -262,17 +273,29 @@ impl<'a> Job<'a> {
         };
         let code = self.question.code;
         vec![
-            way("this job", of(code).total(), code, false),
-            way("LoRA on the base in 16 bits", dense.total(), QuantCode::None, false),
-            way("full fine-tuning", full, QuantCode::None, true),
+            way("this job", of(self, code).total(), self, code, false),
+            way("LoRA on the base in 16 bits", dense_memory.total(), &dense, QuantCode::None, false),
+            way("full fine-tuning", full, &dense, QuantCode::None, true),
         ]
     }
+}
+
+/// # Errors
+/// The setting that only another kind of device knows.
+pub(crate) fn check_device(recipe: &Recipe, device: &Device) -> Result<(), Invalid> {
+    recipe.train.check_device(device.kind == DeviceKind::Gpu)
+}
+
+/// The trainer that a job is made to fit: the largest of those that can do what it asks for, or of all.
+fn largest_trainer(fits: &[Fit]) -> Option<&Fit> {
+    fits.iter().filter(|fit| fit.own).max_by_key(|fit| (fit.unable.is_none(), fit.device.memory_bytes))
 }
 
 /// All weights in 16 bits with gradients in 16, and in f32 a master copy and two moments: 16 bytes a parameter (ZeRO,
 /// arXiv 1910.02054 §3.1); activations as with LoRA on every layer, whose inputs are kept too.
 fn full_fine_tuning(dense: &Memory, shape: &Shape) -> u64 {
-    dense.runtime + 16 * shape.parameters() + dense.activations + dense.working_set
+    let states = dense.runtime + 16 * shape.parameters();
+    states.saturating_add(dense.activations).saturating_add(dense.working_set)
 }
 
 impl Plan {
@@ -281,7 +304,10 @@ impl Plan {
         if self.fits_a_trainer != Some(false) {
             return None;
         }
-        let largest = self.fits.iter().filter(|fit| fit.own).max_by_key(|fit| fit.device.memory_bytes)?;
+        let largest = largest_trainer(&self.fits)?;
+        if let Some(unable) = &largest.unable {
+            return Some(format!("no trainer can: {unable}"));
+        }
         let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
         let mut parts = largest.memory.parts();
         parts.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
@@ -300,8 +326,8 @@ impl Plan {
     }
 }
 
-/// Settings that cost least to give up come first.
-pub(crate) fn cheaper(recipe: &Recipe, compute: Compute) -> Vec<(&'static str, String, Recipe)> {
+/// Settings that cost least to give up come first; of those that only a GPU knows, what serves on a device of this kind.
+pub(crate) fn cheaper(recipe: &Recipe, compute: Compute, kind: DeviceKind) -> Vec<(&'static str, String, Recipe)> {
     let mut ways = Vec::new();
     let mut push = |field: &'static str, value: String, change: &dyn Fn(&mut Recipe)| {
         let mut changed = recipe.clone();
@@ -309,6 +335,14 @@ pub(crate) fn cheaper(recipe: &Recipe, compute: Compute) -> Vec<(&'static str, S
         ways.push((field, value, changed));
     };
     let train = &recipe.train;
+    let is_gpu = kind == DeviceKind::Gpu;
+    if train.checkpointing == Checkpointing::LayersOnHost && !is_gpu {
+        push("train.checkpointing", "layers".into(), &|recipe| recipe.train.checkpointing = Checkpointing::Layers);
+    }
+    if train.optimizer.is_paged() && !is_gpu {
+        let plain = if train.optimizer.in_8_bits() { Optimizer::AdamW8bit } else { Optimizer::AdamW };
+        push("train.optimizer", plain.to_string(), &|recipe| recipe.train.optimizer = plain);
+    }
     let mut rows = if train.micro_batch_rows == 0 { 1 } else { train.micro_batch_rows };
     while rows > 1 {
         rows = rows.div_ceil(2);
@@ -317,8 +351,19 @@ pub(crate) fn cheaper(recipe: &Recipe, compute: Compute) -> Vec<(&'static str, S
     if train.checkpointing == Checkpointing::None {
         push("train.checkpointing", "layers".into(), &|recipe| recipe.train.checkpointing = Checkpointing::Layers);
     }
-    if train.optimizer == Optimizer::AdamW {
-        push("train.optimizer", "adamw8bit".into(), &|recipe| recipe.train.optimizer = Optimizer::AdamW8bit);
+    if train.checkpointing != Checkpointing::LayersOnHost && is_gpu {
+        let aside = Checkpointing::LayersOnHost;
+        push("train.checkpointing", aside.to_string(), &|recipe| recipe.train.checkpointing = aside);
+    }
+    let optimizer = match train.optimizer {
+        // The same numbers, and nothing is left of them on a GPU that 8 bits could save.
+        Optimizer::AdamW if is_gpu => Some(Optimizer::PagedAdamW),
+        Optimizer::AdamW8bit if is_gpu => Some(Optimizer::PagedAdamW8bit),
+        Optimizer::AdamW => Some(Optimizer::AdamW8bit),
+        Optimizer::AdamW8bit | Optimizer::PagedAdamW | Optimizer::PagedAdamW8bit => None,
+    };
+    if let Some(optimizer) = optimizer {
+        push("train.optimizer", optimizer.to_string(), &|recipe| recipe.train.optimizer = optimizer);
     }
     if compute == Compute::F32 {
         let bf16 = tailor_domain::spec::Precision::Bf16;

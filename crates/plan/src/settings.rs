@@ -1,7 +1,9 @@
 //! What is planned: sizes of a pass, the type of the arithmetic, and the recipe's choices that cost memory or time.
 
-use tailor_domain::spec::{Checkpointing, Grouping, Objective, Optimizer, Precision};
+use tailor_domain::spec::{Checkpointing, Grouping, LoraInit, Objective, Optimizer, Precision};
 use tailor_domain::{Family, Invalid, QuantCode, Recipe};
+
+use crate::device::DeviceKind;
 
 /// The type of activations and of dequantised weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -82,7 +84,15 @@ pub struct Settings {
     pub optimizer: Optimizer,
     /// A copy of the best parameters is kept, and of a few other things.
     pub measures: bool,
+    /// Some parameters learn at another rate than others (LoRA+).
+    pub own_rates: bool,
+    /// Layers are set free one after the other.
+    pub unfreezes: bool,
+    /// The adapter begins as a part of the weights, which is taken off them in every pass (PiSSA).
+    pub takes_off: bool,
     pub pass: Pass,
+    /// Tokens of prompt and of answer of a held-out row, whose prompt is taken to be no longer than what is learnt from.
+    pub answer: (u64, u64),
 }
 
 impl Settings {
@@ -106,13 +116,19 @@ impl Settings {
             Family::EncoderDecoder => target,
         };
         let sequences = sequences * answers;
-        let input = input + u64::from(recipe.prompt_tuning.virtual_tokens);
+        let virtual_tokens = u64::from(recipe.prompt_tuning.virtual_tokens);
+        let input = input + virtual_tokens;
+        let lora = &recipe.lora;
+        let has_lora = !recipe.prompt_tuning.is_on();
         Self {
             code,
             compute,
             checkpointing: train.checkpointing,
             optimizer: train.optimizer,
             measures: recipe.evaluate.tuning_fraction > 0.0,
+            own_rates: has_lora && lora.plus_ratio != 1.0,
+            unfreezes: !train.unfreeze.is_empty(),
+            takes_off: has_lora && lora.init == LoraInit::Pissa,
             pass: Pass {
                 sequences,
                 input,
@@ -121,6 +137,23 @@ impl Settings {
                 masked: packed,
                 reference: train.objective == Objective::Dpo,
             },
+            answer: (within(rows.longest_input) + virtual_tokens, u64::from(recipe.evaluate.max_new_tokens)),
         }
+    }
+
+    /// The same as a device of this kind goes by them.
+    pub fn on(&self, kind: DeviceKind) -> Self {
+        let mut settings = self.clone();
+        match kind {
+            // Attention goes by where texts begin, whatever shares a sequence.
+            DeviceKind::Gpu => settings.pass.masked = false,
+            // There is no other host.
+            DeviceKind::Cpu | DeviceKind::CpuF32 => {
+                if settings.checkpointing == Checkpointing::LayersOnHost {
+                    settings.checkpointing = Checkpointing::Layers;
+                }
+            }
+        }
+        settings
     }
 }

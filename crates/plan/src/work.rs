@@ -44,7 +44,7 @@ impl Work {
                 stream = block.stream;
             }
             let cross_input = linear.path.contains("EncDecAttention.k") || linear.path.contains("EncDecAttention.v");
-            let rows = tokens(pass, if cross_input { Stream::Input } else { stream }) as f64;
+            let rows = tokens(pass, if cross_input { Stream::Input } else { stream }).0 as f64;
             work.flop += 2.0 * rows * linear.values() as f64 * rounds;
             work.flop += 6.0 * rows * (adapter.rank(at) * (linear.input + linear.out)) as f64;
             if linear.coded && settings.code != tailor_domain::QuantCode::None {
@@ -56,7 +56,7 @@ impl Work {
             let width = (block.attention.heads * block.attention.head_dim) as f64;
             // Scores and their sum, of which half is masked; five products backward for two forward.
             work.flop += pass.sequences as f64 * 2.0 * side * side * width * (1.0 + 2.5 + again);
-            work.moved += of_block(shape, adapter, block, settings, settings.compute.bytes()) as f64 * rounds;
+            work.moved += of_block(shape, adapter, block, settings, settings.compute.bytes()).0 as f64 * rounds;
         }
         let labels = pass.labels as f64;
         work.flop += 2.0 * labels * (shape.vocab * shape.hidden) as f64 * (2.0 + reference);

@@ -28,6 +28,8 @@ pub enum Error {
     Bind { address: SocketAddr, problem: std::io::Error, remedy: &'static str },
     #[error("server at {address} failed: {problem}")]
     Serve { address: SocketAddr, problem: tonic::transport::Error },
+    #[error("{name}: {problem}")]
+    Companion { name: &'static str, problem: String },
 }
 
 /// Largest gRPC message in either direction; files travel in chunks far below it.
@@ -55,7 +57,7 @@ pub struct Serving {
     pub address: SocketAddr,
     task: JoinHandle<Result<(), Error>>,
     /// What works beside the server and ends by the same token.
-    companions: Vec<(&'static str, JoinHandle<()>)>,
+    companions: Vec<(&'static str, JoinHandle<Result<(), String>>)>,
     stop: CancellationToken,
     grace: Duration,
 }
@@ -64,7 +66,21 @@ impl Serving {
     /// Runs `work` beside the server. It must end by the server's token, and the server's end waits for it: a process
     /// that left while a device thread computes would pull libtorch from under it.
     #[must_use]
-    pub fn beside(mut self, name: &'static str, work: impl Future<Output = ()> + Send + 'static) -> Self {
+    pub fn beside(self, name: &'static str, work: impl Future<Output = ()> + Send + 'static) -> Self {
+        self.beside_or_fail(name, async {
+            work.await;
+            Ok(())
+        })
+    }
+
+    /// As [`Self::beside`] for work that may have to give up. It ends the server by its token then, and its words are those
+    /// that the process ends with.
+    #[must_use]
+    pub fn beside_or_fail(
+        mut self,
+        name: &'static str,
+        work: impl Future<Output = Result<(), String>> + Send + 'static,
+    ) -> Self {
         self.companions.push((name, tokio::spawn(work)));
         self
     }
@@ -72,15 +88,16 @@ impl Serving {
     /// Waits for the server's end, and within the grace period for what runs beside it.
     ///
     /// # Errors
-    /// The transport failed.
+    /// The transport failed; what runs beside it gave up.
     pub async fn finished(self) -> Result<(), Error> {
-        let outcome = self.task.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+        let mut outcome = self.task.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
         // Also where the server failed: nothing goes on without it.
         self.stop.cancel();
         let deadline = tokio::time::Instant::now() + self.grace;
         for (name, companion) in self.companions {
             match tokio::time::timeout_at(deadline, companion).await {
-                Ok(Ok(())) => {}
+                Ok(Ok(Ok(()))) => {}
+                Ok(Ok(Err(problem))) => outcome = outcome.and(Err(Error::Companion { name, problem })),
                 Ok(Err(panic)) => tracing::error!(name, %panic, "ended by a panic"),
                 Err(_) => tracing::warn!(name, grace = ?self.grace, "still at work at the end of the grace period"),
             }

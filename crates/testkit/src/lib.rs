@@ -18,7 +18,7 @@ pub use disk::SmallDisk;
 pub use faults::{Fault, Faults, Op, Paused};
 pub use flaky::FlakyStore;
 pub use hub::{HUB_REPO, HubFault, HubServer};
-pub use process::{free_port, skipped, wait_for_port};
+pub use process::{free_port, skipped, skipped_without_gpu, wait_for_port};
 pub use random_base::{EOS, LlamaShape, T5Shape};
 pub use redis::RedisServer;
 pub use s3::S3Server;

@@ -49,6 +49,11 @@ pub fn skipped(what: &str) {
     eprintln!("{line}");
 }
 
+/// As [`skipped`] for want of a GPU, which no run can fetch: as loud, but `TAILOR_TEST_REQUIRE` does not forbid it.
+pub fn skipped_without_gpu() {
+    eprintln!("SKIPPED: no GPU; TAILOR_TEST_DEVICE=cuda names one");
+}
+
 /// Waits until something accepts connections on a loopback port; says whether it did.
 pub fn wait_for_port(port: u16, timeout: Duration) -> bool {
     wait_until(timeout, || connects(port))

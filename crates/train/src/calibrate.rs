@@ -3,6 +3,8 @@
 //! A matrix product and a dequantisation are timed by themselves at the size of a layer; then a few steps are trained on a
 //! small random base, and what they take beyond those two is the rate of everything else.
 
+mod card;
+
 use std::path::Path;
 use std::time::Instant;
 
@@ -18,15 +20,34 @@ use crate::error::Error;
 use crate::summary::Observer;
 use crate::trainer::train;
 
-const CONFIG: &str = r#"{"model_type":"llama","hidden_size":512,"num_hidden_layers":2,"intermediate_size":1408,
-"num_attention_heads":8,"num_key_value_heads":8,"vocab_size":2048,"max_position_embeddings":512}"#;
+/// The small base, and how long its one row is.
+struct Sizes {
+    config: &'static str,
+    tokens: usize,
+}
+
+const ON_HOST: Sizes = Sizes {
+    config: r#"{"model_type":"llama","hidden_size":512,"num_hidden_layers":2,"intermediate_size":1408,
+"num_attention_heads":8,"num_key_value_heads":8,"vocab_size":2048,"max_position_embeddings":512}"#,
+    tokens: 512,
+};
 const VOCAB: u32 = 2048;
+/// Rows of the product that is timed on the host.
 const TOKENS: usize = 512;
 const STEPS: u64 = 4;
 /// The layer that is timed by itself.
 const INPUT: i64 = 1024;
 const OUT: i64 = 2816;
 const TIMES: usize = 4;
+
+/// What this process trains on, as a plan names it: the GPU that is chosen, or the machine.
+pub fn device() -> Place {
+    match tailor_models::chosen_device() {
+        Ok(Device::Cuda(index)) => card::place(index).unwrap_or_else(|_| host()),
+        // Where a GPU is named and missing no job gets far enough to be planned wrongly.
+        Ok(_) | Err(_) => host(),
+    }
+}
 
 /// This machine, as a plan names it.
 pub fn host() -> Place {
@@ -42,7 +63,7 @@ pub fn threads() -> u32 {
     u32::try_from(tch::get_num_threads()).unwrap_or(1)
 }
 
-/// Measures for about a second. Writes a small base to `scratch`, an empty folder.
+/// Measures what [`device`] names, for about a second. Writes a small base to `scratch`, an empty folder.
 ///
 /// # Errors
 /// The disk is full, or libtorch failed.
@@ -52,29 +73,39 @@ pub fn calibrate(scratch: &Path, compute: Compute) -> Result<Rates, Error> {
         Compute::Bf16 => (Kind::BFloat16, Arithmetic::Bf16),
         Compute::F32 => (Kind::Float, Arithmetic::F32),
     };
-    let flop = guarded(|| tailor_models::Result::Ok(product(kind))).map_err(Error::at(place))?;
-    let dequantised = dequantised(compute).map_err(Error::at(place))?;
-    let base = guarded(|| small_base(scratch, arithmetic)).map_err(Error::at(place))?;
-    let ids: Vec<u32> = (0..TOKENS as u32).map(|at| at * 7919 % VOCAB).collect();
-    let rows = [Example::Decoder { ids, in_loss: vec![true; TOKENS] }];
+    let device = tailor_models::chosen_device().map_err(|error| Error::at(place)(error.into()))?;
+    let (flop, dequantised, base, sizes) = match device {
+        Device::Cuda(index) => guarded(|| -> tailor_models::Result<_> {
+            let base = card::base(index, arithmetic)?;
+            Ok((card::product(index, kind)?, card::dequantised(index, &base)?, base, &card::SIZES))
+        }),
+        _ => guarded(|| -> tailor_models::Result<_> {
+            let (flop, dequantised) = (product(kind), dequantised(compute)?);
+            Ok((flop, dequantised, small_base(scratch, arithmetic)?, &ON_HOST))
+        }),
+    }
+    .map_err(Error::at(place))?;
+    let tokens = sizes.tokens;
+    let ids: Vec<u32> = (0..tokens as u32).map(|at| at * 7919 % VOCAB).collect();
+    let rows = [Example::Decoder { ids, in_loss: vec![true; tokens] }];
     let recipe = Recipe {
-        train: TrainSpec { max_steps: STEPS, epochs: STEPS as f64, max_tokens: TOKENS as u32, ..TrainSpec::default() },
+        train: TrainSpec { max_steps: STEPS, epochs: STEPS as f64, max_tokens: tokens as u32, ..TrainSpec::default() },
         evaluate: EvaluateSpec { tuning_fraction: 0.0, ..EvaluateSpec::default() },
         ..Recipe::default()
     };
     let mut best = Best(0.0);
     train(&base, &recipe, &rows, "calibration", &mut best)?;
-    let seconds = TOKENS as f64 / best.0.max(1e-9);
+    let seconds = tokens as f64 / best.0.max(1e-9);
     let invalid = |error: tailor_plan::Error| Error::at(place)(tailor_models::Error::Request(error.to_string()));
-    let work = work(&recipe, compute).map_err(invalid)?;
+    let work = work(sizes, &recipe, compute).map_err(invalid)?;
     // Never less than a twentieth of the step: a measurement that says so was disturbed.
     let rest = (seconds - work.flop / flop - work.dequantised / dequantised).max(seconds / 20.0);
     Ok(Rates { flop, dequantised, moved: work.moved / rest })
 }
 
-fn work(recipe: &Recipe, compute: Compute) -> tailor_plan::Result<Work> {
-    let shape = Shape::parse(CONFIG.as_bytes())?;
-    let tokens = TOKENS as u64;
+fn work(sizes: &Sizes, recipe: &Recipe, compute: Compute) -> tailor_plan::Result<Work> {
+    let shape = Shape::parse(sizes.config.as_bytes())?;
+    let tokens = sizes.tokens as u64;
     let rows =
         Rows { count: 1, tokens, longest: tokens, longest_input: tokens, longest_target: 0, most_labels: tokens };
     let settings = Settings::of(recipe, shape.family, QuantCode::Nf4, compute, &rows, 1);
@@ -85,7 +116,7 @@ fn small_base(scratch: &Path, compute: Arithmetic) -> tailor_models::Result<Base
     let (dense, coded) = (scratch.join("dense"), scratch.join("nf4"));
     if !coded.exists() {
         std::fs::create_dir_all(&dense).map_err(|source| io(&dense, source))?;
-        Base::random(CONFIG.as_bytes(), Device::Cpu, 0)?.save_folder(&dense, Float::Bf16)?;
+        Base::random(ON_HOST.config.as_bytes(), Device::Cpu, 0)?.save_folder(&dense, Float::Bf16)?;
         quantize_folder(&dense, &coded, &QuantOptions::default(), &mut |_| {})?;
     }
     Base::load(&coded, &LoadOptions { compute, ..LoadOptions::default() })

@@ -32,6 +32,9 @@ pub enum Error {
     /// Another rank is gone or goes; the run can be taken up again from its checkpoint.
     #[error("{at}: {problem}")]
     Ranks { at: String, problem: String },
+    /// The observer asked for it while there was nothing to keep.
+    #[error("{at}: stopped")]
+    Stopped { at: &'static str },
     #[error("the trained adapter cannot be kept: {0}")]
     Adapter(#[from] tailor_peft::Error),
 }
@@ -45,6 +48,7 @@ impl Error {
             Self::Rows(source) => source.code(),
             Self::Checkpoint(_) => ErrorCode::DataLoss,
             Self::Ranks { .. } => ErrorCode::Unavailable,
+            Self::Stopped { .. } => ErrorCode::Cancelled,
             Self::Adapter(source) => source.code(),
         }
     }
@@ -57,6 +61,11 @@ impl Error {
     /// Memory may be free again on the next attempt; little else here mends itself.
     pub fn retryable(&self) -> bool {
         self.code().retryable()
+    }
+
+    /// As [`tailor_torch::Error::is_device_lost`].
+    pub fn is_device_lost(&self) -> bool {
+        matches!(self, Self::Device { source, .. } if source.is_device_lost())
     }
 
     /// Says where a collective failed.

@@ -32,7 +32,7 @@ mod schedule;
 mod summary;
 mod trainer;
 
-pub use calibrate::{calibrate, host, threads};
+pub use calibrate::{calibrate, device, host, threads};
 pub use checkpoint::Checkpoint;
 pub use error::Error;
 pub use examples::{Examples, Shard};

@@ -4,6 +4,8 @@
 //! slice's logits live until its own backward pass, which leaves the gradient of the hidden states. One backward pass
 //! from that gradient then goes through the layers. The result is that of the plain loss (tested); the memory is not.
 
+use std::ops::AddAssign;
+
 use tailor_models::Result;
 use tailor_torch::LabelWeights as Weights;
 use tailor_torch::device::{cross_entropy_in_place, has_kernels};
@@ -71,6 +73,14 @@ pub struct Measured {
     /// Labels that the model would have chosen itself.
     pub correct: u64,
     pub labels: u64,
+}
+
+impl AddAssign for Measured {
+    fn add_assign(&mut self, more: Self) {
+        self.loss += more.loss;
+        self.correct += more.correct;
+        self.labels += more.labels;
+    }
 }
 
 impl Picked {

@@ -24,7 +24,8 @@ impl Method {
         })
     }
 
-    /// The parameters before the first step. `frozen_steps` says for a module how long it stays as it is.
+    /// The parameters before the first step, and what they take off the base; None where `should_stop` said so before all
+    /// were made. `frozen_steps` says for a module how long it stays as it is.
     ///
     /// # Errors
     /// A decomposition fails; no memory.
@@ -33,10 +34,11 @@ impl Method {
         base: &Base,
         seed: u64,
         frozen_steps: impl Fn(&str) -> u64,
-    ) -> tailor_models::Result<(Vec<Initial>, Taken)> {
+        should_stop: &mut dyn FnMut() -> bool,
+    ) -> tailor_models::Result<Option<(Vec<Initial>, Taken)>> {
         match self {
-            Self::Lora(modules) => modules.initial(base, seed, frozen_steps),
-            Self::Prompt(prompt) => Ok((prompt.initial(base, seed)?, Taken::new())),
+            Self::Lora(modules) => modules.initial(base, seed, frozen_steps, should_stop),
+            Self::Prompt(prompt) => Ok(Some((prompt.initial(base, seed)?, Taken::new()))),
         }
     }
 

@@ -36,7 +36,7 @@ impl Modules {
     }
 
     /// The parameters before the first step, module after module: A, B, then the magnitude and the bias where there are
-    /// such. `frozen_steps` says for a module how long it stays as it is.
+    /// such; None where `should_stop` said so before all were made. `frozen_steps` says for a module how long it stays as it is.
     ///
     /// # Errors
     /// A decomposition fails; no memory.
@@ -45,13 +45,16 @@ impl Modules {
         base: &Base,
         seed: u64,
         frozen_steps: impl Fn(&str) -> u64,
-    ) -> tailor_models::Result<(Vec<Initial>, Taken)> {
+        should_stop: &mut dyn FnMut() -> bool,
+    ) -> tailor_models::Result<Option<(Vec<Initial>, Taken)>> {
         let mut init = Init::new(seed);
         let (mut all, mut taken) = (Vec::new(), Taken::new());
         for (path, &LinearShape { in_features, out_features }) in &self.shapes {
             let rank = self.config.rank_for(path) as usize;
             let (a, b) = match self.spec.init {
                 LoraInit::Default => (init.lora_a(rank, in_features), init.lora_b(out_features, rank)),
+                // Each takes seconds where the layers are large.
+                LoraInit::Pissa if should_stop() => return Ok(None),
                 LoraInit::Pissa => {
                     let weight = base.dense_weight(path).ok_or_else(|| missing(path))?;
                     let (a, b) = pissa::principal(&weight, rank as i64, self.config.scale_for(path), seed)?;
@@ -76,7 +79,7 @@ impl Modules {
                 push(vec![0.0; out_features], vec![out], rate);
             }
         }
-        Ok((all, taken))
+        Ok(Some((all, taken)))
     }
 
     /// The optimizer's leaves under their modules' paths.

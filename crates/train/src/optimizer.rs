@@ -205,6 +205,14 @@ impl AdamW {
             let (correction1, correction2) = corrections(self.step);
             return Ok(Factors::Same { rate: learning_rate / correction1, correction2 });
         }
+        let device = self.flat.device();
+        if let (Some(rates), true) = (&self.rates, self.frozen_steps.is_empty()) {
+            // The same step for all: made where they are, nothing comes from the host.
+            let (correction1, correction2) = corrections(self.step);
+            let decay = rates.f_mul_scalar(learning_rate)?.f_mul_scalar(-self.weight_decay)?.f_add_scalar(1.0)?;
+            let correction2 = rates.f_full_like(correction2)?;
+            return Ok(Factors::Each { rate: rates.f_mul_scalar(learning_rate / correction1)?, correction2, decay });
+        }
         let (mut rates, mut correction2s) = (Vec::new(), Vec::new());
         for at in 0..self.leaves.len() {
             let frozen = self.frozen_steps.get(at).copied().unwrap_or(0);
@@ -215,7 +223,6 @@ impl AdamW {
             correction2s.push(if learns { correction2 } else { 1.0 });
         }
         let learning: Vec<f64> = rates.iter().map(|rate| if *rate == 0.0 { 0.0 } else { learning_rate }).collect();
-        let device = self.flat.device();
         let (mut rate, mut decay) = (spread(&rates, &self.leaves, device)?, spread(&learning, &self.leaves, device)?);
         if let Some(rates) = &self.rates {
             (rate, decay) = (rate.f_mul(rates)?, decay.f_mul(rates)?);

@@ -15,7 +15,7 @@ use tailor_models::Base;
 use tailor_peft::layer_number;
 use tailor_torch::guarded;
 
-use self::run::Run;
+use self::run::{Beginning, Run};
 use crate::batches::Batches;
 use crate::checkpoint::Checkpoint;
 use crate::error::Error;
@@ -108,7 +108,7 @@ impl<'a, B: Deref<Target = Base>> Session<'a, B> {
     /// Everything before the first step: rows chosen, parameters made or taken from the checkpoint.
     ///
     /// # Errors
-    /// As [`resume_among`].
+    /// As [`resume_among`]; [`Error::Stopped`]: the observer did not want to wait for parameters that take long to make.
     pub fn begin(
         base: B,
         recipe: &Recipe,
@@ -139,8 +139,11 @@ impl<'a, B: Deref<Target = Base>> Session<'a, B> {
         let tokens: u64 = rows.lengths().iter().map(|length| u64::from(*length)).sum();
         let schedule = Schedule::new(&recipe.train, batches.per_epoch(), tokens);
         method.check_unfreezing(recipe, |path| frozen_steps(&recipe.train, &schedule, path))?;
-        let mut run = guarded(|| Run::new(base, recipe, rows, &method, schedule, &identity, ranks))
-            .map_err(Error::at("before the first step"))?;
+        let at = "before the first step";
+        let beginning = guarded(|| Beginning::of(&method, &base, &recipe.train, &schedule, observer));
+        let beginning = beginning.map_err(Error::at(at))?.ok_or(Error::Stopped { at })?;
+        let mut run =
+            guarded(|| Run::new(base, recipe, rows, beginning, schedule, &identity, ranks)).map_err(Error::at(at))?;
         if let Some(from) = from {
             guarded(|| run.restore(from)).map_err(Error::at("going on from the checkpoint"))?;
             batches.skip(run.state.step, run.rows.lengths());

@@ -7,14 +7,11 @@ use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 use tailor_blobs::{Creation, numbered_key};
-use tailor_domain::{DatasetName, Digest, Invalid, JobId, Predicted, Version};
+use tailor_domain::{DatasetName, Digest, Invalid, JobId, MAX_PREDICTIONS_BYTES, Predicted, Version};
 use tailor_text::metrics::{Comparison, edit_distance};
 
 use crate::score::{Figures, expect_rows};
 use crate::{Datasets, Error, Result, rows};
-
-/// Largest blob of predictions that is read into memory.
-const MAX_BYTES: u64 = 512 << 20;
 
 /// Who predicts: one attempt of one job.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -153,8 +150,8 @@ impl Datasets {
     /// Reads a blob of predictions and checks that the split has every row, once.
     async fn predictions(&self, digest: &Digest, rows: u64) -> Result<HashMap<u32, Predicted>> {
         let size = self.store.blob_size(digest).await?;
-        if let Some(size) = size.filter(|size| *size > MAX_BYTES) {
-            let problem = format!("{size} bytes; the limit is {MAX_BYTES}; predict fewer rows");
+        if let Some(size) = size.filter(|size| *size > MAX_PREDICTIONS_BYTES) {
+            let problem = format!("{size} bytes; the limit is {MAX_PREDICTIONS_BYTES}; predict fewer rows");
             return Err(Invalid::new("predictions_digest", problem).into());
         }
         let bytes = self.store.get_blob(digest).await?;

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tailor_blobs::Store;
-use tailor_domain::{BaseManifest, Digest, JobEvent, JobId, JobSpec, JobState, LogKind, Predicted, Version};
+use tailor_domain::{
+    BaseManifest, Digest, JobEvent, JobId, JobSpec, JobState, LogKind, MAX_PREDICTIONS_BYTES, Predicted, Version,
+};
 use tailor_pb::dataset::dataset_service_client::DatasetServiceClient;
 use tailor_pb::registry::adapter_registry_client::AdapterRegistryClient;
 use tailor_pb::{dataset, registry};
@@ -17,12 +19,14 @@ use tailor_text::Tokenizer;
 use tailor_train::Checkpoint;
 use tokio::sync::{Mutex, mpsc, oneshot};
 
+use crate::allowance::Allowance;
 use crate::checkpoints::Checkpoints;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::journal::Journal;
 use crate::keeper::{Halt, HaltFlag};
-use crate::predictions::Predictions;
+use crate::planner::counted;
+use crate::predictions::{Lines, Predictions};
 use crate::progress::Progress;
 use crate::ranks::Party;
 use crate::shards::{HeldOut, ShardCache, learnable};
@@ -85,6 +89,8 @@ pub struct Attempt<'a> {
     pub checkpoint_every: Duration,
     /// The workers that train it together with this one.
     pub party: Option<Arc<Party>>,
+    /// Other jobs may have the device in turns with this one.
+    pub shares: bool,
 }
 
 /// What training needs, on local disk.
@@ -204,7 +210,15 @@ impl Attempt<'_> {
         let (announce, evaluating) = oneshot::channel();
         let reporter = Reporter::new(ticks, self.halt.clone(), self.checkpoint_every);
         let party = self.party.clone().map(|party| (party, self.fence));
-        let given = Given { start: prepared.start, prompts: prepared.prompts, party };
+        let (recipe, base) = (&self.spec.recipe, &prepared.start.base);
+        let allowance = Allowance {
+            recipe: recipe.clone(),
+            code: base.quant,
+            dtype: base.dtype.clone(),
+            rows: counted(&prepared.shards, recipe),
+            shares: self.shares,
+        };
+        let given = Given { start: prepared.start, prompts: prepared.prompts, allowance, party };
         let training =
             self.device.run("training", tracing::Span::current(), move || Training::new(given, reporter, announce));
         // Waited for to its end: a log without this event takes none that comes after it.
@@ -241,10 +255,25 @@ impl Attempt<'_> {
             return Ok(metrics);
         }
         let tokenizer = Tokenizer::open(folder)?;
-        let mut predicted = Vec::with_capacity(trained.rows.len());
-        for ((row, base), adapter) in trained.rows.iter().zip(&trained.base_answers).zip(&trained.answers) {
+        let answers = trained.rows.iter().zip(trained.base_answers.iter().zip(&trained.answers));
+        let predicted = answers.map(|(row, (base, adapter))| -> Result<Predicted> {
             let (base, adapter) = (tokenizer.decode(base, true)?, tokenizer.decode(adapter, true)?);
-            predicted.push(Predicted { row: *row, base, adapter });
+            Ok(Predicted { row: *row, base, adapter })
+        });
+        let predicted = Lines::of(predicted, MAX_PREDICTIONS_BYTES)?;
+        let (rows, asked) = (predicted.rows(), trained.answers.len());
+        if rows < asked {
+            // What is learnt is not lost for want of room for all that it says.
+            metrics.insert("answers_left_out".to_owned(), (asked - rows) as f64);
+            let note = format!(
+                "the first {rows} of {asked} answers are kept and scored: all together take more than {} MiB; lower \
+                 evaluate.max_validation_rows or evaluate.max_new_tokens to answer no more than are kept",
+                MAX_PREDICTIONS_BYTES >> 20
+            );
+            self.patiently(|| self.journal.append(self.job, self.fence, LogKind::Note, &note)).await?;
+        }
+        if rows == 0 {
+            return Ok(metrics);
         }
         let kept = self.patiently(|| async { self.predictions().keep(self.fence, &predicted).await }).await?;
         let request = dataset::SubmitPredictionsRequest {

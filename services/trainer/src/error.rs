@@ -87,6 +87,15 @@ impl Error {
     pub fn retryable(&self) -> bool {
         self.code().retryable()
     }
+
+    /// Whether no job can run on this process's device any more.
+    pub fn is_device_lost(&self) -> bool {
+        match self {
+            Self::Train(error) => error.is_device_lost(),
+            Self::Model(error) => error.is_device_lost(),
+            _ => false,
+        }
+    }
 }
 
 impl Coded for Error {

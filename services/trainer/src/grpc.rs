@@ -19,6 +19,8 @@ use crate::planner::PlanRequest;
 use crate::view::View;
 
 const DEFAULT_PAGE: u32 = 100;
+/// Cards in one plan.
+const MAX_CARDS: usize = 64;
 const MAX_PAGE: u32 = 1000;
 /// How long a watcher sleeps without a hint from the queue before it looks at the log again.
 const POLL: Duration = Duration::from_secs(1);
@@ -167,6 +169,11 @@ fn parse_plan(request: pb::PlanJobRequest) -> Result<PlanRequest> {
     if !(price.is_finite() && price >= 0.0) {
         return Err(Invalid::new("price_per_hour", format!("{price} is no price")).into());
     }
+    let cards = request.cards.len();
+    if cards > MAX_CARDS {
+        let problem = format!("{cards}; a plan compares at most {MAX_CARDS}, name fewer");
+        return Err(Invalid::new("cards", problem).into());
+    }
     let card = |card: pb::Card| tailor_plan::Device::gpu(&card.name, card.memory_bytes);
     Ok(PlanRequest {
         base: job.base.parse()?,
@@ -260,4 +267,27 @@ fn wire_event(entry: &LogEntry, state: JobState) -> pb::JobEvent {
         LogKind::Metrics { metrics } => event.metrics = metrics.clone().into_iter().collect(),
     }
     event
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(cards: usize) -> Result<PlanRequest> {
+        let job = pb::CreateJobRequest {
+            base: "base".into(),
+            dataset: "rows".into(),
+            adapter: "a".into(),
+            ..Default::default()
+        };
+        let card = pb::Card { name: "mine".into(), memory_bytes: 1 << 30 };
+        parse_plan(pb::PlanJobRequest { job: Some(job), cards: vec![card; cards], ..Default::default() })
+    }
+
+    #[test]
+    fn a_plan_compares_so_many_cards_and_no_more() {
+        assert_eq!(plan(MAX_CARDS).expect("as many as are allowed").cards.len(), MAX_CARDS);
+        let refused = plan(MAX_CARDS + 1).err().expect("one too many").to_string();
+        assert!(refused.contains("65; a plan compares at most 64"), "{refused}");
+    }
 }

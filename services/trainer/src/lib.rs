@@ -9,6 +9,7 @@
 //!                                                        └─────▶ seat: a rank of another worker's attempt
 //! ```
 
+mod allowance;
 mod attempt;
 mod calibrations;
 mod checkpoints;
@@ -72,7 +73,7 @@ pub async fn start(
     }
     if settings.trainer.worker {
         let worker = worker::Worker::new(journal, queue, store, clients, settings);
-        serving = serving.beside("worker", worker.run(stop));
+        serving = serving.beside_or_fail("worker", worker.run(stop));
     }
     Ok(serving)
 }

@@ -3,12 +3,13 @@
 use tailor_blobs::Store;
 use tailor_domain::{BaseManifest, BaseName, DatasetName, JobSpec, Recipe, Version};
 use tailor_pb::{dataset, registry};
-use tailor_plan::{Calibration, Device, Plan, Question, Rows, Shape};
+use tailor_plan::{Calibration, Device, DeviceKind, Plan, Question, Rows, Shape};
 
 use crate::attempt::Clients;
 use crate::calibrations::Calibrations;
 use crate::error::{Error, Result};
 use crate::jobs::NewJob;
+use crate::journal::now_ms;
 use crate::room::Footprint;
 
 const CONFIG: &str = "config.json";
@@ -32,7 +33,8 @@ pub struct PlanRequest {
 
 impl Planner<'_> {
     /// # Errors
-    /// A setting outside its limits; base or dataset are not there; a service or the store is away.
+    /// A setting outside its limits, or one that no trainer's device knows, unless cards are named to plan for; base or
+    /// dataset are not there; a service or the store is away.
     pub async fn plan(&self, request: &PlanRequest) -> Result<Plan> {
         request.recipe.validate()?;
         let base = registry::GetBaseRequest { name: request.base.to_string() };
@@ -41,7 +43,10 @@ impl Planner<'_> {
         let version = request.dataset_version.map_or(0, |version| version.0);
         let rows = self.rows(&base, &request.dataset, version, &request.recipe).await?;
         let shape = self.shape(&base).await?;
-        let trainers = Calibrations::of(self.store).all().await?;
+        let trainers = self.trainers().await?;
+        if request.cards.is_empty() {
+            check_device(&request.recipe, &trainers)?;
+        }
         let cards: Vec<Device> = Device::cards().into_iter().chain(request.cards.iter().cloned()).collect();
         let (recipe, price_per_hour) = (&request.recipe, request.price_per_hour);
         ask(&base, &shape, recipe, rows, &trainers, &cards, price_per_hour)
@@ -50,12 +55,13 @@ impl Planner<'_> {
     /// Refuses a job that no trainer can hold, with what would fit.
     ///
     /// # Errors
-    /// [`Error::DoesNotFit`]; as [`Self::plan`].
+    /// [`Error::DoesNotFit`]; a setting that no trainer's device knows; as [`Self::plan`].
     pub async fn require_fit(&self, base: BaseManifest, new: &NewJob, version: u64) -> Result<()> {
-        let trainers = Calibrations::of(self.store).all().await?;
+        let trainers = self.trainers().await?;
         if trainers.is_empty() {
             return Ok(());
         }
+        check_device(&new.recipe, &trainers)?;
         let shape = self.shape(&base).await?;
         let rows = longest_allowed(&new.recipe);
         if ask(&base, &shape, &new.recipe, rows, &trainers, &[], 0.0)?.refusal().is_none() {
@@ -85,6 +91,10 @@ impl Planner<'_> {
         Ok(Footprint { base: (base.fingerprint, compute), memory: tailor_plan::memory_on(&question, worker)? })
     }
 
+    async fn trainers(&self) -> Result<Vec<Calibration>> {
+        Calibrations::of(self.store).to_plan_for(now_ms()).await
+    }
+
     async fn shape(&self, base: &BaseManifest) -> Result<Shape> {
         let missing = || tailor_plan::Error::Config(format!("base {} has no {CONFIG}", base.name));
         let file = base.file(CONFIG).ok_or_else(missing)?;
@@ -101,17 +111,21 @@ impl Planner<'_> {
             objective: recipe.train.objective.to_string(),
         };
         let shards = self.clients.dataset().prepare_shards(request).await.map_err(Error::service("dataset"))?;
-        let shards = shards.into_inner();
-        // 0 stands for "not counted": then the longest that is allowed.
-        let or_limit = |tokens: u64| if tokens == 0 { u64::from(recipe.train.max_tokens) } else { tokens };
-        Ok(Rows {
-            count: shards.train_rows,
-            tokens: shards.train_tokens,
-            longest: or_limit(shards.longest_row),
-            longest_input: or_limit(shards.longest_input),
-            longest_target: shards.longest_target,
-            most_labels: or_limit(shards.most_in_loss),
-        })
+        Ok(counted(&shards.into_inner(), recipe))
+    }
+}
+
+/// Rows as they were tokenised.
+pub fn counted(shards: &dataset::PrepareShardsResponse, recipe: &Recipe) -> Rows {
+    // 0 stands for "not counted": then the longest that is allowed.
+    let or_limit = |tokens: u64| if tokens == 0 { u64::from(recipe.train.max_tokens) } else { tokens };
+    Rows {
+        count: shards.train_rows,
+        tokens: shards.train_tokens,
+        longest: or_limit(shards.longest_row),
+        longest_input: or_limit(shards.longest_input),
+        longest_target: shards.longest_target,
+        most_labels: or_limit(shards.most_in_loss),
     }
 }
 
@@ -128,6 +142,13 @@ fn longest_allowed(recipe: &Recipe) -> Rows {
     }
 }
 
+/// What only a GPU can do is asked of GPUs.
+fn check_device(recipe: &Recipe, trainers: &[Calibration]) -> Result<()> {
+    let is_gpu = |trainer: &Calibration| trainer.device.kind == DeviceKind::Gpu;
+    let has_gpu = trainers.is_empty() || trainers.iter().any(is_gpu);
+    Ok(recipe.train.check_device(has_gpu)?)
+}
+
 fn ask(
     base: &BaseManifest,
     shape: &Shape,
@@ -139,4 +160,31 @@ fn ask(
 ) -> Result<Plan> {
     let (code, dtype) = (base.quant, base.dtype.as_str());
     Ok(tailor_plan::plan(&Question { shape, recipe, code, dtype, rows, trainers, cards, price_per_hour })?)
+}
+
+#[cfg(test)]
+mod tests {
+    use tailor_domain::spec::{Checkpointing, Optimizer};
+
+    use super::*;
+
+    fn trainer(device: Device) -> Calibration {
+        Calibration { device, threads: 2, rates: Default::default(), measured_at_ms: 0 }
+    }
+
+    #[test]
+    fn what_only_a_gpu_can_do_is_refused_where_all_trainers_are_cpus() {
+        let (cpu, gpu) = (trainer(Device::cpu("a host", 1 << 40, true)), trainer(Device::gpu("a card", 1 << 35)));
+        let mut aside = Recipe::default();
+        aside.train.checkpointing = Checkpointing::LayersOnHost;
+        let mut paged = Recipe::default();
+        paged.train.optimizer = Optimizer::PagedAdamW;
+        for (recipe, remedy) in [(&aside, "take layers"), (&paged, "take adamw")] {
+            let refused = check_device(recipe, std::slice::from_ref(&cpu)).expect_err("all are CPUs").to_string();
+            assert!(refused.contains(remedy), "{refused}");
+            check_device(recipe, &[cpu.clone(), gpu.clone()]).expect("one can");
+            check_device(recipe, &[]).expect("nobody has said what there is");
+        }
+        check_device(&Recipe::default(), &[cpu]).expect("any can");
+    }
 }

@@ -50,9 +50,9 @@ fn lock(taken: &Mutex<Taken>) -> MutexGuard<'_, Taken> {
 }
 
 impl Room {
-    /// Of this machine, or as much of it as is allowed.
+    /// Of the GPU or the machine that jobs run on, or as much of it as is allowed.
     pub fn new(limit: Option<u64>) -> Self {
-        let mut worker = tailor_train::host();
+        let mut worker = tailor_train::device();
         worker.memory_bytes = worker.memory_bytes.min(limit.unwrap_or(u64::MAX));
         Self::of(worker)
     }

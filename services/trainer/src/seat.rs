@@ -46,6 +46,9 @@ pub async fn sit(worker: &Worker, device: &Device, seat: Seat, stop: &Cancellati
     };
     let done = train(worker, device, &seat, &halt).await;
     raised.abort();
+    if let Err(error) = &done {
+        worker.note_device(error, stop);
+    }
     match done {
         Ok(()) => tracing::info!(%job, rank, "this rank's part is done"),
         Err(error) if halt.raised().is_some() || is_about_others(&error) => {

@@ -12,6 +12,7 @@ use tailor_peft::Adapter;
 use tailor_train::{Checkpoint, Examples, Observer, Outcome, Predictor, Prompts, Ranks, Session, Summary};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::allowance::Allowance;
 use crate::checkpoints::Record;
 use crate::device::Task;
 use crate::error::Result;
@@ -73,6 +74,8 @@ impl Start {
 pub struct Given {
     pub start: Start,
     pub prompts: HeldOut,
+    /// Memory that the answers may take.
+    pub allowance: Allowance,
     /// The workers that train it together with this one, and the number of this attempt.
     pub party: Option<(Arc<Party>, u64)>,
 }
@@ -90,6 +93,7 @@ pub struct Trained {
 pub struct Training {
     spec: JobSpec,
     prompts: HeldOut,
+    allowance: Allowance,
     reporter: Reporter,
     /// Told when training is over and predicting begins.
     announce: Option<oneshot::Sender<()>>,
@@ -117,16 +121,18 @@ struct Answers {
     adapter: Adapter,
     summary: Summary,
     predictor: Predictor<'static, Rc<Base>>,
+    /// Of the predictor, as far as they are told.
+    done: usize,
     /// Those with the adapter, once the base's own are being made.
     adapted: Option<Vec<Vec<u32>>>,
 }
 
 impl Training {
     pub fn new(given: Given, reporter: Reporter, announce: oneshot::Sender<()>) -> Self {
-        let Given { start, prompts, party } = given;
+        let Given { start, prompts, allowance, party } = given;
         let spec = start.spec.clone();
         let stage = Stage::Waiting(Box::new(Waiting { start, party }));
-        Self { spec, prompts, reporter, announce: Some(announce), stage }
+        Self { spec, prompts, allowance, reporter, announce: Some(announce), stage }
     }
 
     /// The base, the other ranks, and all that stands before the first step.
@@ -158,34 +164,45 @@ impl Training {
             let _ = announce.send(());
         }
         let (adapter, summary) = (trained.adapter, trained.summary);
-        let predictor = self.predictor(&base, Some(&adapter))?;
-        Ok(Stage::Answers(Box::new(Answers { base, adapter, summary, predictor, adapted: None })))
+        let predictor = self.predictor(&base, Some(&adapter), &summary)?;
+        Ok(Stage::Answers(Box::new(Answers { base, adapter, summary, predictor, done: 0, adapted: None })))
     }
 
-    fn predictor(&self, base: &Rc<Base>, adapter: Option<&Adapter>) -> Result<Predictor<'static, Rc<Base>>> {
+    fn predictor(
+        &self,
+        base: &Rc<Base>,
+        adapter: Option<&Adapter>,
+        summary: &Summary,
+    ) -> Result<Predictor<'static, Rc<Base>>> {
         let prompts = Prompts::Shard { file: Arc::clone(&self.prompts.file), count: self.prompts.count };
         let longest = self.spec.recipe.evaluate.max_new_tokens as usize;
-        Ok(Predictor::new(Rc::clone(base), adapter, prompts, longest)?)
+        let room = self.allowance.bytes(base, summary.micro_batch)?;
+        Ok(Predictor::new(Rc::clone(base), adapter, prompts, longest, room)?)
     }
 
-    /// A batch of answers, and what comes after it.
+    /// Some tokens of a batch of answers, and what comes after it.
     fn predict(&mut self, mut answers: Box<Answers>) -> Result<Turned> {
         let total = 2 * self.prompts.count as u64;
         let finished = answers.predictor.turn()?;
         let before = if answers.adapted.is_some() { total / 2 } else { 0 };
-        if !finished {
-            self.reporter.tell(Tick::Evaluated { done: before + answers.predictor.done() as u64, total });
+        if let Some(note) = answers.predictor.take_note() {
+            self.reporter.note(&note);
+        }
+        let done = answers.predictor.done();
+        if !finished && done > answers.done {
+            answers.done = done;
+            self.reporter.tell(Tick::Evaluated { done: before + done as u64, total });
         }
         let halted = self.reporter.halt.raised().is_some();
         if !finished && !halted {
             return Ok(Turned::Stage(Stage::Answers(answers)));
         }
-        let Answers { base, adapter, summary, predictor, adapted } = *answers;
+        let Answers { base, adapter, summary, predictor, adapted, .. } = *answers;
         let made = if halted { Vec::new() } else { predictor.into_answers() };
         let (answers, base_answers) = match adapted {
             None if !halted => {
-                let predictor = self.predictor(&base, None)?;
-                let next = Answers { base, adapter, summary, predictor, adapted: Some(made) };
+                let predictor = self.predictor(&base, None, &summary)?;
+                let next = Answers { base, adapter, summary, predictor, done: 0, adapted: Some(made) };
                 return Ok(Turned::Stage(Stage::Answers(Box::new(next))));
             }
             None => (made, Vec::new()),

@@ -4,7 +4,7 @@
 //! not fit beside what runs goes back to the queue. Whatever becomes of one, the others do not notice.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tailor_blobs::Store;
@@ -20,7 +20,7 @@ use crate::attempt::{Attempt, Clients, Ended};
 use crate::calibrations::Calibrations;
 use crate::checkpoints::Checkpoints;
 use crate::device::Device;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::journal::{Journal, Outcome};
 use crate::keeper::{Halt, HaltFlag, Keeper};
 use crate::planner::Planner;
@@ -55,6 +55,8 @@ pub struct Worker {
     room: Room,
     /// Held while a base is brought to the cache.
     fetching: Mutex<()>,
+    /// Why nothing can run on the device any more.
+    lost: OnceLock<String>,
 }
 
 /// A task that ends with its handle.
@@ -91,6 +93,7 @@ impl Worker {
             jobs_at_once: settings.trainer.jobs_at_once as usize,
             room: Room::new(memory_limit),
             fetching: Mutex::new(()),
+            lost: OnceLock::new(),
             gatherer: Gatherer::new(settings),
         }
     }
@@ -130,19 +133,39 @@ impl Worker {
             halt,
             checkpoint_every: self.checkpoint_every,
             party,
+            shares: self.jobs_at_once > 1,
+        }
+    }
+
+    /// After an error that stays with the process every job would fail here: none is leased any more, and the process ends.
+    pub fn note_device(&self, error: &Error, stop: &CancellationToken) {
+        if error.is_device_lost() {
+            self.lost.get_or_init(|| error.to_string());
+            stop.cancel();
         }
     }
 
     /// Runs jobs until `stop`, and gives back what runs then.
-    pub async fn run(self, stop: CancellationToken) {
+    ///
+    /// # Errors
+    /// The device is lost to this process; `stop` is cancelled then.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), String> {
         let device = match Device::start("tailor-device") {
             Ok(device) => device,
-            Err(error) => return tracing::error!(%error, "this worker can run no jobs"),
+            Err(error) => {
+                tracing::error!(%error, "this worker can run no jobs");
+                return Ok(());
+            }
         };
         let calibrations = Calibrations::of(&self.store);
-        if let Err(error) = calibrations.introduce(&device, &self.cache_dir, self.calibrate, self.memory_limit).await {
-            tracing::warn!(%error, "jobs cannot be planned for this worker");
-        }
+        let present = calibrations.introduce(&device, &self.cache_dir, self.calibrate, self.memory_limit).await;
+        let keeping = match present {
+            Ok(presence) => Some(Bound(tokio::spawn(presence.keep(stop.clone())))),
+            Err(error) => {
+                tracing::warn!(%error, "jobs cannot be planned for this worker");
+                None
+            }
+        };
         tracing::info!(worker = self.name, at_once = self.jobs_at_once, "waiting for jobs");
         let worker = Arc::new(self);
         let mut running = JoinSet::new();
@@ -191,6 +214,17 @@ impl Worker {
         }
         // Each has been told by its keeper.
         while running.join_next().await.is_some() {}
+        if let Some(mut keeping) = keeping {
+            // It says goodbye.
+            let _ = (&mut keeping.0).await;
+        }
+        match worker.lost.get() {
+            None => Ok(()),
+            Some(error) => Err(format!(
+                "{error}; the device answers nothing else until this process ends; its jobs went back to the queue, start it \
+                 again"
+            )),
+        }
     }
 
     /// The job's place in memory; None where it does not fit beside what runs.
@@ -239,6 +273,7 @@ impl Worker {
             match self.one_attempt(&lease, device, stop).await {
                 Ok(()) => {}
                 Err(error) => {
+                    self.note_device(&error, stop);
                     tracing::warn!(job = %lease.job, %error, "attempt ended without a word in the log; the job goes back");
                     tokio::time::sleep(PAUSE).await;
                     self.give_back(&lease).await;

@@ -54,7 +54,7 @@ pub struct Train {
     /// Longest answer when held-out rows are predicted.
     #[arg(long)]
     pub max_new_tokens: Option<u32>,
-    /// Held-out rows to predict; 0 means all.
+    /// Held-out rows to predict: the first 1000 unless given; 0 means all.
     #[arg(long)]
     pub max_validation_rows: Option<u32>,
     /// The same key creates the job once, however often it is sent.

@@ -21,13 +21,20 @@ pub struct EvaluateSpec {
     pub every_steps: u64,
     /// Greedy tokens generated per held-out row.
     pub max_new_tokens: u32,
-    /// Held-out rows predicted at the end; 0 means all.
+    /// Held-out rows predicted at the end, without and with the adapter; 0 means all.
     pub max_validation_rows: u32,
 }
 
 impl Default for EvaluateSpec {
     fn default() -> Self {
-        Self { tuning_fraction: 0.02, max_tuning_rows: 128, every_steps: 0, max_new_tokens: 64, max_validation_rows: 0 }
+        Self {
+            tuning_fraction: 0.02,
+            max_tuning_rows: 128,
+            every_steps: 0,
+            max_new_tokens: 64,
+            // A share of them that is right is known to within three hundredths (95 %).
+            max_validation_rows: 1000,
+        }
     }
 }
 

@@ -7,6 +7,7 @@
 use tailor_domain::spec::Checkpointing;
 
 use crate::adapter::Adapter;
+use crate::amount::Amount;
 use crate::settings::{Pass, Settings};
 use crate::shape::{Attention, Block, Shape, Stream};
 
@@ -15,8 +16,8 @@ const F32: u64 = 4;
 const SLICE_LOGITS: u64 = 1 << 24;
 
 /// Tokens of a block's own stream.
-pub fn tokens(pass: &Pass, stream: Stream) -> u64 {
-    pass.sequences * length(pass, stream)
+pub fn tokens(pass: &Pass, stream: Stream) -> Amount {
+    Amount(pass.sequences) * length(pass, stream)
 }
 
 pub fn length(pass: &Pass, stream: Stream) -> u64 {
@@ -27,7 +28,7 @@ pub fn length(pass: &Pass, stream: Stream) -> u64 {
 }
 
 /// Bytes that are in memory when the forward pass has ended; `product` bytes for a value that is multiplied.
-pub fn kept(shape: &Shape, adapter: &Adapter, settings: &Settings, product: u64) -> u64 {
+pub fn kept(shape: &Shape, adapter: &Adapter, settings: &Settings, product: u64) -> Amount {
     let (pass, c) = (&settings.pass, settings.compute.bytes());
     let blocks = match settings.checkpointing {
         // Nothing below the first layer that learns has a gradient.
@@ -35,29 +36,30 @@ pub fn kept(shape: &Shape, adapter: &Adapter, settings: &Settings, product: u64)
             learning(shape, adapter).map(|block| of_block(shape, adapter, block, settings, product)).sum()
         }
         Checkpointing::Layers => {
-            shape.blocks.iter().map(|block| tokens(pass, block.stream) * shape.hidden * c).sum::<u64>()
+            shape.blocks.iter().map(|block| tokens(pass, block.stream) * shape.hidden * c).sum::<Amount>()
         }
         // One layer's is in use and the next one's on its way.
         Checkpointing::LayersOnHost => {
-            2 * shape.blocks.iter().map(|block| tokens(pass, block.stream) * shape.hidden * c).max().unwrap_or(0)
+            let inputs = shape.blocks.iter().map(|block| tokens(pass, block.stream) * shape.hidden * c);
+            inputs.max().unwrap_or_default() * 2
         }
     };
     // The last norm's input, the hidden states, and those that carry a label.
     let streams = [Stream::Input, Stream::Target].map(|stream| tokens(pass, stream));
-    let last = streams.iter().sum::<u64>() * shape.hidden * 2 * c;
-    blocks + last + pass.labels * shape.hidden * c
+    let last = streams.into_iter().sum::<Amount>() * shape.hidden * 2 * c;
+    blocks + last + Amount(pass.labels) * shape.hidden * c
 }
 
 /// Bytes beside [`kept`] at the costliest moment of a pass; `product` bytes for a value that is multiplied.
-pub fn moment(shape: &Shape, adapter: &Adapter, settings: &Settings, product: u64) -> u64 {
+pub fn moment(shape: &Shape, adapter: &Adapter, settings: &Settings, product: u64) -> Amount {
     let layer = |block: &Block| {
         let again = match settings.checkpointing {
-            Checkpointing::None => 0,
+            Checkpointing::None => Amount::default(),
             Checkpointing::Layers | Checkpointing::LayersOnHost => of_block(shape, adapter, block, settings, product),
         };
         again + backward(shape, adapter, block, settings, product)
     };
-    let layer = shape.blocks.iter().map(layer).max().unwrap_or(0);
+    let layer = shape.blocks.iter().map(layer).max().unwrap_or_default();
     layer.max(head(shape, adapter, settings, product))
 }
 
@@ -77,26 +79,29 @@ pub fn linears_of(block: &Block) -> impl Iterator<Item = usize> {
 }
 
 /// What one block keeps.
-pub fn of_block(shape: &Shape, adapter: &Adapter, block: &Block, settings: &Settings, product: u64) -> u64 {
+pub fn of_block(shape: &Shape, adapter: &Adapter, block: &Block, settings: &Settings, product: u64) -> Amount {
     let (pass, c, d) = (&settings.pass, settings.compute.bytes(), shape.hidden);
     let own = tokens(pass, block.stream);
-    let lora = |linear: usize, tokens: u64| {
-        let dropped = if adapter.dropout() { tokens * shape.linears[linear].input * (c + 1) } else { 0 };
+    let lora = |linear: usize, tokens: Amount| {
+        let dropped = match adapter.dropout() {
+            true => tokens * shape.linears[linear].input * (c + 1),
+            false => Amount::default(),
+        };
         match adapter.rank(linear) {
-            0 => 0,
+            0 => Amount::default(),
             rank => tokens * rank * product + dropped,
         }
     };
     // Layers that read the same tensor share it; with dropout each has its own, and the shared one is let go.
-    let input = |linears: &[usize], tokens: u64, width: u64| {
+    let input = |linears: &[usize], tokens: Amount, width: u64| {
         let is_kept = !adapter.dropout() && linears.iter().any(|linear| adapter.rank(*linear) > 0);
-        if is_kept { tokens * width * c } else { 0 }
+        if is_kept { tokens * width * c } else { Amount::default() }
     };
     let norms = if block.post_norms { 4 } else { 2 } + u64::from(block.cross.is_some());
-    let mut bytes = norms * own * d * c;
+    let mut bytes = own * norms * d * c;
 
     let [q, k, v, o] = block.attention.linears;
-    bytes += input(&[q, k, v], own, d) + [q, k, v].map(|linear| lora(linear, own)).iter().sum::<u64>();
+    bytes += input(&[q, k, v], own, d) + [q, k, v].map(|linear| lora(linear, own)).into_iter().sum();
     bytes += attended(&block.attention, own, own, length(pass, block.stream), pass, c);
     bytes += lora(o, own);
 
@@ -113,18 +118,18 @@ pub fn of_block(shape: &Shape, adapter: &Adapter, block: &Block, settings: &Sett
         None => 1,
     };
     let gates: Vec<usize> = [block.gate].into_iter().chain(block.up).collect();
-    bytes += input(&gates, own, d) + gates.iter().map(|linear| lora(*linear, own)).sum::<u64>();
-    bytes += halves * own * inner * c + input(&[block.down], own, inner) + lora(block.down, own);
+    bytes += input(&gates, own, d) + gates.iter().map(|linear| lora(*linear, own)).sum();
+    bytes += own * halves * inner * c + input(&[block.down], own, inner) + lora(block.down, own);
     bytes
 }
 
 /// What attention keeps: q, k and v as heads, what it gives, and one f32 a query and head. `length` is that of a sequence
 /// where scores or a mask of all its pairs are in memory.
-fn attended(attention: &Attention, queries: u64, keys: u64, length: u64, pass: &Pass, c: u64) -> u64 {
+fn attended(attention: &Attention, queries: Amount, keys: Amount, length: u64, pass: &Pass, c: u64) -> Amount {
     let Attention { heads, head_dim, .. } = *attention;
     let width = heads * head_dim;
-    let pairs = pass.sequences * length * length;
-    let mut bytes = (2 * queries * width + 2 * keys * attention.kv_heads * head_dim) * c + queries * heads * F32;
+    let pairs = Amount(pass.sequences) * length * length;
+    let mut bytes = (queries * 2 * width + keys * 2 * attention.kv_heads * head_dim) * c + queries * heads * F32;
     if attention.normed {
         bytes += (queries * width + keys * attention.kv_heads * head_dim) * c;
     }
@@ -141,7 +146,7 @@ fn attended(attention: &Attention, queries: u64, keys: u64, length: u64, pass: &
 /// they are made from, whose place in what is kept is free by then; and the gradients of the block's input. Where
 /// products are in f32 it is at the feed-forward's last layer: the gradient of its input summed up in f32 and rounded, and
 /// the gradient it is made from in f32 as well.
-fn backward(shape: &Shape, adapter: &Adapter, block: &Block, settings: &Settings, product: u64) -> u64 {
+fn backward(shape: &Shape, adapter: &Adapter, block: &Block, settings: &Settings, product: u64) -> Amount {
     let (pass, c) = (&settings.pass, settings.compute.bytes());
     let own = tokens(pass, block.stream);
     let inner = shape.linears[block.gate].out;
@@ -153,12 +158,13 @@ fn backward(shape: &Shape, adapter: &Adapter, block: &Block, settings: &Settings
 /// One slice of logits, which become their own gradient; the states' gradient in f32 and rounded; and a piece of the head
 /// where it is brought into the product's type. Capped logits, and a head that is adapted, go through plain operators:
 /// logits in f32, their logarithms, and the gradients of both.
-fn head(shape: &Shape, adapter: &Adapter, settings: &Settings, product: u64) -> u64 {
+fn head(shape: &Shape, adapter: &Adapter, settings: &Settings, product: u64) -> Amount {
     const PIECE: u64 = 1 << 23;
     let (pass, c) = (&settings.pass, settings.compute.bytes());
     let rows = (SLICE_LOGITS / shape.vocab).max(1).min(pass.labels);
     let piece = if product == c { 0 } else { PIECE.min(shape.vocab * shape.hidden) * product };
     let plain = shape.capped_logits || adapter.head_rank() > 0;
     let slice = if plain { rows * shape.vocab * 15 } else { rows * shape.vocab * product };
-    slice + piece + rows * shape.hidden * (F32 + product) + pass.labels * shape.hidden * 2 * c
+    let states = Amount(pass.labels) * shape.hidden * 2 * c;
+    Amount(slice + piece + rows * shape.hidden * (F32 + product)) + states
 }

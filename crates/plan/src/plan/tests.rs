@@ -161,6 +161,142 @@ fn several_changes_are_made_where_none_suffices_alone_and_none_is_invented() {
 }
 
 #[test]
+fn a_card_that_is_too_small_is_offered_what_only_a_gpu_can_do() {
+    let shape = llama(4096, 14336, 32, 32, 8, 128_256);
+    let of = |change: &dyn Fn(&mut Recipe), memory_bytes| {
+        let mut recipe = recipe(8192, 1);
+        change(&mut recipe);
+        let cards = [Device::gpu("a card", memory_bytes)];
+        let question = Question {
+            shape: &shape,
+            recipe: &recipe,
+            code: QuantCode::Nf4,
+            dtype: "bf16",
+            rows: rows(8192),
+            trainers: &[],
+            cards: &cards,
+            price_per_hour: 0.0,
+        };
+        plan(&question).expect("a plan")
+    };
+    let offers = |plan: &Plan, field: &str, value: &str| {
+        let wanted = (field.to_owned(), value.to_owned());
+        plan.nearest.iter().any(|change| change.settings == [wanted.clone()])
+    };
+    let needed = of(&|_| (), 0).fits[0].memory.total();
+    let aside = of(&|recipe| recipe.train.checkpointing = Checkpointing::LayersOnHost, 0).fits[0].memory.total();
+    assert!(aside < needed);
+    let tight = of(&|_| (), aside);
+    assert!(offers(&tight, "train.checkpointing", "layers_on_host"), "{:?}", tight.nearest);
+
+    let wide = |recipe: &mut Recipe| recipe.lora.rank = 512;
+    let needed = of(&wide, 0).fits[0].memory;
+    let paged = of(&wide, needed.total() - needed.optimizer / 2);
+    assert!(offers(&paged, "train.optimizer", "paged_adamw"), "{:?}", paged.nearest);
+    assert!(!paged.nearest.iter().any(|change| change.words().contains("8bit")), "it would change the numbers");
+}
+
+#[test]
+fn what_only_a_gpu_can_do_fits_no_cpu_and_says_what_serves_there() {
+    let shape = llama(512, 1408, 8, 8, 8, 8000);
+    let mut recipe = recipe(512, 4);
+    let plain = ask(&shape, &recipe, rows(512), &[trainer(64 * GB)]);
+    recipe.train.checkpointing = Checkpointing::LayersOnHost;
+    recipe.train.optimizer = Optimizer::PagedAdamW8bit;
+    let plan = ask(&shape, &recipe, rows(512), &[trainer(64 * GB)]);
+    assert_eq!(plan.fits_a_trainer, Some(false));
+    assert_eq!(plan.fits[0].memory.activations, plain.fits[0].memory.activations, "a CPU has no other host");
+    let refusal = plan.refusal().expect("refused");
+    assert!(refusal.contains("train.checkpointing") && refusal.contains("take layers"), "{refusal}");
+    assert_eq!(plan.nearest[0].words(), "train.checkpointing to layers and train.optimizer to adamw8bit");
+    // A GPU beside it decides, however small.
+    let gpu = Calibration { device: Device::gpu("a card", 24 * GB), ..trainer(0) };
+    let plan = ask(&shape, &recipe, rows(512), &[trainer(64 * GB), gpu]);
+    assert_eq!((plan.fits_a_trainer, plan.refusal()), (Some(true), None));
+}
+
+#[test]
+fn settings_that_no_machine_could_hold_are_too_much_and_wrap_to_nothing_small() {
+    let gemma_2 = shape(
+        r#"{"model_type":"gemma2","hidden_size":4608,"intermediate_size":36864,"num_hidden_layers":46,
+            "num_attention_heads":32,"num_key_value_heads":16,"head_dim":128,"vocab_size":256000}"#,
+    );
+    let mut recipe = recipe(1 << 20, 65536);
+    (recipe.train.batch_rows, recipe.train.checkpointing) = (65536, Checkpointing::None);
+    let all = Rows { count: 1 << 20, tokens: 1 << 40, ..rows(1 << 20) };
+    let plan = ask(&gemma_2, &recipe, all, &[trainer(64 * GB)]);
+    assert_eq!(plan.fits_a_trainer, Some(false));
+    assert!(plan.fits.iter().all(|fit| !fit.fits && fit.memory.total() == u64::MAX), "{:?}", plan.fits[0]);
+}
+
+#[test]
+fn the_way_in_16_bits_is_in_16_bits_whatever_the_job_computes_in() {
+    let shape = llama(1024, 2816, 12, 16, 16, 32000);
+    let mut recipe = recipe(512, 4);
+    let [_, dense, full] = ask(&shape, &recipe, rows(512), &[]).ways.try_into().expect("three ways");
+    recipe.train.precision = tailor_domain::spec::Precision::F32;
+    let [ours, as_f32, full_f32] = ask(&shape, &recipe, rows(512), &[]).ways.try_into().expect("three ways");
+    assert_eq!((as_f32.bytes, full_f32.bytes), (dense.bytes, full.bytes));
+    assert!(as_f32.bytes < ours.bytes + 2 * shape.parameters());
+}
+
+#[test]
+fn the_update_and_the_moments_are_those_of_the_device_and_the_settings() {
+    let shape = llama(1024, 2816, 2, 16, 16, 32000);
+    let of = |device: &Device, change: &dyn Fn(&mut Recipe)| {
+        let mut recipe = recipe(16, 1);
+        (recipe.lora.rank, recipe.evaluate.tuning_fraction) = (512, 0.02);
+        change(&mut recipe);
+        let rows = rows(16);
+        let question = Question {
+            shape: &shape,
+            recipe: &recipe,
+            code: QuantCode::Nf4,
+            dtype: "bf16",
+            rows,
+            trainers: &[],
+            cards: &[],
+            price_per_hour: 0.0,
+        };
+        memory_on(&question, device).expect("a plan")
+    };
+    let (cpu, gpu) = (Device::cpu("a host", 64 * GB, true), Device::gpu("a card", 24 * GB));
+    let plain = |_: &mut Recipe| ();
+    let n = of(&cpu, &plain).gradients / 4;
+    let (on_cpu, on_gpu) = (of(&cpu, &plain), of(&gpu, &plain));
+    assert_eq!((on_cpu.optimizer, on_gpu.optimizer), (12 * n, 8 * n), "a GPU's best state is on the host");
+    // Six temporaries of each value, which one launch has in registers.
+    assert_eq!(on_cpu.working_set - on_gpu.working_set, 24 * n);
+    let paged = |recipe: &mut Recipe| recipe.train.optimizer = Optimizer::PagedAdamW;
+    assert_eq!(of(&gpu, &paged).optimizer, 0);
+    for device in [&cpu, &gpu] {
+        let own = of(device, &|recipe| recipe.lora.plus_ratio = 16.0);
+        let without = of(device, &plain);
+        assert_eq!(own.optimizer - without.optimizer, 4 * n);
+        assert_eq!(own.working_set - without.working_set, 12 * n);
+        let taken = of(device, &|recipe| recipe.lora.init = tailor_domain::spec::LoraInit::Pissa);
+        assert_eq!(taken.adapter, 2 * without.adapter);
+    }
+}
+
+/// The answers come when gradients, moments and activations are gone.
+#[test]
+fn an_answer_that_takes_more_than_a_step_is_in_the_plan() {
+    let shape = llama_2_70b();
+    let of = |max_new_tokens| {
+        let mut recipe = recipe(512, 1);
+        (recipe.lora.rank, recipe.evaluate.max_new_tokens) = (1, max_new_tokens);
+        ask(&shape, &recipe, rows(512), &[]).fits[0].memory
+    };
+    let (short, long) = (of(64), of(8192));
+    // Keys and values of 80 layers with 8 heads of 128 in bf16.
+    let cache = (512 + 8192) * 80 * 2 * 8 * 128 * 2;
+    assert!(long.total() > short.total() && long.for_answers() >= cache, "{long:?}");
+    assert!(long.for_answers() < cache + cache / 10);
+    assert!(short.for_answers() >= shape.answer_bytes(512, 64, 2));
+}
+
+#[test]
 fn passes_shrink_by_themselves_where_the_settings_leave_it_open() {
     let shape = llama(1024, 2816, 12, 16, 16, 32000);
     let plan = ask(&shape, &recipe(2048, 0), rows(2048), &[trainer(2 * GB)]);

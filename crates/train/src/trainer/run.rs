@@ -1,33 +1,29 @@
 //! The run itself: steps, measurements, when it ends.
 
+mod measuring;
 mod saving;
 
 use std::ops::Deref;
 use std::time::Instant;
 
-use tailor_domain::{ErrorCode, Recipe, StepMetrics, TuningMetrics};
+use tailor_domain::{ErrorCode, Recipe, StepMetrics, TrainSpec};
 use tailor_models::{Base, LoraSet};
 use tailor_torch::guarded;
 
+use self::measuring::Measuring;
 use super::frozen_steps;
 use crate::batches::Batches;
 use crate::checkpoint::State;
 use crate::error::Error;
-use crate::loss::Measured;
 use crate::method::Method;
 use crate::micro_batch;
 use crate::modules::Taken;
 use crate::objective::{Objective, Whole};
-use crate::optimizer::AdamW;
+use crate::optimizer::{AdamW, Initial};
 use crate::ranks::{Ranks, Wishes};
 use crate::rows::Rows;
 use crate::schedule::Schedule;
 use crate::summary::{Observer, Outcome, RecentLoss, Summary};
-
-/// Measurements in a run that does not say how often it measures.
-const MEASUREMENTS: u64 = 10;
-/// Rows in one pass of a measurement.
-const MEASURED_ROWS: usize = 16;
 
 /// Where a run stands, and what it takes to go on.
 pub(super) struct Run<'a, B> {
@@ -45,10 +41,35 @@ pub(super) struct Run<'a, B> {
     recent: RecentLoss,
     /// The parameters of the best measurement.
     best: Vec<f32>,
+    measuring: Option<Measuring>,
     /// Time spent before this attempt, in its turns before the present one, and when that one began.
     seconds_before: f64,
     pub(super) seconds_here: f64,
     pub(super) started: Instant,
+}
+
+/// Parameters before the first step.
+pub(super) struct Beginning<'m> {
+    method: &'m Method,
+    initial: Vec<Initial>,
+    taken: Taken,
+}
+
+impl<'m> Beginning<'m> {
+    /// None where the observer stopped it.
+    pub fn of(
+        method: &'m Method,
+        base: &Base,
+        spec: &TrainSpec,
+        schedule: &Schedule,
+        observer: &mut dyn Observer,
+    ) -> tailor_models::Result<Option<Self>> {
+        // Dropout and noise draw from torch's generator.
+        tch::manual_seed(spec.seed as i64);
+        let frozen_steps = |path: &str| frozen_steps(spec, schedule, path);
+        let made = method.initial(base, spec.seed, frozen_steps, &mut || observer.should_stop())?;
+        Ok(made.map(|(initial, taken)| Self { method, initial, taken }))
+    }
 }
 
 /// What one step's passes summed up to.
@@ -63,15 +84,13 @@ impl<'a, B: Deref<Target = Base>> Run<'a, B> {
         base: B,
         recipe: &Recipe,
         rows: Rows<'a>,
-        method: &Method,
+        beginning: Beginning<'_>,
         schedule: Schedule,
         identity: &str,
         ranks: &Ranks,
     ) -> tailor_models::Result<Self> {
         let spec = &recipe.train;
-        // Dropout and noise draw from torch's generator.
-        tch::manual_seed(spec.seed as i64);
-        let (initial, taken) = method.initial(&base, spec.seed, |path| frozen_steps(spec, &schedule, path))?;
+        let Beginning { method, initial, taken } = beginning;
         let optimizer = AdamW::new(&initial, spec.optimizer, spec.weight_decay, base.device())?;
         let adapter = method.attach(&base, &optimizer, &taken)?;
         let share = ranks.largest_share(u64::from(spec.batch_rows));
@@ -88,6 +107,7 @@ impl<'a, B: Deref<Target = Base>> Run<'a, B> {
             state: State::new(identity, micro_batch),
             recent: RecentLoss::default(),
             best: Vec::new(),
+            measuring: None,
             seconds_before: 0.0,
             seconds_here: 0.0,
             started: Instant::now(),
@@ -105,7 +125,9 @@ impl<'a, B: Deref<Target = Base>> Run<'a, B> {
         let outcome = match self.reason_to_stop(wishes) {
             Some(outcome) => outcome,
             None => {
-                if self.state.step > *saved && (wishes.checkpoint || wishes.leaving) {
+                let is_due = self.measurement_is_due();
+                // Whoever does not leave saves a state with its measurement.
+                if self.state.step > *saved && (wishes.leaving || wishes.checkpoint && !is_due) {
                     self.save(observer)?;
                     *saved = self.state.step;
                 }
@@ -114,8 +136,19 @@ impl<'a, B: Deref<Target = Base>> Run<'a, B> {
                         (format!("after step {}", self.state.step), "another rank's worker is stopping");
                     return Err(Error::Ranks { at, problem: problem.into() });
                 }
-                match self.next_step(&batches.next_batch(self.rows.lengths()), observer) {
-                    Ok(()) => return Ok(None),
+                let stepped = match is_due {
+                    true => Ok(()),
+                    false => self.next_step(&batches.next_batch(self.rows.lengths()), observer),
+                };
+                match stepped {
+                    Ok(()) => {
+                        if self.measurement_is_due()
+                            && let Some(measured) = self.measure_some(observer)?
+                        {
+                            observer.on_tuning(&measured);
+                        }
+                        return Ok(None);
+                    }
                     Err(error) if error.is_divergence() && self.state.best.is_some() => {
                         let kept = self.state.best.map_or(0, |best| best.step);
                         observer.on_note(&format!("{error}; training ends here, the state after step {kept} is kept"));
@@ -173,6 +206,10 @@ impl<'a, B: Deref<Target = Base>> Run<'a, B> {
     }
 
     fn reason_to_stop(&self, wishes: Wishes) -> Option<Outcome> {
+        if self.measurement_is_due() {
+            // Every other reason is looked at once it is made.
+            return wishes.stop.then_some(Outcome::Stopped);
+        }
         let (stop, spec) = (&self.recipe.stop, &self.recipe.train);
         let tokens_used_up = spec.max_train_tokens > 0 && self.state.tokens >= spec.max_train_tokens;
         if self.recent.reached(stop.target_loss) {
@@ -190,7 +227,7 @@ impl<'a, B: Deref<Target = Base>> Run<'a, B> {
         }
     }
 
-    /// One step, its report, and the measurement that is due after it.
+    /// One step and its report.
     fn next_step(&mut self, batch: &[usize], observer: &mut dyn Observer) -> Result<(), Error> {
         let step = self.state.step + 1;
         let learning_rate = self.schedule.learning_rate(step);
@@ -208,55 +245,7 @@ impl<'a, B: Deref<Target = Base>> Run<'a, B> {
             tokens: sums.tokens,
             tokens_per_second: per_second(sums.tokens, started.elapsed().as_secs_f64()),
         });
-        if self.measurement_is_due() {
-            let measured = self.measure()?;
-            observer.on_tuning(&measured);
-        }
         Ok(())
-    }
-
-    fn measurement_is_due(&self) -> bool {
-        let every = match self.recipe.evaluate.every_steps {
-            0 => self.schedule.total_steps.div_ceil(MEASUREMENTS),
-            steps => steps,
-        };
-        let last = self.state.step == self.schedule.total_steps;
-        !self.rows.tuning().is_empty() && (last || self.state.step.is_multiple_of(every.max(1)))
-    }
-
-    /// Loss and accuracy on the tuning rows, and whether they are the best so far.
-    fn measure(&mut self) -> Result<TuningMetrics, Error> {
-        let step = self.state.step;
-        let objective = self.objective();
-        let mut sums = Measured::default();
-        for rows in self.ranks.deal(self.rows.tuning().chunks(MEASURED_ROWS)) {
-            let loaded = self.rows.examples().load(rows.chunks(1))?;
-            let some =
-                guarded(|| objective.measure(&loaded)).map_err(Error::at(format!("measuring after step {step}")))?;
-            sums.loss += some.loss;
-            sums.correct += some.correct;
-            sums.labels += some.labels;
-        }
-        let own = [sums.loss, sums.correct as f64, sums.labels as f64];
-        let [loss, correct, labels] = self.ranks.sum(own, &format!("measuring after step {step}"))?;
-        let tokens = labels as u64;
-        let labels = labels.max(1.0);
-        let loss = loss / labels;
-        let bound = self.state.best.map_or(f64::INFINITY, |best| best.loss * (1.0 - self.recipe.stop.min_improvement));
-        let token_accuracy = correct / labels;
-        let measured = TuningMetrics { step, loss, token_accuracy, tokens, best: loss < bound };
-        if measured.best {
-            self.best = self
-                .optimizer
-                .flat_values()
-                .map_err(|error| Error::at(format!("keeping the state after step {step}"))(error.into()))?;
-            self.state.best = Some(measured);
-            self.state.without_improvement = 0;
-        } else {
-            self.state.without_improvement += 1;
-        }
-        self.state.last_tuning = Some(measured);
-        Ok(measured)
     }
 
     fn objective(&self) -> Objective<'_> {

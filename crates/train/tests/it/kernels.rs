@@ -4,6 +4,7 @@
 use tailor_domain::spec::{Checkpointing, Grouping, Optimizer};
 use tailor_domain::{ErrorCode, LoraSpec, TrainSpec};
 use tailor_models::{Base, LoadOptions};
+use tailor_testkit::skipped_without_gpu;
 use tailor_torch::kernels::test_device;
 use tailor_train::train;
 use tch::Device;
@@ -88,8 +89,7 @@ fn variants_of_an_adapter_train_with_kernels_as_without() {
 #[test]
 fn what_only_a_gpu_can_do_changes_no_result() {
     if !device().is_cuda() {
-        eprintln!("skipped: TAILOR_TEST_DEVICE names no GPU");
-        return;
+        return skipped_without_gpu();
     }
     let tiny = TinyBase::random_llama(2).with_kernels();
     let spec = TrainSpec { optimizer: Optimizer::AdamW8bit, checkpointing: Checkpointing::Layers, ..spec() };

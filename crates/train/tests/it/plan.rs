@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use tailor_domain::{QuantCode, Recipe};
-use tailor_models::{Base, Compute, LoadOptions};
+use tailor_models::{Base, Compute, Greedy, LoadOptions};
 use tailor_plan::{Adapter, Shape};
 use tailor_quant::{QuantOptions, quantize_folder};
 use tailor_testkit::{LlamaShape, T5Shape, TempDir};
@@ -87,5 +87,31 @@ fn an_adapter_has_the_planned_number_of_values() {
         let trained = train(&tiny.base, &recipe, std::slice::from_ref(&row), "tiny", &mut ()).expect("trains");
         let planned = Adapter::of(&shape, &recipe).expect("planned");
         assert_eq!(planned.values() * 4, trained.adapter.size_bytes(), "{lora}");
+    }
+}
+
+/// Rows that end early are copied together, and no buffer grows beyond what was planned at the beginning.
+#[test]
+fn the_cache_of_answers_takes_no_more_than_planned() {
+    for tiny in TinyBase::all() {
+        let shape = Shape::parse(tiny.base.config_text()).expect("a known family");
+        let prompts: Vec<Vec<u32>> = (0..6).map(|row| vec![10 + row; 9 + row as usize]).collect();
+        let (longest, new) = (14, 40);
+        let planned = shape.answer_bytes(longest, new, 4) * prompts.len() as u64;
+        // What a first step says ends that row.
+        let first = Greedy { max_new: 1, eos: Vec::new() };
+        let answers = tiny.base.generate_greedy(&prompts, &first, None).expect("answers");
+        let greedy = Greedy { max_new: new as usize, eos: vec![answers[5][0]] };
+        let mut answering = tiny.base.begin_greedy(&prompts, &greedy, None).expect("begins");
+        let mut most = 0;
+        loop {
+            most = most.max(answering.bytes() as u64);
+            if answering.step(&tiny.base, None).expect("a step") {
+                break;
+            }
+        }
+        assert!(most > 0 && most <= planned, "{most} of {planned}");
+        let whole = tiny.base.generate_greedy(&prompts, &greedy, None).expect("answers");
+        assert_eq!(answering.into_answers(), whole);
     }
 }

@@ -1,7 +1,8 @@
 //! When a run ends, and which of its states is kept.
 
-use tailor_domain::{EvaluateSpec, Recipe, StepMetrics, StopSpec, TrainSpec, TuningMetrics};
-use tailor_train::{Checkpoint, Example, Observer, Outcome, Trained, resume, train};
+use tailor_domain::spec::LoraInit;
+use tailor_domain::{EvaluateSpec, LoraSpec, Recipe, StepMetrics, StopSpec, TrainSpec, TuningMetrics};
+use tailor_train::{Checkpoint, Error, Example, Observer, Outcome, Ranks, Session, Trained, resume, train};
 
 use crate::{TinyBase, lora, recipe, spec};
 
@@ -85,6 +86,51 @@ fn going_on_from_a_checkpoint_remembers_the_best_and_the_patience() {
         assert!(bytes(&rest) == bytes(&whole), "from step {}", from.step());
         assert_eq!((rest.summary.best, rest.summary.steps), (whole.summary.best, whole.summary.steps));
     }
+}
+
+/// 48 rows to measure on are three turns.
+#[test]
+fn a_run_that_is_stopped_while_it_measures_measures_anew_when_it_goes_on() {
+    let tiny = TinyBase::llama();
+    let rows = tiny.random_rows(96, 5);
+    let mut recipe = overfitting();
+    (recipe.evaluate.tuning_fraction, recipe.evaluate.every_steps, recipe.train.max_steps) = (0.5, 1, 2);
+    let (whole, seen) = run(&tiny, &recipe, &rows);
+    assert_eq!(seen.tuning.len(), 2);
+
+    let mut seen = Seen::default();
+    let alone = Ranks::alone();
+    let mut session =
+        Session::begin(&tiny.base, &recipe, rows.as_slice(), "tiny", None, &alone, &mut seen).expect("begins");
+    let mut turn = |seen: &mut Seen| session.turn(seen).expect("goes on");
+    assert!(turn(&mut seen).is_none() && turn(&mut seen).is_none());
+    assert_eq!((seen.steps.len(), seen.tuning.len()), (1, 0), "it measures");
+    seen.stop_after = Some(1);
+    let stopped = turn(&mut seen).expect("stops before the rest is measured");
+    assert_eq!((stopped.summary.outcome, seen.tuning.len(), seen.checkpoints.len()), (Outcome::Stopped, 0, 1));
+
+    let from = Checkpoint::from_bytes(&seen.checkpoints[0]).expect("read");
+    let mut rest = Seen::default();
+    let resumed = resume(&tiny.base, &recipe, rows.as_slice(), "tiny", Some(&from), &mut rest).expect("goes on");
+    let steps = |seen: &Seen| seen.tuning.iter().map(|measured| measured.step).collect::<Vec<_>>();
+    assert_eq!(steps(&rest), [1, 2]);
+    assert_eq!((resumed.summary.best, resumed.summary.last_tuning), (whole.summary.best, whole.summary.last_tuning));
+    let bytes = |trained: &Trained| trained.adapter.weights_to_bytes().expect("bytes");
+    assert!(bytes(&resumed) == bytes(&whole));
+}
+
+#[test]
+fn parameters_that_take_long_to_make_are_not_waited_for_by_a_run_that_is_to_stop() {
+    let tiny = TinyBase::llama();
+    let rows = tiny.rows(8);
+    let begin = |init| {
+        let recipe = recipe(&LoraSpec { init, ..lora() }, &spec());
+        let mut stopped = Seen { stop_after: Some(0), ..Seen::default() };
+        Session::begin(&tiny.base, &recipe, rows.as_slice(), "tiny", None, &Ranks::alone(), &mut stopped).map(drop)
+    };
+    begin(LoraInit::Default).expect("nothing to wait for");
+    let error = begin(LoraInit::Pissa).expect_err("a decomposition of each weight");
+    assert!(matches!(error, Error::Stopped { .. }), "{error}");
 }
 
 #[test]

@@ -127,8 +127,8 @@ fn pairs_and_prompts_on_disk_are_those_in_memory() {
         let here =
             predict(&tiny.base, Some(&streamed.adapter), &prompts[..count], 5, &mut |_, _| true).expect("answers");
         let asked = Prompts::Shard { file: Arc::clone(&file), count };
-        let mut predictor = Predictor::new(&tiny.base, Some(&streamed.adapter), asked, 5).expect("fits");
-        while !predictor.turn().expect("a batch") {}
+        let mut predictor = Predictor::new(&tiny.base, Some(&streamed.adapter), asked, 5, u64::MAX).expect("fits");
+        while !predictor.turn().expect("a few tokens") {}
         assert_eq!(predictor.into_answers(), here);
     }
     assert!(Shard::new(open(&path), "x").is_err(), "nothing can be learnt from prompts");
