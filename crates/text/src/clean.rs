@@ -21,7 +21,7 @@ use tailor_domain::Report;
 
 use crate::Column;
 use crate::error::{Error, Result};
-use crate::rows::Outcome;
+use crate::rows::{Outcome, Row};
 use crate::sort::Sorter;
 use duplicates::Duplicates;
 use report::Drops;
@@ -32,11 +32,13 @@ pub use spool::RowFile;
 const MAX_LABELS: usize = 1000;
 /// Labels that are told apart before it is known which rows stay.
 const MAX_LABELS_SEEN: usize = 1 << 16;
+/// Of one label: all that are seen are in memory, and those of the rows that stay in the report.
+const MAX_LABEL_BYTES: usize = 256;
 
 /// What a row is marked with: stays for training, dropped, stays for validation.
-const STAYS: u32 = 0;
-const DROPPED: u32 = 1;
-const HIDDEN: u32 = 2;
+const STAYS: u8 = 0;
+const DROPPED: u8 = 1;
+const HIDDEN: u8 = 2;
 
 /// How many rows validation gets.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -121,7 +123,7 @@ impl Cleaner {
             folder: folder.to_owned(),
             rows: Incoming::new(folder)?,
             duplicates: Duplicates::new(folder)?,
-            sentences: holds_out.then(|| Sorter::new(folder)).transpose()?,
+            sentences: holds_out.then(|| Sorter::new(Some(folder))).transpose()?,
             labels: HashMap::new(),
             rows_read: 0,
             drops: Drops::new(options.max_examples),
@@ -130,7 +132,7 @@ impl Cleaner {
     }
 
     /// # Errors
-    /// The disk is full; labels without end.
+    /// The disk is full; labels without end, or one that is too long.
     pub fn push(&mut self, outcome: Outcome) -> Result<()> {
         self.rows_read += 1;
         let row = match outcome {
@@ -144,7 +146,7 @@ impl Cleaner {
         if number >= u32::MAX as usize {
             return Err(Error::Option { field: "file", problem: format!("has more than {number} rows; split it") });
         }
-        let label = self.label(row.label.as_deref())?;
+        let label = self.label(&row)?;
         self.duplicates.note(number, &row.content)?;
         if let Some(sentences) = &mut self.sentences {
             split::note(sentences, number, &row.content)?;
@@ -152,14 +154,18 @@ impl Cleaner {
         self.rows.push(&row, label, report::bucket(&row.content))
     }
 
-    fn label(&mut self, label: Option<&str>) -> Result<u32> {
-        let Some(label) = label else { return Ok(0) };
+    fn label(&mut self, row: &Row) -> Result<u32> {
+        let Some(label) = row.label.as_deref() else { return Ok(0) };
         if let Some(number) = self.labels.get(label) {
             return Ok(*number);
         }
         if self.labels.len() == MAX_LABELS_SEEN {
             let column = self.options.label_column.clone();
             return Err(Error::TooManyLabels { column, limit: MAX_LABELS });
+        }
+        if label.len() > MAX_LABEL_BYTES {
+            let (column, bytes) = (self.options.label_column.clone(), label.len());
+            return Err(Error::LabelTooLong { line: row.line, column, bytes, limit: MAX_LABEL_BYTES });
         }
         let number = self.labels.len() as u32 + 1;
         self.labels.insert(label.to_owned(), number);
@@ -175,7 +181,8 @@ impl Cleaner {
         duplicates.drop_from(&rows, &mut marks, &mut drops)?;
         let mut report = drops.report(rows_read);
         balance::balance(&options, &labels, &rows, &mut marks, &mut report, &folder)?;
-        let kept = marks.iter().filter(|mark| **mark == STAYS).count();
+        let mut kept = 0;
+        marks.each(|_, mark| kept += usize::from(mark == STAYS));
         if kept == 0 {
             return Err(Error::NoRows { problem: report::why_none(&report) });
         }
@@ -187,7 +194,7 @@ impl Cleaner {
         if let Some(sentences) = sentences {
             split::choose(&mut marks, kept, wanted, options.seed, sentences.finish()?, &folder)?;
         }
-        let side = |row: usize| match marks[row] {
+        let side = |row: usize| match marks.look(row) {
             STAYS => Some(Side::Train),
             HIDDEN => Some(Side::Validation),
             _ => None,

@@ -1,8 +1,11 @@
 //! A number for each row of a file, in a mapped temporary file: an order, a length, a mark.
 //!
 //! What is not looked at need not be in memory: [`Column::release`] gives the pages back, and the numbers stay in the file.
-//! So a pass over five gigabytes of rows holds no more than one over ten megabytes.
+//! [`Column::look`] and [`Column::put`] do so by themselves before much of it is there, and a shuffle goes by
+//! [`Column::swap_all`]. So work on five gigabytes of rows holds no more than work on ten megabytes. Who takes the column as a
+//! slice gives it back himself.
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, BufWriter, IntoInnerError, Write as _};
 use std::marker::PhantomData;
@@ -12,8 +15,12 @@ use std::path::Path;
 use bytemuck::Pod;
 use memmap2::{MmapMut, UncheckedAdvice};
 
-/// Items of a pass in order between two releases.
-const RELEASE_EVERY: usize = 1 << 16;
+/// Bytes of a column that are in memory while its items are looked at one by one.
+const RESIDENT: usize = 1 << 20;
+/// What Linux brings along with a page that it finds in its cache (`fault_around_bytes`).
+const WINDOW: usize = 1 << 16;
+/// Swaps that are made together: enough for a pass over the column to be worth it, and a few MiB.
+const SWAPS: usize = 1 << 17;
 /// A shorter one is in memory: a page of numbers is not worth a file.
 const IN_MEMORY: usize = 1 << 12;
 /// Numbers, or a few of them together; reads and writes as a slice.
@@ -21,12 +28,21 @@ const IN_MEMORY: usize = 1 << 12;
 pub struct Column<T = u32> {
     place: Place<T>,
     length: usize,
+    touched: RefCell<Touched>,
 }
 
 #[derive(Debug)]
 enum Place<T> {
     Memory(Vec<T>),
     Mapped(MmapMut),
+}
+
+/// The windows of a map that were looked at since its memory was given back.
+#[derive(Debug, Default)]
+struct Touched {
+    /// A bit each.
+    windows: Vec<u64>,
+    count: usize,
 }
 
 impl<T: Pod> Column<T> {
@@ -36,7 +52,7 @@ impl<T: Pod> Column<T> {
     /// The disk is full, or the folder cannot be written to.
     pub fn zeros(length: usize, folder: Option<&Path>) -> io::Result<Self> {
         match folder.filter(|_| length > IN_MEMORY) {
-            None => Ok(Self { place: Place::Memory(vec![T::zeroed(); length]), length }),
+            None => Ok(Self::at(Place::Memory(vec![T::zeroed(); length]), length)),
             Some(folder) => Self::mapped(length, folder),
         }
     }
@@ -50,16 +66,40 @@ impl<T: Pod> Column<T> {
     fn map(file: &File, length: usize) -> io::Result<Self> {
         // SAFETY: the file has no name, so nobody else changes or shortens it.
         let map = unsafe { MmapMut::map_mut(file) }?;
-        Ok(Self { place: Place::Mapped(map), length })
+        Ok(Self::at(Place::Mapped(map), length))
+    }
+
+    fn at(place: Place<T>, length: usize) -> Self {
+        Self { place, length, touched: RefCell::default() }
+    }
+
+    /// The item at a place. Any number of them in any order take no more than [`RESIDENT`] bytes of memory.
+    pub fn look(&self, at: usize) -> T {
+        self.touch(at);
+        self[at]
+    }
+
+    /// Writes the item at a place; as [`Self::look`].
+    pub fn put(&mut self, at: usize, item: T) {
+        self.touch(at);
+        self[at] = item;
+    }
+
+    /// Gives the memory back before the place would be too much of it.
+    fn touch(&self, at: usize) {
+        let Place::Mapped(map) = &self.place else { return };
+        let window = at * size_of::<T>() / WINDOW;
+        if map.len() <= RESIDENT || self.touched.borrow_mut().add(window) {
+            return;
+        }
+        self.release();
+        self.touched.borrow_mut().add(window);
     }
 
     /// Writes every item anew, in order, from its place.
     pub fn fill(&mut self, mut item: impl FnMut(usize) -> T) {
         for at in 0..self.length {
-            self[at] = item(at);
-            if at % RELEASE_EVERY == RELEASE_EVERY - 1 {
-                self.release();
-            }
+            self.put(at, item(at));
         }
         self.release();
     }
@@ -67,12 +107,48 @@ impl<T: Pod> Column<T> {
     /// Looks at every item, in order, with its place.
     pub fn each(&self, mut look: impl FnMut(usize, T)) {
         for at in 0..self.length {
-            look(at, self[at]);
-            if at % RELEASE_EVERY == RELEASE_EVERY - 1 {
+            look(at, self.look(at));
+        }
+        self.release();
+    }
+
+    /// Lets the column be changed in pieces of so many items, in order.
+    pub fn each_piece(&mut self, items: usize, mut change: impl FnMut(&mut [T])) {
+        let mut changed = 0;
+        for begin in (0..self.length).step_by(items.max(1)) {
+            let end = begin.saturating_add(items).min(self.length);
+            change(&mut self[begin..end]);
+            changed += (end - begin) * size_of::<T>();
+            if changed >= RESIDENT {
                 self.release();
+                changed = 0;
             }
         }
         self.release();
+    }
+
+    /// Swaps the items of two places, pair of places after pair of places. Many pairs are taken together and what they touch
+    /// is visited in order, once to read and once to write: to shuffle a column it need not be in memory, nor come from the
+    /// disk item by item.
+    pub fn swap_all(&mut self, mut swaps: impl Iterator<Item = [u32; 2]>) {
+        if self.length * size_of::<T>() <= RESIDENT {
+            return swaps.for_each(|[one, other]| self.swap(one as usize, other as usize));
+        }
+        loop {
+            let some: Vec<[u32; 2]> = swaps.by_ref().take(SWAPS).collect();
+            if some.is_empty() {
+                return self.release();
+            }
+            let mut places = some.as_flattened().to_vec();
+            places.sort_unstable();
+            places.dedup();
+            let mut items: Vec<T> = places.iter().map(|place| self.look(*place as usize)).collect();
+            let found = |place| places.partition_point(|other| *other < place);
+            some.into_iter().for_each(|[one, other]| items.swap(found(one), found(other)));
+            for (place, item) in places.iter().zip(items) {
+                self.put(*place as usize, item);
+            }
+        }
     }
 
     /// Keeps the first numbers only.
@@ -87,7 +163,30 @@ impl<T: Pod> Column<T> {
             let released = unsafe { map.unchecked_advise(UncheckedAdvice::DontNeed) };
             // Advice: where it is not taken, more memory is used and nothing else is different.
             drop(released);
+            self.touched.borrow_mut().clear();
         }
+    }
+}
+
+impl Touched {
+    /// False where it would be one too many.
+    fn add(&mut self, window: usize) -> bool {
+        let (word, bit) = (window / 64, 1 << (window % 64));
+        if self.windows.len() <= word {
+            self.windows.resize(word + 1, 0);
+        }
+        let is_new = self.windows[word] & bit == 0;
+        if is_new && self.count == RESIDENT / WINDOW {
+            return false;
+        }
+        self.windows[word] |= bit;
+        self.count += usize::from(is_new);
+        true
+    }
+
+    fn clear(&mut self) {
+        self.windows.fill(0);
+        self.count = 0;
     }
 }
 
@@ -176,6 +275,7 @@ impl<T: Pod> DerefMut for Column<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::seed::SplitMix;
 
     #[test]
     fn what_was_written_is_there_after_its_memory_is_given_back() {
@@ -212,6 +312,45 @@ mod tests {
             let column = column.finish().expect("mapped");
             assert_eq!(column.len() as u64, length);
             assert!((0..).zip(column.iter()).all(|(at, item)| *item == [at, at * at]));
+        }
+    }
+
+    #[test]
+    fn any_order_of_looking_and_writing_is_that_of_a_slice() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut random = SplitMix::new(5);
+        let mut column = Column::counting(700_000, Some(folder.path())).expect("made");
+        let mut plain: Vec<u32> = (0..700_000).collect();
+        for _ in 0..20_000 {
+            let (from, to) = (random.below(plain.len()), random.below(plain.len()));
+            assert_eq!(column.look(from), plain[from]);
+            column.put(to, from as u32);
+            plain[to] = from as u32;
+        }
+        assert!(column.touched.borrow().count <= RESIDENT / WINDOW);
+        assert!(*column == *plain);
+        let mut pieces = Vec::new();
+        column.each_piece(300_000, |piece| {
+            piece.reverse();
+            pieces.push(piece.len());
+        });
+        plain.chunks_mut(300_000).for_each(<[u32]>::reverse);
+        assert_eq!(pieces, [300_000, 300_000, 100_000]);
+        assert!(*column == *plain);
+    }
+
+    #[test]
+    fn many_swaps_together_are_the_swaps_one_by_one() {
+        let folder = tempfile::tempdir().expect("a folder");
+        for length in [10, 300_000] {
+            let mut random = SplitMix::new(length as u64);
+            let mut place = || random.below(length) as u32;
+            let swaps: Vec<[u32; 2]> = (0..3 * SWAPS + 1).map(|_| [place(), place()]).collect();
+            let mut column = Column::counting(length, Some(folder.path())).expect("made");
+            let mut plain = column.to_vec();
+            column.swap_all(swaps.iter().copied());
+            swaps.iter().for_each(|[one, other]| plain.swap(*one as usize, *other as usize));
+            assert!(*column == *plain, "{length} items");
         }
     }
 

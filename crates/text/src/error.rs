@@ -44,6 +44,11 @@ pub enum Error {
     #[error("column {column} has more than {limit} different labels; it is no label column, name another or none")]
     TooManyLabels { column: String, limit: usize },
 
+    #[error(
+        "line {line}: its label in column {column} has {bytes} bytes, the limit is {limit}; it is no label column, name another or none"
+    )]
+    LabelTooLong { line: u64, column: String, bytes: usize, limit: usize },
+
     #[error("cannot read the file: {0}")]
     Io(#[from] std::io::Error),
 
@@ -79,6 +84,7 @@ impl Error {
             | Self::NoRows { .. }
             | Self::Option { .. }
             | Self::TooManyLabels { .. }
+            | Self::LabelTooLong { .. }
             | Self::Tokenizer { .. }
             | Self::ChatTemplate { .. }
             | Self::PromptTemplate { .. }

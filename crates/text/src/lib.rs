@@ -27,5 +27,6 @@ pub use column::Column;
 pub use error::{Error, Refusal, Result};
 pub use example::{Example, ExampleBuilder, Preference};
 pub use rows::{ColumnMap, Columns, Format, Outcome, Row, RowContent, RowLimits, RowReader};
+pub use sort::Sorter;
 pub use template::PromptTemplate;
 pub use tokenizer::{Tokenizer, TokenizerFiles};

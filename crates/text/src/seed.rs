@@ -1,6 +1,10 @@
 //! A random sequence that stays the same for ever: dataset versions are named by their content, so a split must not
 //! change when a library does.
 
+use bytemuck::Pod;
+
+use crate::Column;
+
 /// SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014).
 #[derive(Debug, Clone)]
 pub(crate) struct SplitMix(u64);
@@ -24,10 +28,9 @@ impl SplitMix {
     }
 
     /// Fisher and Yates.
-    pub fn shuffle<T>(&mut self, items: &mut [T]) {
-        for at in (1..items.len()).rev() {
-            items.swap(at, self.below(at + 1));
-        }
+    pub fn shuffle<T: Pod>(&mut self, items: &mut Column<T>) {
+        let last = items.len() as u32; // there is a u32 for each row of a file
+        items.swap_all((1..last).rev().map(|at| [at, self.below(at as usize + 1) as u32]));
     }
 }
 
@@ -45,9 +48,9 @@ mod tests {
     #[test]
     fn a_shuffle_keeps_every_item_and_depends_on_the_seed() {
         let shuffled = |seed| {
-            let mut items: Vec<usize> = (0..100).collect();
+            let mut items = Column::counting(100, None).expect("in memory");
             SplitMix::new(seed).shuffle(&mut items);
-            items
+            items.to_vec()
         };
         assert_eq!(shuffled(1), shuffled(1));
         assert_ne!(shuffled(1), shuffled(2));

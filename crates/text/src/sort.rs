@@ -22,7 +22,8 @@ const READ: usize = 1 << 9;
 #[derive(Debug)]
 pub struct Sorter {
     run: Vec<Pair>,
-    runs: Runs,
+    /// None: all is one run in memory.
+    runs: Option<Runs>,
     capacity: usize,
 }
 
@@ -34,16 +35,17 @@ struct Runs {
 }
 
 impl Sorter {
-    /// Runs lie in an unnamed file in `folder`.
+    /// Runs lie in an unnamed file in `folder`; in memory where there is none.
     ///
     /// # Errors
     /// The folder cannot be written to.
-    pub fn new(folder: &Path) -> io::Result<Self> {
+    pub fn new(folder: Option<&Path>) -> io::Result<Self> {
         Self::with_runs_of(RUN, folder)
     }
 
-    fn with_runs_of(capacity: usize, folder: &Path) -> io::Result<Self> {
-        let runs = Runs { file: tempfile::tempfile_in(folder)?, ends: Vec::new() };
+    fn with_runs_of(capacity: usize, folder: Option<&Path>) -> io::Result<Self> {
+        let file = folder.map(tempfile::tempfile_in).transpose()?;
+        let runs = file.map(|file| Runs { file, ends: Vec::new() });
         Ok(Self { run: Vec::new(), runs, capacity })
     }
 
@@ -51,16 +53,10 @@ impl Sorter {
     /// The disk is full.
     pub fn push(&mut self, pair: Pair) -> io::Result<()> {
         self.run.push(pair);
-        if self.run.len() < self.capacity { Ok(()) } else { self.write_run() }
-    }
-
-    fn write_run(&mut self) -> io::Result<()> {
-        self.run.sort_unstable();
-        let begin = self.runs.ends.last().copied().unwrap_or(0);
-        self.runs.file.write_all_at(bytemuck::cast_slice(&self.run), begin * PAIR as u64)?;
-        self.runs.ends.push(begin + self.run.len() as u64);
-        self.run.clear();
-        Ok(())
+        match &mut self.runs {
+            Some(runs) if self.run.len() >= self.capacity => runs.write(&mut self.run),
+            Some(_) | None => Ok(()),
+        }
     }
 
     /// All pairs, the smallest first.
@@ -68,25 +64,39 @@ impl Sorter {
     /// # Errors
     /// As [`Self::push`]; as items where the file cannot be read.
     pub fn finish(mut self) -> io::Result<Sorted> {
-        self.write_run()?;
+        let Some(mut runs) = self.runs else {
+            self.run.sort_unstable_by_key(|pair| Reverse(*pair));
+            let all = Reader { next: 0, end: 0, read: self.run };
+            return Sorted::begin(None, vec![all]);
+        };
+        runs.write(&mut self.run)?;
+        drop(self.run);
         let mut begin = 0;
         let mut readers = Vec::new();
-        for end in &self.runs.ends {
-            readers.push(Reader { next: begin, end: *end, read: Vec::new() });
-            begin = *end;
+        for end in runs.ends {
+            readers.push(Reader { next: begin, end, read: Vec::new() });
+            begin = end;
         }
-        let mut sorted = Sorted { file: self.runs.file, readers, heads: BinaryHeap::new() };
-        for run in 0..sorted.readers.len() {
-            sorted.advance(run)?;
-        }
-        Ok(sorted)
+        Sorted::begin(Some(runs.file), readers)
+    }
+}
+
+impl Runs {
+    fn write(&mut self, run: &mut Vec<Pair>) -> io::Result<()> {
+        run.sort_unstable();
+        let begin = self.ends.last().copied().unwrap_or(0);
+        self.file.write_all_at(bytemuck::cast_slice(run), begin * PAIR as u64)?;
+        self.ends.push(begin + run.len() as u64);
+        run.clear();
+        Ok(())
     }
 }
 
 /// Gives pairs in order.
 #[derive(Debug)]
 pub struct Sorted {
-    file: File,
+    /// None where no reader has more to read.
+    file: Option<File>,
     readers: Vec<Reader>,
     /// The next pair of each run.
     heads: BinaryHeap<Reverse<(Pair, usize)>>,
@@ -101,12 +111,23 @@ struct Reader {
 }
 
 impl Sorted {
+    fn begin(file: Option<File>, readers: Vec<Reader>) -> io::Result<Self> {
+        let mut sorted = Self { file, readers, heads: BinaryHeap::new() };
+        for run in 0..sorted.readers.len() {
+            sorted.advance(run)?;
+        }
+        Ok(sorted)
+    }
+
     fn advance(&mut self, run: usize) -> io::Result<()> {
         let Some(reader) = self.readers.get_mut(run) else { return Ok(()) };
-        if reader.read.is_empty() && reader.next < reader.end {
+        if reader.read.is_empty()
+            && reader.next < reader.end
+            && let Some(file) = &self.file
+        {
             let count = (reader.end - reader.next).min(READ as u64);
             reader.read = vec![[0; 2]; count as usize];
-            self.file.read_exact_at(bytemuck::cast_slice_mut(&mut reader.read), reader.next * PAIR as u64)?;
+            file.read_exact_at(bytemuck::cast_slice_mut(&mut reader.read), reader.next * PAIR as u64)?;
             reader.read.reverse();
             reader.next += count;
         }
@@ -137,11 +158,15 @@ mod tests {
         let mut random = SplitMix::new(11);
         for count in [0, 1, 99, 100, 101, 5000] {
             let mut pairs: Vec<Pair> = (0..count).map(|_| [random.below(700) as u64, random.next()]).collect();
-            let mut sorter = Sorter::with_runs_of(100, folder.path()).expect("a file");
-            pairs.iter().for_each(|pair| sorter.push(*pair).expect("written"));
-            let sorted: Vec<Pair> = sorter.finish().expect("sorted").map(|pair| pair.expect("read")).collect();
+            let sort = |folder: Option<&Path>| -> Vec<Pair> {
+                let mut sorter = Sorter::with_runs_of(100, folder).expect("a file");
+                pairs.iter().for_each(|pair| sorter.push(*pair).expect("written"));
+                sorter.finish().expect("sorted").map(|pair| pair.expect("read")).collect()
+            };
+            let (on_disk, in_memory) = (sort(Some(folder.path())), sort(None));
             pairs.sort_unstable();
-            assert_eq!(sorted, pairs);
+            assert_eq!(on_disk, pairs);
+            assert_eq!(in_memory, pairs);
         }
     }
 }

@@ -12,6 +12,7 @@ use super::{CleanOptions, DROPPED, MAX_LABELS, STAYS};
 use crate::Column;
 use crate::error::{Error, Result};
 use crate::seed::SplitMix;
+use crate::sort::Sorter;
 
 /// A draw of its own, so that balancing and splitting do not depend on each other.
 const BALANCING: u64 = 0x6261_6c61_6e63_6521;
@@ -21,17 +22,16 @@ pub(super) fn balance(
     options: &CleanOptions,
     labels: &HashMap<String, u32>,
     rows: &Spooled,
-    marks: &mut Column,
+    marks: &mut Column<u8>,
     report: &mut Report,
     folder: &Path,
 ) -> Result<()> {
     let mut counts = vec![0u64; labels.len() + 1];
-    for (known, mark) in rows.known.iter().zip(marks.iter()) {
-        if *mark == STAYS {
+    rows.known.each(|row, known| {
+        if marks.look(row) == STAYS {
             counts[known.label as usize] += 1;
         }
-    }
-    rows.known.release();
+    });
     if counts.iter().skip(1).all(|count| *count == 0) {
         return Ok(());
     }
@@ -54,12 +54,15 @@ pub(super) fn balance(
         for (label, number) in too_many {
             let mut surplus = rows_of(number, counts[number as usize] as usize, rows, marks, folder)?;
             random.shuffle(&mut surplus);
-            let surplus = &mut surplus[most..];
-            surplus.sort_unstable();
-            for row in surplus.iter() {
-                marks[*row as usize] = DROPPED;
+            let mut in_order = Sorter::new(Some(folder))?;
+            for at in most..surplus.len() {
+                in_order.push([u64::from(surplus.look(at)), 0])?;
+            }
+            for row in in_order.finish()? {
+                let row = row?[0] as usize;
+                marks.put(row, DROPPED);
                 let dropped = || DroppedRow {
-                    line: rows.known[*row as usize].line,
+                    line: rows.known.look(row).line,
                     field: None,
                     reason: DropReason::Balanced,
                     detail: format!("label {label:?} keeps {most} rows"),
@@ -67,20 +70,22 @@ pub(super) fn balance(
                 drop_after(report, DropReason::Balanced, shown, dropped);
             }
             counts[number as usize] = most as u64;
-            rows.known.release();
         }
     }
+    rows.known.release();
     report.labels_after = by_name(&counts);
     Ok(())
 }
 
 /// The rows of a label, in order.
-fn rows_of(label: u32, count: usize, rows: &Spooled, marks: &Column, folder: &Path) -> Result<Column> {
+fn rows_of(label: u32, count: usize, rows: &Spooled, marks: &Column<u8>, folder: &Path) -> Result<Column> {
     let mut found = Column::zeros(count, Some(folder))?;
-    let of_label = (0..).zip(rows.known.iter().zip(marks.iter()));
-    let of_label = of_label.filter(|(_, (known, mark))| known.label == label && **mark == STAYS);
-    for (place, (row, _)) in found.iter_mut().zip(of_label) {
-        *place = row;
-    }
+    let mut next = 0;
+    rows.known.each(|row, known| {
+        if known.label == label && marks.look(row) == STAYS {
+            found.put(next, row as u32);
+            next += 1;
+        }
+    });
     Ok(found)
 }

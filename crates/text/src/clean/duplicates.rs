@@ -25,7 +25,7 @@ pub(super) struct Duplicates {
 
 impl Duplicates {
     pub fn new(folder: &Path) -> Result<Self> {
-        Ok(Self { hasher: RandomState::new(), asked: Sorter::new(folder)? })
+        Ok(Self { hasher: RandomState::new(), asked: Sorter::new(Some(folder))? })
     }
 
     pub fn note(&mut self, row: usize, content: &RowContent) -> Result<()> {
@@ -33,7 +33,7 @@ impl Duplicates {
     }
 
     /// Marks those that cannot stay beside a row before them.
-    pub fn drop_from(self, rows: &Spooled, marks: &mut Column, drops: &mut Drops) -> Result<()> {
+    pub fn drop_from(self, rows: &Spooled, marks: &mut Column<u8>, drops: &mut Drops) -> Result<()> {
         let mut asked = None;
         // Of the rows with this hash those that stay: almost always one, more only where different questions have the same.
         let mut first = 0;
@@ -52,7 +52,7 @@ impl Duplicates {
             match kept.iter().find_map(|first| Some((first.line, clash(first, &found)?))) {
                 None => kept.push(found),
                 Some((first, clash)) => {
-                    marks[row as usize] = DROPPED;
+                    marks.put(row as usize, DROPPED);
                     drops.add(clash.told(found.line, first));
                 }
             }

@@ -60,17 +60,19 @@ pub(super) fn bucket(content: &RowContent) -> u32 {
 }
 
 /// Rows that stay by their bucket, each with its bound.
-pub(super) fn length_histogram(known: &Column<Known>, marks: &Column) -> Vec<(u64, u64)> {
+pub(super) fn length_histogram(known: &Column<Known>, marks: &Column<u8>) -> Vec<(u64, u64)> {
     let mut buckets: Vec<(u64, u64)> = Vec::new();
-    for (known, _) in known.iter().zip(marks.iter()).filter(|(_, mark)| **mark == STAYS) {
+    known.each(|row, known| {
+        if marks.look(row) != STAYS {
+            return;
+        }
         while buckets.len() <= known.bucket as usize {
             buckets.push((FIRST_BUCKET << buckets.len(), 0));
         }
         if let Some((_, rows)) = buckets.get_mut(known.bucket as usize) {
             *rows += 1;
         }
-    }
-    known.release();
+    });
     buckets
 }
 

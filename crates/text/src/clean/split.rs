@@ -35,7 +35,7 @@ pub(super) fn note(sorter: &mut Sorter, row: usize, content: &RowContent) -> Res
 /// Marks the rows that go to validation among those that are not dropped. Takes whole groups in a drawn order until `wanted`
 /// rows are hidden, and passes over those that would be too many. `kept` is how many rows are not dropped.
 pub(super) fn choose(
-    marks: &mut Column,
+    marks: &mut Column<u8>,
     kept: usize,
     wanted: usize,
     seed: u64,
@@ -56,11 +56,11 @@ pub(super) fn choose(
     let mut sizes = Column::zeros(marks.len(), Some(folder))?;
     let mut count = 0;
     for row in 0..marks.len() {
-        if marks[row] != DROPPED {
-            let root = sets.root(row as u32);
-            sizes[root as usize] += 1;
-            if root as usize == row {
-                groups[count] = root;
+        if marks.look(row) != DROPPED {
+            let root = sets.root(row as u32) as usize;
+            sizes.put(root, sizes.look(root) + 1);
+            if root == row {
+                groups.put(count, root as u32);
                 count += 1;
             }
         }
@@ -68,11 +68,15 @@ pub(super) fn choose(
     groups.truncate(count);
     SplitMix::new(seed).shuffle(&mut groups);
     let mut left = wanted;
-    for group in groups.iter() {
-        let size = &mut sizes[*group as usize];
-        if *size as usize <= left {
-            left -= *size as usize;
-            *size = 0; // all of it is hidden
+    for at in 0..groups.len() {
+        if left == 0 {
+            break;
+        }
+        let group = groups.look(at) as usize;
+        let size = sizes.look(group) as usize;
+        if size <= left {
+            left -= size;
+            sizes.put(group, 0); // all of it is hidden
         }
     }
     if left == wanted {
@@ -80,8 +84,8 @@ pub(super) fn choose(
         return Err(Error::NoRows { problem });
     }
     for row in 0..marks.len() {
-        if marks[row] != DROPPED && sizes[sets.root(row as u32) as usize] == 0 {
-            marks[row] = HIDDEN;
+        if marks.look(row) != DROPPED && sizes.look(sets.root(row as u32) as usize) == 0 {
+            marks.put(row, HIDDEN);
         }
     }
     marks.release();
@@ -89,21 +93,28 @@ pub(super) fn choose(
 }
 
 /// Joins the rows that share a sentence. What is noted comes sorted: all of one sentence side by side.
-fn tie(sets: &mut DisjointSets, marks: &Column, noted: Sorted) -> Result<()> {
+fn tie(sets: &mut DisjointSets, marks: &Column<u8>, noted: Sorted) -> Result<()> {
     let mut present = Sentence::default();
     let mut bits = None;
+    // Almost every sentence is of one row and ties nothing: that row is looked up once there is another.
+    let mut alone = None;
     for pair in noted {
         let [of, noted] = pair?;
         if bits.replace(of) != Some(of) {
             std::mem::take(&mut present).end(sets);
+            alone = Some(noted);
+            continue;
         }
-        let row = (noted >> 1) as u32;
-        if marks[row as usize] != DROPPED {
-            present.see(row, noted & 1 == 1, sets);
+        for noted in alone.take().into_iter().chain([noted]) {
+            let row = (noted >> 1) as u32;
+            if marks.look(row as usize) != DROPPED {
+                present.see(row, noted & 1 == 1, sets);
+            }
         }
     }
     present.end(sets);
     sets.0.release();
+    marks.release();
     Ok(())
 }
 
@@ -173,16 +184,25 @@ struct DisjointSets(Column);
 
 impl DisjointSets {
     fn root(&mut self, mut item: u32) -> u32 {
-        while self.0[item as usize] != item {
-            self.0[item as usize] = self.0[self.0[item as usize] as usize];
-            item = self.0[item as usize];
+        loop {
+            let above = self.0.look(item as usize);
+            if above == item {
+                return item;
+            }
+            let next = self.0.look(above as usize);
+            if next != above {
+                self.0.put(item as usize, next);
+            }
+            item = next;
         }
-        item
     }
 
     /// The smaller root stays, so that groups come in the order of the file.
     fn join(&mut self, left: u32, right: u32) {
+        if left == right {
+            return;
+        }
         let (left, right) = (self.root(left), self.root(right));
-        self.0[left.max(right) as usize] = left.min(right);
+        self.0.put(left.max(right) as usize, left.min(right));
     }
 }

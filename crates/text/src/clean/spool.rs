@@ -74,11 +74,16 @@ impl Spooled {
     }
 
     pub fn read(&self, row: usize) -> Result<Row> {
-        let begin = self.known[row].offset;
-        let end = self.known.get(row + 1).map_or(self.end, |next| next.offset);
-        let mut line = vec![0; (end - begin) as usize];
+        let begin = self.known.look(row).offset;
+        let mut line = vec![0; (self.end_of(row) - begin) as usize];
         self.lines.read_exact_at(&mut line, begin)?;
         serde_json::from_slice(&line).map_err(|error| Error::Io(error.into()))
+    }
+
+    /// Where a row's line ends.
+    fn end_of(&self, row: usize) -> u64 {
+        let next = row + 1;
+        if next < self.len() { self.known.look(next).offset } else { self.end }
     }
 
     /// Copies every row, in order, to the file that `chosen` says, or to none.
@@ -86,8 +91,8 @@ impl Spooled {
         let mut sides = [Output::new(folder)?, Output::new(folder)?];
         let mut at = 0;
         let mut piece = vec![0; 1 << 16];
-        for (row, next) in (1..=self.len()).enumerate() {
-            let end = self.known.get(next).map_or(self.end, |next| next.offset);
+        for row in 0..self.len() {
+            let end = self.end_of(row);
             if let Some(side) = chosen(row) {
                 let out = &mut sides[usize::from(side == Side::Validation)];
                 out.rows += 1;
@@ -99,9 +104,6 @@ impl Spooled {
                 }
             }
             at = end;
-            if row % (1 << 14) == 0 {
-                self.known.release();
-            }
         }
         self.known.release();
         let [train, validation] = sides;
