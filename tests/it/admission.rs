@@ -49,11 +49,8 @@ async fn a_prompt_that_was_read_is_paid_for_also_where_nothing_was_said() {
     up.add_base_and_rows(Family::Llama).await;
     let mut gateway = up.addresses.gateway();
     // Its end comes first, whatever the model thinks.
-    let silent = || GenerateRequest {
-        input: "anna sees a boat. ".repeat(10),
-        logit_bias: [(1, 1000.0)].into(),
-        ..request(1)
-    };
+    let silent =
+        || GenerateRequest { input: "anna sees a boat. ".repeat(10), logit_bias: [(1, 1000.0)].into(), ..request(1) };
     let mut said = 0;
     let refused = loop {
         match gateway.generate(silent()).await {

@@ -7,8 +7,8 @@ use std::time::Instant;
 
 use tailor_models::{Base, Config, LoadOptions};
 use tailor_torch::guarded;
-use tokio::sync::{mpsc, oneshot};
 use tokio::sync::mpsc::error::TryRecvError;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::batch::Batch;
 use crate::error::Error;
@@ -147,7 +147,13 @@ impl Worker {
         }
     }
 
-    fn accept(&mut self, tenant: &str, mut sequence: Sequence, place: Place, reply: oneshot::Sender<Result<(), Error>>) {
+    fn accept(
+        &mut self,
+        tenant: &str,
+        mut sequence: Sequence,
+        place: Place,
+        reply: oneshot::Sender<Result<(), Error>>,
+    ) {
         if let Err(problem) = sequence.check_length(&self.info) {
             return drop(reply.send(Err(Error::Invalid(problem))));
         }

@@ -103,7 +103,9 @@ impl Base {
             check_room(segment.blocks, segment.past + segment.tokens.len(), segment.tokens, pool)?;
             if segment.logits > segment.tokens.len() {
                 let (wanted, tokens) = (segment.logits, segment.tokens.len());
-                return Err(Error::Request(format!("logits after {wanted} tokens are wanted of a segment of {tokens}")));
+                return Err(Error::Request(format!(
+                    "logits after {wanted} tokens are wanted of a segment of {tokens}"
+                )));
             }
             if let Some((blocks, length)) = segment.cross {
                 check_room(blocks, length, segment.tokens, pool)?;

@@ -171,7 +171,8 @@ impl Resident {
         if entries.worth.total_bytes() <= self.budget {
             return None;
         }
-        let may_go = |digest: &Digest| entries.by_digest.get(digest).is_some_and(Entry::may_go) && !kept.contains(digest);
+        let may_go =
+            |digest: &Digest| entries.by_digest.get(digest).is_some_and(Entry::may_go) && !kept.contains(digest);
         entries.worth.least(may_go)
     }
 

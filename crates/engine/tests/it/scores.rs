@@ -69,7 +69,8 @@ async fn long_texts_are_scored_in_pieces_from_what_the_cache_has_of_their_prompt
         let answer = engine.generate(crate::job(prompt_ids.clone(), None, 60)).await.expect("accepted");
         for n in 0..3 {
             let token_ids = text(n, 30 + n);
-            let scores = engine.score(ScoreJob::new(prompt_ids.clone(), token_ids.clone(), None)).await.expect("scores");
+            let scores =
+                engine.score(ScoreJob::new(prompt_ids.clone(), token_ids.clone(), None)).await.expect("scores");
             assert_close(&scores, &plain(&tiny, &prompt_ids, &token_ids, &none));
         }
         let answered = crate::read(answer).await.expect("answers").0;

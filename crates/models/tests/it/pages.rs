@@ -142,7 +142,8 @@ fn logits_after_several_tokens_are_those_after_each() {
             assert!(difference < 1e-6, "{name}, row {row}: {difference}");
             // One token less of the same sequence ends where the row before stands.
             if sequence.tokens.len() > 1 {
-                let shorter = Segment { tokens: &sequence.tokens[..sequence.tokens.len() - 1], ..segments(&|_| 1)[row] };
+                let shorter =
+                    Segment { tokens: &sequence.tokens[..sequence.tokens.len() - 1], ..segments(&|_| 1)[row] };
                 let before = base.advance(&[shorter], &pool).unwrap();
                 let difference = relative_difference(&all.get(end - 2).unsqueeze(0), &before);
                 assert!(difference < 1e-5, "{name}, row {row}, before the last: {difference}");

@@ -103,7 +103,10 @@ fn across(blocks: [__m512i; STRIDE]) -> __m512i {
     let four = |a, b| _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
     let [a, b, c, d, e, f, g, h] = blocks;
     let (first, last) = (four(two(a, b), two(c, d)), four(two(e, f), two(g, h)));
-    _mm512_add_epi32(_mm512_shuffle_i32x4::<0b10_00_10_00>(first, last), _mm512_shuffle_i32x4::<0b11_01_11_01>(first, last))
+    _mm512_add_epi32(
+        _mm512_shuffle_i32x4::<0b10_00_10_00>(first, last),
+        _mm512_shuffle_i32x4::<0b11_01_11_01>(first, last),
+    )
 }
 
 /// Eight floats of each of two rows in the order of [`across`], and back.

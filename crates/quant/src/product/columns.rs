@@ -25,9 +25,9 @@ type Sums = [[[f32; LANES]; STRIDE]; 2];
 
 /// What a thread unpacks into.
 struct Room {
-    levels: Lines,         // [blocks, 32, 2, 16, 2]
-    scales: Vec<f32>,      // as they lie in the matrix
-    turned: Vec<f32>,      // [blocks (to a multiple of 8), 2, 16]
+    levels: Lines,    // [blocks, 32, 2, 16, 2]
+    scales: Vec<f32>, // as they lie in the matrix
+    turned: Vec<f32>, // [blocks (to a multiple of 8), 2, 16]
     sums: [Sums; GROUP],
     lanes: [Lanes; OUTS],
 }
@@ -255,7 +255,10 @@ unsafe fn multiply<const ROWS: usize>(
                 let x = x.add(block * ROWS * BLOCK).cast::<i32>();
                 let mut products = [[_mm512_setzero_si512(); 2]; ROWS];
                 for pair in 0..BLOCK / 2 {
-                    let w = [_mm512_loadu_si512(levels.add(2 * pair).cast()), _mm512_loadu_si512(levels.add(2 * pair + 1).cast())];
+                    let w = [
+                        _mm512_loadu_si512(levels.add(2 * pair).cast()),
+                        _mm512_loadu_si512(levels.add(2 * pair + 1).cast()),
+                    ];
                     for (row, products) in products.iter_mut().enumerate() {
                         let x = _mm512_set1_epi32(*x.add(row * BLOCK / 2 + pair));
                         for (products, w) in products.iter_mut().zip(w) {

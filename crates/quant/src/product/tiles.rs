@@ -7,12 +7,12 @@ use half::bf16;
 use super::activations::Shared;
 use super::lines::Lines;
 use super::low_rank::{LowRank, Projected};
-#[cfg(target_arch = "x86_64")]
-use super::{columns, strip};
 use super::workers::{Runs, Workers};
 use super::{
     BLOCK, DENSE_OUT, DENSE_ROWS, Dense, GROUP, Inputs, Kernels, Lanes, Matrix, Part, STRIDE, Weights, kernels, total,
 };
+#[cfg(target_arch = "x86_64")]
+use super::{columns, strip};
 use crate::Instructions;
 
 /// Outputs of one tile.
@@ -295,9 +295,8 @@ impl Tile<'_> {
     pub(super) fn write_run(&self, row: usize, values: &[f32]) {
         assert_eq!(values.len(), self.count);
         // SAFETY: within y, whose length was checked; no other tile has these outputs.
-        let y = unsafe {
-            std::slice::from_raw_parts_mut(self.part.y.0.add(row * self.part.out + self.first), self.count)
-        };
+        let y =
+            unsafe { std::slice::from_raw_parts_mut(self.part.y.0.add(row * self.part.out + self.first), self.count) };
         y.copy_from_slice(values);
         if let Some(bias) = self.part.bias {
             let bias = &bias[self.first..self.first + self.count];

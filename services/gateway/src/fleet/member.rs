@@ -43,7 +43,13 @@ pub struct AtWork(Arc<Member>);
 impl Member {
     pub fn new(url: &str, token: Option<&str>) -> Checked<Self> {
         let client = connect("engine", url, token)?;
-        Ok(Self { url: url.to_owned(), client, said: Mutex::default(), ours: AtomicU64::new(0), hangs: watch::Sender::new(false) })
+        Ok(Self {
+            url: url.to_owned(),
+            client,
+            said: Mutex::default(),
+            ours: AtomicU64::new(0),
+            hangs: watch::Sender::new(false),
+        })
     }
 
     pub fn engine(&self) -> EngineServiceClient<Client> {

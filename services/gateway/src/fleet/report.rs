@@ -38,7 +38,8 @@ async fn listen(member: &Member, was_there: &mut bool) -> Result<(), Status> {
         silent()
     };
     let mut client = member.engine();
-    let mut reports = tokio::time::timeout(SILENCE, client.report(ReportRequest {})).await.map_err(hangs)??.into_inner();
+    let mut reports =
+        tokio::time::timeout(SILENCE, client.report(ReportRequest {})).await.map_err(hangs)??.into_inner();
     // What it held before is told anew.
     member.forget();
     while let Some(report) = tokio::time::timeout(SILENCE, reports.message()).await.map_err(hangs)?? {

@@ -95,7 +95,11 @@ impl Table {
         let routes = self.routes.read().unwrap_or_else(PoisonError::into_inner);
         let needed = routes.values().flat_map(|route| {
             let (sides, way_back) = route.needs();
-            sides.into_iter().flatten().chain(way_back).filter_map(|version| Digest::try_new(version.digest.clone()).ok())
+            sides
+                .into_iter()
+                .flatten()
+                .chain(way_back)
+                .filter_map(|version| Digest::try_new(version.digest.clone()).ok())
         });
         needed.collect()
     }
