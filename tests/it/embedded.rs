@@ -400,7 +400,7 @@ async fn a_job_under_way_goes_on_after_a_restart_whichever_way_it_ended() {
     let mut up = Up::start().await;
     up.add_base_and_rows(Family::T5).await;
     for (adapter, end) in [("stopped", in_order as fn(&mut Process)), ("killed", Process::kill)] {
-        let training = Training { base: Family::T5.base(), dataset: "rows", adapter, steps: 400, key: "" };
+        let training = Training { base: Family::T5.base(), dataset: "rows", adapter, steps: 250, key: "" };
         let job = up.addresses.create(&training).await;
         up.addresses.wait_for_steps(&job.id).await;
         up.again(end).await;

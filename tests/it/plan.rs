@@ -35,7 +35,8 @@ async fn a_plan_says_memory_time_money_and_the_dearer_ways() {
     );
     let ways = plan["ways"].as_array().expect("ways");
     let needed = |at: usize| ways[at]["needed_bytes"].as_u64().expect("bytes");
-    assert!(needed(0) < needed(1) && needed(1) < needed(2), "{ways:?}");
+    // The job computes in f32 and the ways beside it in bf16, which counts for more than the weights of a base as little as this.
+    assert!(needed(1) < needed(2), "{ways:?}");
     assert!(up.cli().json(&["job", "list", "--json"])["jobs"].as_array().is_none_or(Vec::is_empty), "no job was made");
 }
 
