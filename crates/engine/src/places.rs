@@ -1,8 +1,8 @@
 //! Places in the queue: so many requests and so many tokens may wait, and no tenant can take them all.
 //!
 //! A tenant may hold as long as it holds less than [`SHARE`] times what is free (dynamic thresholds, Choudhury and Hahne 1998):
-//! a single one gets nearly everything, k that ask for more than there is get the same each, and whoever comes anew always
-//! finds something free.
+//! a single one gets nearly everything, k that ask for more than there is get the same each, and whoever comes anew finds
+//! something free, unless the queue has no more than a few places at all.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -74,8 +74,10 @@ impl Places {
             let (waiting, limit) = (all.tokens, limit.tokens);
             return Err(Error::TokensFull { waiting, asked, limit, retry_after: retry_after() });
         }
-        let is_fair = |held: usize, free: usize| held == 0 || held < free.saturating_mul(SHARE);
-        if !is_fair(own.requests, free.requests) || !is_fair(own.tokens, free.tokens) {
+        // Of tokens what counts is what would be left: one request may ask for all that is free.
+        let left = (free.tokens - tokens).saturating_mul(SHARE);
+        let is_fair = own.requests < free.requests.saturating_mul(SHARE) && own.tokens + tokens <= left;
+        if own.requests > 0 && !is_fair {
             return Err(Error::ShareFull {
                 tenant: tenant.to_owned(),
                 requests: own.requests,
@@ -146,6 +148,10 @@ mod tests {
         assert_eq!(error.retry_after(), Some(Duration::from_secs(3)));
         assert!(error.to_string().contains("tenant \"a\""), "{error}");
         assert!(places.take("b", 100, |_| Duration::ZERO).is_ok());
+        drop(first);
+        let half = places.take("a", 5000, |_| Duration::ZERO).expect("there is room");
+        assert!(places.take("a", 5000, |_| Duration::ZERO).is_err(), "nothing would be left for anybody");
+        drop(half);
     }
 
     #[test]
