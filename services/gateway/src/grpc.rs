@@ -8,6 +8,7 @@ use tailor_serverkit::status;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
+use tracing::Instrument as _;
 
 use crate::answer::{self, Answer, Piece, STREAM_BUFFER};
 use crate::ask::Ask;
@@ -150,7 +151,7 @@ impl InferenceService for Api {
         let (begun, ask) = Self::begin(&self.rollouts, request).await.map_err(|error| status(&error))?;
         let (chunks, stream) = mpsc::channel(STREAM_BUFFER);
         let rollouts = self.rollouts.clone();
-        tokio::spawn(async move {
+        let stream_answer = async move {
             let (pieces, mut said) = mpsc::channel::<Piece>(STREAM_BUFFER);
             let forward = async {
                 while let Some(Some(piece)) = tokio::select! {
@@ -176,7 +177,9 @@ impl InferenceService for Api {
                 Err(error) => Err(status(&error)),
             };
             let _ = chunks.send(last).await;
-        });
+        };
+        // An answer that begins anew on the other side of a rollout stays in its request's trace.
+        tokio::spawn(stream_answer.in_current_span());
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 

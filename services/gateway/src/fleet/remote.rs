@@ -11,6 +11,7 @@ use tailor_pb::inference as pb;
 use tailor_pb::inference::decode_event::What;
 use tailor_pb::inference::decode_request::Format as Wire;
 use tonic::{Code, Request, Status, Streaming};
+use tracing::Instrument as _;
 
 use super::member::{AtWork, Member};
 use super::{Fleet, may_go_elsewhere};
@@ -25,6 +26,8 @@ pub struct Remote {
     untried: VecDeque<Arc<Member>>,
     running: Option<Running>,
     tokens: u32,
+    /// The answer's: whichever engine makes it, and whoever waits for it when it moves, what that engine does is told under it.
+    span: tracing::Span,
 }
 
 struct Running {
@@ -36,9 +39,9 @@ struct Running {
 impl Remote {
     pub(super) async fn begin(fleet: Arc<Fleet>, target: pb::Target, job: TokenJob) -> Result<Self> {
         let untried = fleet.order(&target.digest).into();
-        let deadline = job.deadline;
+        let (deadline, span) = (job.deadline, job.span.clone());
         let request = request(target, job);
-        let mut remote = Self { fleet, request, deadline, untried, running: None, tokens: 0 };
+        let mut remote = Self { fleet, request, deadline, untried, running: None, tokens: 0, span };
         remote.start(None).await?;
         Ok(remote)
     }
@@ -56,7 +59,8 @@ impl Remote {
                 request.set_timeout(left);
             }
             let mut client = engine.engine();
-            match engine.or_silence(!self.untried.is_empty(), client.decode(request)).await {
+            let decode = client.decode(request).instrument(self.span.clone());
+            match engine.or_silence(!self.untried.is_empty(), decode).await {
                 Ok(events) => {
                     self.running = Some(Running { engine, events: events.into_inner(), _at_work: at_work });
                     return Ok(());
