@@ -3,6 +3,7 @@
 use std::io::IsTerminal as _;
 use std::time::Duration;
 
+use opentelemetry::KeyValue;
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_otlp::WithExportConfig as _;
 use opentelemetry_sdk::Resource;
@@ -57,7 +58,11 @@ pub fn init(service: &'static str, settings: &Settings) -> Result<Guard, Error> 
     };
     let providers = match &settings.telemetry.otlp_endpoint {
         None => None,
-        Some(endpoint) => Some((tracer(service, endpoint)?, meter(service, endpoint, settings.telemetry.metrics_ms)?)),
+        Some(endpoint) => {
+            let resource = resource(service);
+            let traces = tracer(resource.clone(), endpoint)?;
+            Some((traces, meter(resource, endpoint, settings.telemetry.metrics_ms)?))
+        }
     };
     opentelemetry::global::set_text_map_propagator(opentelemetry_sdk::propagation::TraceContextPropagator::new());
     let traces = providers.as_ref().map(|(provider, _)| {
@@ -71,25 +76,27 @@ pub fn init(service: &'static str, settings: &Settings) -> Result<Guard, Error> 
     Ok(Guard { providers })
 }
 
-fn tracer(service: &'static str, endpoint: &str) -> Result<SdkTracerProvider, Error> {
+fn tracer(resource: Resource, endpoint: &str) -> Result<SdkTracerProvider, Error> {
     let exporter = opentelemetry_otlp::SpanExporter::builder()
         .with_tonic()
         .with_endpoint(endpoint)
         .build()
         .map_err(|error| Error::Otlp { endpoint: endpoint.into(), problem: error.to_string() })?;
-    Ok(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource(service)).build())
+    Ok(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build())
 }
 
-fn meter(service: &'static str, endpoint: &str, every_ms: u64) -> Result<SdkMeterProvider, Error> {
+fn meter(resource: Resource, endpoint: &str, every_ms: u64) -> Result<SdkMeterProvider, Error> {
     let exporter = opentelemetry_otlp::MetricExporter::builder()
         .with_tonic()
         .with_endpoint(endpoint)
         .build()
         .map_err(|error| Error::Otlp { endpoint: endpoint.into(), problem: error.to_string() })?;
     let reader = PeriodicReader::builder(exporter).with_interval(Duration::from_millis(every_ms)).build();
-    Ok(SdkMeterProvider::builder().with_reader(reader).with_resource(resource(service)).build())
+    Ok(SdkMeterProvider::builder().with_reader(reader).with_resource(resource).build())
 }
 
+/// Several processes bear one service's name: without an id of its own each would go on with the others' counters.
 fn resource(service: &'static str) -> Resource {
-    Resource::builder().with_service_name(service).build()
+    let instance = KeyValue::new("service.instance.id", ulid::Ulid::new().to_string());
+    Resource::builder().with_service_name(service).with_attribute(instance).build()
 }
