@@ -312,7 +312,7 @@ async fn a_store_that_dies_in_the_middle_of_a_load_fails_that_load_alone() {
     cli.text(&["base", "add", &folder, "--name", Family::Llama.base(), "--dtype", "f32"]);
     for seed in 1..=2 {
         let folder = cluster.folder.join(format!("adapter-{seed}"));
-        write_padded_adapter(&folder, seed, PADDING);
+        write_padded_adapter(Family::Llama, &folder, seed, PADDING);
         let folder = folder.display().to_string();
         cli.text(&["adapter", "import", &folder, "--name", "grammar", "--base", Family::Llama.base()]);
     }

@@ -1,14 +1,16 @@
 //! Edges and engines as processes: where requests go, what becomes of them when an engine is killed or told to stop.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tailor_pb::inference::{
-    GenerateChunk, GenerateRequest, GenerateResponse, ListResidentRequest, LoadRequest, PinRequest, ScoreRequest,
-    generate_request,
+    GenerateRequest, GenerateResponse, ListResidentRequest, LoadRequest, PinRequest, ScoreRequest, generate_request,
 };
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
+use crate::support::answers::{self, stream};
 use crate::support::clients::Addresses;
 use crate::support::cluster::health;
 use crate::support::fleet::Fleet;
@@ -17,55 +19,11 @@ use crate::support::{Family, eventually};
 const LONG: u32 = 400;
 
 fn request(adapter: &str, number: usize, tokens: u32) -> GenerateRequest {
-    let base = if adapter.is_empty() { Family::Llama.base() } else { "" };
-    GenerateRequest {
-        base: base.into(),
-        adapter: adapter.into(),
-        input: format!("anna sees {number} boats"),
-        max_new_tokens: tokens,
-        logit_bias: [(1, -1000.0)].into(),
-        ..Default::default()
-    }
+    answers::request(Family::Llama, adapter, number, tokens)
 }
 
 async fn ask(at: &Addresses, adapter: &str, number: usize, tokens: u32) -> Result<GenerateResponse, Status> {
-    Ok(at.gateway().generate(request(adapter, number, tokens)).await?.into_inner())
-}
-
-/// How a stream ended.
-struct Streamed {
-    text: String,
-    chunks: usize,
-    end: Result<GenerateResponse, Status>,
-}
-
-async fn stream(
-    at: Addresses,
-    adapter: String,
-    number: usize,
-    begun: std::sync::Arc<std::sync::atomic::AtomicUsize>,
-) -> Streamed {
-    let mut streamed = Streamed { text: String::new(), chunks: 0, end: Err(Status::unknown("no end")) };
-    let mut chunks = match at.gateway().generate_stream(request(&adapter, number, LONG)).await {
-        Ok(chunks) => chunks.into_inner(),
-        Err(status) => return Streamed { end: Err(status), ..streamed },
-    };
-    loop {
-        match chunks.message().await {
-            Ok(Some(GenerateChunk { text, end, .. })) => {
-                streamed.text.push_str(&text);
-                streamed.chunks += 1;
-                if streamed.chunks == 1 {
-                    begun.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-                }
-                if let Some(end) = end {
-                    streamed.end = Ok(end);
-                }
-            }
-            Ok(None) => return streamed,
-            Err(status) => return Streamed { end: Err(status), ..streamed },
-        }
-    }
+    answers::ask(at, request(adapter, number, tokens)).await
 }
 
 async fn resident(fleet: &Fleet, engine: usize) -> Vec<u64> {
@@ -135,27 +93,29 @@ async fn an_adapter_is_on_one_engine_and_answers_as_a_single_gateway_does() {
     assert_eq!((wrong.code(), wrong.message().contains("temperature")), (Code::InvalidArgument, true), "{wrong}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_killed_engines_unstarted_requests_move_and_its_started_ones_end_with_a_clear_error() {
-    const STREAMS: usize = 24;
-    let mut fleet = Fleet::with_engines(2, &[("GATEWAY__MAX_BATCH", "3")]).await;
-    fleet.publish(2);
-    let at = fleet.at(0, 0);
-    let name = |number: usize| ["", "grammar@1", "grammar@2"][number % 3].to_owned();
-    let mut alone = Vec::new();
-    for number in 0..STREAMS {
-        alone.push(ask(&at, &name(number), number, LONG).await.expect("an answer").text);
+/// So that neither of the two engines starts its base while the other is in the middle of an answer.
+async fn ready_on_all(fleet: &Fleet) {
+    for engine in 0..2 {
+        let request = LoadRequest { adapter: "grammar@1".into() };
+        fleet.engine_admin(engine).load(request).await.expect("loaded");
     }
-    let begun = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
-    let streams: Vec<_> =
-        (0..STREAMS).map(|number| tokio::spawn(stream(at.clone(), name(number), number, begun.clone()))).collect();
-    eventually("both engines have begun", async || {
-        (begun.load(std::sync::atomic::Ordering::SeqCst) >= 5).then_some(())
-    })
-    .await;
+}
+
+/// So many streams at once on two engines that take three sequences each; one of them is killed in the middle of its answers.
+async fn lose_an_engine(fleet: &mut Fleet, streams: usize, request: impl Fn(usize) -> GenerateRequest) {
+    let at = fleet.at(0, 0);
+    ready_on_all(fleet).await;
+    let mut alone = Vec::new();
+    for number in 0..streams {
+        alone.push(answers::ask(&at, request(number)).await.expect("an answer").text);
+    }
+    let begun = Arc::new(AtomicUsize::new(0));
+    let streaming: Vec<_> =
+        (0..streams).map(|number| tokio::spawn(stream(at.clone(), request(number), begun.clone()))).collect();
+    eventually("both engines have begun", async || (begun.load(Ordering::SeqCst) >= 5).then_some(())).await;
     fleet.engine(0).kill();
     let (mut whole, mut lost) = (0, 0);
-    for (number, stream) in streams.into_iter().enumerate() {
+    for (number, stream) in streaming.into_iter().enumerate() {
         let streamed = stream.await.expect("no stream is forgotten");
         match streamed.end {
             Ok(_) => {
@@ -171,18 +131,26 @@ async fn a_killed_engines_unstarted_requests_move_and_its_started_ones_end_with_
             }
         }
     }
-    assert!(lost > 0 && lost <= 3, "{lost} of {STREAMS} were in the middle, three at most");
-    assert_eq!(whole + lost, STREAMS);
+    assert!(lost > 0 && lost <= 3, "{lost} of {streams} were in the middle, three at most");
+    assert_eq!(whole + lost, streams);
+    println!("{whole} whole, {lost} lost");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_engines_unstarted_requests_move_and_its_started_ones_end_with_a_clear_error() {
+    let mut fleet = Fleet::with_engines(2, &[("GATEWAY__MAX_BATCH", "3")]).await;
+    fleet.publish(2);
+    lose_an_engine(&mut fleet, 24, |number| request(["", "grammar@1", "grammar@2"][number % 3], number, LONG)).await;
     // One engine is enough, and a new one is taken in.
+    let at = fleet.at(0, 0);
     assert_eq!(health(fleet.gateway_url(0)).await.as_deref(), Some("SERVING"));
-    assert_eq!(ask(&at, &name(1), 1, LONG).await.expect("an answer").text, alone[1]);
+    let said = ask(&at, "grammar@1", 1, LONG).await.expect("an answer").text;
     fleet.restart_engine(0).await;
     fleet.engine(1).kill();
     eventually("the engine that is back answers", async || {
-        ask(&at, &name(1), 1, LONG).await.ok().filter(|said| said.text == alone[1])
+        ask(&at, "grammar@1", 1, LONG).await.ok().filter(|again| again.text == said)
     })
     .await;
-    println!("{whole} whole, {lost} lost");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -228,13 +196,13 @@ async fn an_engine_that_is_told_to_stop_finishes_what_it_has_and_gets_nothing_ne
     for number in 0..8 {
         alone.push(ask(&at, "", number, LONG).await.expect("an answer").text);
     }
-    let begun = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let begun = Arc::new(AtomicUsize::new(0));
     let streams: Vec<_> =
-        (0..8).map(|number| tokio::spawn(stream(at.clone(), String::new(), number, begun.clone()))).collect();
-    eventually("all have begun", async || (begun.load(std::sync::atomic::Ordering::SeqCst) == 8).then_some(())).await;
+        (0..8).map(|number| tokio::spawn(stream(at.clone(), request("", number, LONG), begun.clone()))).collect();
+    eventually("all have begun", async || (begun.load(Ordering::SeqCst) == 8).then_some(())).await;
     fleet.engine(0).terminate();
     let after: Vec<_> =
-        (0..8).map(|number| tokio::spawn(stream(at.clone(), String::new(), number, begun.clone()))).collect();
+        (0..8).map(|number| tokio::spawn(stream(at.clone(), request("", number, LONG), begun.clone()))).collect();
     for (number, stream) in streams.into_iter().chain(after).enumerate() {
         let streamed = stream.await.expect("no stream is forgotten");
         streamed.end.expect("nobody notices");
@@ -249,9 +217,9 @@ async fn an_edge_that_is_told_to_stop_says_so_waits_and_finishes() {
     fleet.publish(1);
     let at = fleet.at(0, 0);
     let alone = ask(&at, "", 0, LONG).await.expect("an answer").text;
-    let begun = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
-    let running = tokio::spawn(stream(at.clone(), String::new(), 0, begun.clone()));
-    eventually("it has begun", async || (begun.load(std::sync::atomic::Ordering::SeqCst) == 1).then_some(())).await;
+    let begun = Arc::new(AtomicUsize::new(0));
+    let running = tokio::spawn(stream(at.clone(), request("", 0, LONG), begun.clone()));
+    eventually("it has begun", async || (begun.load(Ordering::SeqCst) == 1).then_some(())).await;
     let url = fleet.gateway_url(0).to_owned();
     fleet.gateway(0).terminate();
     eventually("it says so", async || (health(&url).await.as_deref() == Some("NOT_SERVING")).then_some(())).await;

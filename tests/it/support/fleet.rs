@@ -12,8 +12,6 @@ use super::cluster::{ONE_THREAD, health};
 use super::process::{Process, command};
 use super::{Cli, Family, eventually};
 
-const BASE: Family = Family::Llama;
-
 pub struct Fleet {
     // Dropped first: the processes before the folder.
     registries: Vec<(String, Process)>,
@@ -177,14 +175,18 @@ impl Fleet {
 
     /// A base with random weights and so many versions of adapter `grammar` on it, each with other weights.
     pub fn publish(&self, versions: u32) {
+        self.publish_on(Family::Llama, versions);
+    }
+
+    pub fn publish_on(&self, family: Family, versions: u32) {
         let cli = self.cli(0, 0);
-        let base = BASE.write(self.folder.path()).display().to_string();
-        cli.text(&["base", "add", &base, "--name", BASE.base(), "--dtype", "f32"]);
+        let base = family.write(self.folder.path()).display().to_string();
+        cli.text(&["base", "add", &base, "--name", family.base(), "--dtype", "f32"]);
         for seed in 1..=versions {
             let folder = self.folder.join(format!("adapter-{seed}"));
-            write_adapter(&folder, seed);
+            write_adapter(family, &folder, seed);
             let folder = folder.display().to_string();
-            cli.text(&["adapter", "import", &folder, "--name", "grammar", "--base", BASE.base()]);
+            cli.text(&["adapter", "import", &folder, "--name", "grammar", "--base", family.base()]);
         }
     }
 }
@@ -212,18 +214,27 @@ async fn serving(url: &str, process: &mut Process) {
     .await;
 }
 
-/// Rank 2 on the last layer's output projection, strong enough that other weights give other answers.
-pub fn write_adapter(folder: &Path, seed: u32) {
-    write_padded_adapter(folder, seed, 0);
+/// Rank 2 on the output projection of the last layer's attention (of an encoder-decoder, that of what the encoder made), strong
+/// enough that other weights give other answers.
+pub fn write_adapter(family: Family, folder: &Path, seed: u32) {
+    write_padded_adapter(family, folder, seed, 0);
 }
 
 /// As [`write_adapter`], with so many bytes more in the file's header, which says nothing by them.
-pub fn write_padded_adapter(folder: &Path, seed: u32, padding: usize) {
+pub fn write_padded_adapter(family: Family, folder: &Path, seed: u32, padding: usize) {
+    const CROSS: &str = "decoder.block.1.layer.1.EncDecAttention.o";
     std::fs::create_dir(folder).expect("a folder");
-    let config = r#"{"peft_type":"LORA","task_type":"CAUSAL_LM","r":2,"lora_alpha":4,"target_modules":["o_proj"],
-"layers_to_transform":[1]}"#;
+    let (task, module, targets) = match family {
+        Family::Llama => {
+            let targets = r#"["o_proj"],"layers_to_transform":[1]"#.to_owned();
+            ("CAUSAL_LM", "model.layers.1.self_attn.o_proj", targets)
+        }
+        Family::T5 => ("SEQ_2_SEQ_LM", CROSS, format!(r#"["{CROSS}"]"#)),
+    };
+    let config =
+        format!(r#"{{"peft_type":"LORA","task_type":"{task}","r":2,"lora_alpha":4,"target_modules":{targets}}}"#);
     std::fs::write(folder.join("adapter_config.json"), config).expect("write");
-    let name = "base_model.model.model.layers.1.self_attn.o_proj.lora";
+    let name = format!("base_model.model.{module}.lora");
     let header = format!(
         r#"{{"{name}_A.weight":{{"dtype":"F32","shape":[2,64],"data_offsets":[0,512]}},"{name}_B.weight":{{"dtype":"F32",
 "shape":[64,2],"data_offsets":[512,1024]}}}}"#

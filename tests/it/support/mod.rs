@@ -1,5 +1,6 @@
 //! What the tests share: programs, processes, clients, a cluster and an embedded system of them, and small inputs.
 
+pub mod answers;
 pub mod base;
 pub mod cli;
 pub mod clients;
