@@ -1,6 +1,7 @@
 //! Edges and engines as processes: where requests go, what becomes of them when an engine is killed or told to stop.
 
 mod encoder_decoder;
+mod traces;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -24,6 +24,8 @@ use tonic::{Request, Response, Status};
 pub struct Span {
     /// `service.name` of its process.
     pub process: String,
+    /// `service.instance.id`: which of the processes of that name.
+    pub instance: String,
     pub name: String,
     pub trace: String,
     pub id: String,
@@ -90,10 +92,12 @@ impl TraceService for Receiver {
         request: Request<ExportTraceServiceRequest>,
     ) -> Result<Response<ExportTraceServiceResponse>, Status> {
         for resource in request.into_inner().resource_spans {
-            let attributes = resource.resource.map(|resource| resource.attributes).unwrap_or_default();
-            let process = words(attributes).remove("service.name").unwrap_or_default();
+            let mut from = words(resource.resource.map(|resource| resource.attributes).unwrap_or_default());
+            let process = from.remove("service.name").unwrap_or_default();
+            let instance = from.remove("service.instance.id").unwrap_or_default();
             let spans = resource.scope_spans.into_iter().flat_map(|scope| scope.spans).map(|span| Span {
                 process: process.clone(),
+                instance: instance.clone(),
                 name: span.name,
                 trace: hex::encode(span.trace_id),
                 id: hex::encode(span.span_id),
