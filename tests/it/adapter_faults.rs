@@ -2,177 +2,54 @@
 //!
 //! `cargo xtask faults` runs these and writes what they print into docs/adapter-faults.md.
 
-use std::io::Write as _;
-use std::path::PathBuf;
+mod edge;
+
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use serde_json::Value;
 use tailor_domain::Digest;
-use tailor_pb::inference::{GenerateRequest, GenerateResponse, ListResidentRequest, UnloadRequest};
+use tailor_pb::inference::{GenerateRequest, ListResidentRequest, ListResidentResponse, LoadRequest, UnloadRequest};
 use tailor_pb::registry::{GetVersionRequest, SetAliasRequest};
-use tonic::{Code, Status};
+use tonic::Code;
 
+use crate::support::answers::{self, stream};
 use crate::support::clients::Addresses;
-use crate::support::fleet::{Fleet, write_padded_adapter};
-use crate::support::{Cluster, Family, Service};
+use crate::support::faults::{Neighbours, Served, Stage, ask, refused, request};
+use crate::support::fleet::write_padded_adapter;
+use crate::support::{Cluster, Family, Service, eventually};
 
-const TOKENS: u32 = 40;
 /// Of an adapter that takes a while to be fetched.
 const PADDING: usize = 1_000_000;
 
-fn request(adapter: &str, number: u32) -> GenerateRequest {
-    let base = if adapter.is_empty() { Family::Llama.base() } else { "" };
-    GenerateRequest {
-        base: base.into(),
-        adapter: adapter.into(),
-        input: format!("anna sees {} boats", number % 4),
-        max_new_tokens: TOKENS,
-        // So that no answer ends early.
-        logit_bias: [(1, -1000.0)].into(),
-        ..Default::default()
-    }
+async fn list(at: &Addresses) -> ListResidentResponse {
+    at.admin().list_resident(ListResidentRequest {}).await.expect("a list").into_inner()
 }
 
-async fn ask(at: &Addresses, adapter: &str, number: u32) -> Result<GenerateResponse, Status> {
-    Ok(at.gateway().generate(request(adapter, number)).await?.into_inner())
-}
-
-/// Streams of the base and of a healthy adapter, one after the other in each of four tasks, as long as this lives; each answer is
-/// held to what was said before anything happened.
-struct Neighbours {
-    stop: Arc<AtomicBool>,
-    tasks: Vec<tokio::task::JoinHandle<u64>>,
-}
-
-impl Neighbours {
-    async fn start(at: &Addresses, healthy: &str) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let mut tasks = Vec::new();
-        for number in 0..4u32 {
-            let adapter = if number % 2 == 0 { healthy.to_owned() } else { String::new() };
-            let alone = ask(at, &adapter, number).await.expect("an answer").text;
-            let (at, stop) = (at.clone(), stop.clone());
-            tasks.push(tokio::spawn(async move {
-                let mut answers = 0;
-                while !stop.load(Ordering::Relaxed) || answers == 0 {
-                    let said = ask(&at, &adapter, number).await.expect("a neighbour is answered");
-                    assert_eq!(said.text, alone, "{adapter:?} says what it says alone");
-                    answers += 1;
-                }
-                answers
-            }));
-        }
-        Self { stop, tasks }
-    }
-
-    /// Ends them, and tells the report of a fault.
-    async fn held(self, fault: &str, callers: &str) {
-        self.stop.store(true, Ordering::Relaxed);
-        let mut answers = 0;
-        for task in self.tasks {
-            answers += task.await.expect("no neighbour was let down");
-        }
-        let row = format!("| {fault} | {callers} | {answers} |\n");
-        print!("{row}");
-        if let Some(rows) = std::env::var_os("TAILOR_FAULT_ROWS") {
-            let file = std::fs::OpenOptions::new().create(true).append(true).open(rows);
-            file.and_then(|mut file| file.write_all(row.as_bytes())).expect("the report's row");
-        }
-    }
-}
-
-/// Files of versions, written past the registry as nothing but a broken or malicious store would have them.
-struct Versions {
-    folder: PathBuf,
-    blobs: PathBuf,
-}
-
-impl Versions {
-    fn of(fleet: &Fleet) -> Self {
-        let store = fleet.folder.join("store");
-        Self { folder: store.join("adapters/grammar/versions"), blobs: store.join("blobs/sha256") }
-    }
-
-    fn path(&self, version: u32) -> PathBuf {
-        self.folder.join(format!("{version:08}.json"))
-    }
-
-    fn blob(&self, digest: &str) -> PathBuf {
-        let hex = digest.strip_prefix("sha256:").expect("a digest");
-        self.blobs.join(&hex[..2]).join(hex)
-    }
-
-    fn read(&self, version: u32) -> Value {
-        serde_json::from_slice(&std::fs::read(self.path(version)).expect("a version")).expect("JSON")
-    }
-
-    /// Version 1 with changes, as another version.
-    fn write(&self, version: u32, change: impl FnOnce(&mut Value)) {
-        let mut manifest = self.read(1);
-        manifest["version"] = version.into();
-        change(&mut manifest);
-        std::fs::write(self.path(version), serde_json::to_vec(&manifest).expect("JSON")).expect("a version");
-    }
-
-    /// Version 1 with other weights.
-    fn write_weights(&self, version: u32, change: impl FnOnce(&mut Vec<u8>)) {
-        let whole = self.read(1)["weights"].as_str().expect("a digest").to_owned();
-        let mut bytes = std::fs::read(self.blob(&whole)).expect("weights");
-        change(&mut bytes);
-        let digest = Digest::of(&bytes).to_string();
-        let path = self.blob(&digest);
-        std::fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
-        std::fs::write(path, &bytes).expect("a blob");
-        self.write(version, |manifest| {
-            manifest["weights"] = digest.into();
-            manifest["weights_size_bytes"] = bytes.len().into();
-        });
-    }
-}
-
-/// One registry and one gateway with `grammar@1`.
-async fn one(settings: &[(&str, &str)]) -> (Fleet, Addresses, Versions) {
-    with(1, settings).await
-}
-
-async fn with(versions: u32, settings: &[(&str, &str)]) -> (Fleet, Addresses, Versions) {
-    let fleet = Fleet::start(1, &[0], settings).await;
-    fleet.publish(versions);
-    let (at, versions) = (fleet.at(0, 0), Versions::of(&fleet));
-    (fleet, at, versions)
-}
-
-async fn refused(at: &Addresses, reference: &str, code: Code, words: &str) -> String {
-    let mut last = String::new();
-    for number in 0..10 {
-        let status = ask(at, reference, number).await.expect_err("never the base's answer");
-        assert_eq!(status.code(), code, "{status}");
-        assert!(status.message().contains(words), "{status}");
-        last = status.message().to_owned();
-    }
-    last
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_blob_that_is_cut_off_fails_its_own_adapter_alone_until_it_is_whole_again() {
-    let (_fleet, at, versions) = one(&[]).await;
+async fn cut_off(served: Served) {
+    let stage = Stage::with(served, 1, &[]).await;
+    let (at, versions) = (&stage.at, &stage.versions);
     versions.write_weights(2, |bytes| *bytes.last_mut().expect("bytes") ^= 1);
     let blob = versions.blob(versions.read(2)["weights"].as_str().expect("a digest"));
     let whole = std::fs::read(&blob).expect("weights");
     std::fs::write(&blob, &whole[..whole.len() / 2]).expect("cut off");
-    let neighbours = Neighbours::start(&at, "grammar@1").await;
-    refused(&at, "grammar@2", Code::DataLoss, "").await;
+    let neighbours = Neighbours::start(at, "grammar@1").await;
+    refused(at, "grammar@2", Code::DataLoss, "").await;
     std::fs::write(&blob, &whole).expect("whole again");
     // A fault of the store is not held against the adapter.
-    ask(&at, "grammar@2", 0).await.expect("an answer");
-    neighbours.held("truncated blob", "10 × DATA_LOSS; answered once the blob was whole again").await;
+    ask(at, "grammar@2", 0).await.expect("an answer");
+    let callers = "10 × DATA_LOSS; answered once the blob was whole again";
+    neighbours.held(&stage.called("truncated blob"), callers).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_good_adapter_is_quarantined_and_says_why() {
-    let (_fleet, at, versions) = one(&[]).await;
+async fn a_blob_that_is_cut_off_fails_its_own_adapter_alone_until_it_is_whole_again() {
+    cut_off(Served::ByOne).await;
+}
+
+async fn quarantined(served: Served) {
+    let stage = Stage::with(served, 1, &[]).await;
+    let (at, versions) = (&stage.at, &stage.versions);
     let nan = f32::NAN.to_le_bytes();
     versions.write_weights(2, |bytes| bytes.splice(bytes.len() - 4.., nan).for_each(drop));
     versions.write(3, |manifest| manifest["base_fingerprint"] = Digest::of(b"another").to_string().into());
@@ -184,17 +61,20 @@ async fn what_is_no_good_adapter_is_quarantined_and_says_why() {
         replace(bytes, "[512,1024]", "[256, 768]");
         bytes.truncate(bytes.len() - 256);
     });
-    let neighbours = Neighbours::start(&at, "grammar@1").await;
-    ask(&at, "grammar@2", 0).await.expect_err("NaN");
-    let nan = refused(&at, "grammar@2", Code::FailedPrecondition, "quarantined").await;
-    refused(&at, "grammar@3", Code::FailedPrecondition, "was made for another").await;
+    let neighbours = Neighbours::start(at, "grammar@1").await;
+    ask(at, "grammar@2", 0).await.expect_err("NaN");
+    let nan = refused(at, "grammar@2", Code::FailedPrecondition, "quarantined").await;
+    assert!(nan.contains("is not a finite number"), "its callers are told why: {nan}");
+    refused(at, "grammar@3", Code::FailedPrecondition, "was made for another").await;
     for version in 4..=5 {
         let reference = format!("grammar@{version}");
-        ask(&at, &reference, 0).await.expect_err("shapes");
-        refused(&at, &reference, Code::FailedPrecondition, "quarantined").await;
+        ask(at, &reference, 0).await.expect_err("shapes");
+        refused(at, &reference, Code::FailedPrecondition, "quarantined").await;
     }
-    neighbours.held("NaN, wrong base, wrong rank, wrong shapes", "43 × FAILED_PRECONDITION with the reason").await;
-    println!("{nan}");
+    let resident = list(at).await;
+    assert!(resident.adapters.iter().all(|adapter| adapter.version == 1), "none of them is anywhere: {resident:?}");
+    let fault = stage.called("NaN, wrong base, wrong rank, wrong shapes");
+    neighbours.held(&fault, "43 × FAILED_PRECONDITION with the reason").await;
 }
 
 fn replace(bytes: &mut [u8], from: &str, to: &str) {
@@ -204,24 +84,29 @@ fn replace(bytes: &mut [u8], from: &str, to: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn adapters_that_push_each_other_out_while_they_are_in_use_answer_as_if_alone() {
+async fn what_is_no_good_adapter_is_quarantined_and_says_why() {
+    quarantined(Served::ByOne).await;
+}
+
+async fn pushed_out(served: Served) {
     const ADAPTERS: u32 = 8;
     // Room for one: what is in use stays beyond the budget, and leaves with its last stream.
-    let (_fleet, at, versions) = one(&[("GATEWAY__ADAPTER_BYTES", "1")]).await;
+    let stage = Stage::with(served, 1, &[("GATEWAY__ADAPTER_BYTES", "1")]).await;
+    let at = &stage.at;
     for version in 2..=ADAPTERS {
-        versions.write_weights(version, |bytes| {
+        stage.versions.write_weights(version, |bytes| {
             let at = bytes.len() - 4 * version as usize;
             bytes[at..at + 4].copy_from_slice(&(version as f32).to_le_bytes());
         });
     }
+    let versions: Vec<_> = (1..=ADAPTERS).map(|version| format!("grammar@{version}")).collect();
     let mut alone = Vec::new();
-    for version in 1..=ADAPTERS {
-        alone.push(ask(&at, &format!("grammar@{version}"), version).await.expect("an answer"));
+    for (number, version) in versions.iter().enumerate() {
+        alone.push(ask(at, version, number).await.expect("an answer"));
     }
-    let neighbours = Neighbours::start(&at, "grammar@1").await;
+    let neighbours = Neighbours::start(at, "grammar@1").await;
     for _ in 0..5 {
-        let versions: Vec<_> = (1..=ADAPTERS).map(|version| format!("grammar@{version}")).collect();
-        let all = versions.iter().zip(1..).map(|(version, number)| ask(&at, version, number));
+        let all = versions.iter().enumerate().map(|(number, version)| ask(at, version, number));
         for (said, alone) in futures::future::join_all(all).await.into_iter().zip(&alone) {
             let said = said.expect("an answer");
             assert_eq!((&said.text, &said.adapter_digest), (&alone.text, &alone.adapter_digest));
@@ -230,62 +115,87 @@ async fn adapters_that_push_each_other_out_while_they_are_in_use_answer_as_if_al
         // By order, too, in the middle of a neighbour's answers; gone already is as good.
         let _ = at.admin().unload(request).await;
     }
-    neighbours.held("evicted and unloaded while in use", "40 answers as if alone").await;
-    let resident = at.admin().list_resident(ListResidentRequest {}).await.expect("a list").into_inner();
-    assert!(resident.adapters.len() <= 2, "{:?}", resident.adapters);
+    neighbours.held(&stage.called("evicted and unloaded while in use"), "40 answers as if alone").await;
+    // An adapter leaves when another comes to where it is.
+    eventually("what nobody uses has left", async || {
+        for (number, version) in versions.iter().enumerate() {
+            ask(at, version, number).await.expect("an answer");
+        }
+        (list(at).await.adapters.len() <= 2 * stage.engines()).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_alias_that_moves_in_the_middle_of_streams_mixes_no_two_versions() {
-    let (_fleet, at, _) = with(2, &[]).await;
+async fn adapters_that_push_each_other_out_while_they_are_in_use_answer_as_if_alone() {
+    pushed_out(Served::ByOne).await;
+}
+
+async fn move_alias(at: &Addresses, version: u64) {
+    let request = SetAliasRequest {
+        adapter: "grammar".into(),
+        alias: "production".into(),
+        version,
+        who: "ops".into(),
+        ..Default::default()
+    };
+    at.registry().set_alias(request).await.expect("moved");
+}
+
+async fn replaced(served: Served) {
+    const STREAMS: usize = 6;
+    let stage = Stage::with(served, 2, &[]).await;
+    let at = &stage.at;
+    // So long that the alias moves in their middle.
+    let long = |reference: &str| GenerateRequest { max_new_tokens: 120, ..request(reference, 0) };
     let mut alone = Vec::new();
     for version in [1, 2] {
-        alone.push(ask(&at, &format!("grammar@{version}"), 0).await.expect("an answer").text);
+        alone.push(answers::ask(at, long(&format!("grammar@{version}"))).await.expect("an answer").text);
     }
     assert_ne!(alone[0], alone[1], "the versions can be told apart");
-    let neighbours = Neighbours::start(&at, "grammar@1").await;
+    let neighbours = Neighbours::start(at, "grammar@1").await;
+    move_alias(at, 1).await;
     let mut seen = [0u32; 2];
     for moves in 0..6u64 {
-        let version = 1 + moves % 2;
-        let request = SetAliasRequest {
-            adapter: "grammar".into(),
-            alias: "production".into(),
-            version,
-            who: "ops".into(),
-            ..Default::default()
-        };
-        at.registry().set_alias(request).await.expect("moved");
-        let streams = (0..6).map(|_| ask(&at, "grammar@production", 0));
-        for said in futures::future::join_all(streams).await {
-            let said = said.expect("an answer");
-            let which = said.adapter_version as usize - 1;
+        let begun = Arc::new(AtomicUsize::new(0));
+        let begin = |_| tokio::spawn(stream(at.clone(), long("grammar@production"), begun.clone()));
+        let streams: Vec<_> = (0..STREAMS).map(begin).collect();
+        eventually("all have begun", async || (begun.load(Ordering::SeqCst) == STREAMS).then_some(())).await;
+        move_alias(at, 2 - moves % 2).await;
+        for stream in streams {
+            let said = stream.await.expect("no stream is forgotten");
+            let which = said.end.expect("an answer").adapter_version as usize - 1;
             assert_eq!(said.text, alone[which], "what it says is what version {} says", which + 1);
             seen[which] += 1;
         }
     }
     assert!(seen[0] > 0 && seen[1] > 0, "{seen:?}");
     let callers = format!("{} answers of version 1, {} of version 2, each whole", seen[0], seen[1]);
-    neighbours.held("replaced while streaming", &callers).await;
+    neighbours.held(&stage.called("replaced while streaming"), &callers).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_thousand_loads_at_once_load_each_adapter_once() {
-    const LOADS: u32 = 1000;
-    let (fleet, at, versions) = one(&[]).await;
-    for version in 2..=LOADS {
-        versions.write(version, |manifest| manifest["prompt_template"] = format!("{version}: {{input}}").into());
+async fn an_alias_that_moves_in_the_middle_of_streams_mixes_no_two_versions() {
+    replaced(Served::ByOne).await;
+}
+
+async fn loaded_at_once(served: Served, loads: u32) {
+    let stage = Stage::with(served, 1, &[]).await;
+    let at = &stage.at;
+    for version in 2..=loads {
+        stage.versions.write(version, |manifest| manifest["prompt_template"] = format!("{version}: {{input}}").into());
     }
     at.registry()
-        .get_version(GetVersionRequest { adapter: "grammar".into(), version: u64::from(LOADS) })
+        .get_version(GetVersionRequest { adapter: "grammar".into(), version: u64::from(loads) })
         .await
         .expect("the registry has them");
-    let neighbours = Neighbours::start(&at, "grammar@1").await;
+    let neighbours = Neighbours::start(at, "grammar@1").await;
     // Calls, not connections, are what there are so many of.
-    let admins: Vec<_> = (0..4).map(|_| fleet.admin(0)).collect();
-    let all = (1..=LOADS).map(|version| {
+    let admins: Vec<_> = (0..4).map(|_| stage.fleet.admin(0)).collect();
+    let all = (1..=loads).map(|version| {
         let mut admin = admins[version as usize % admins.len()].clone();
         async move {
-            let request = tailor_pb::inference::LoadRequest { adapter: format!("grammar@{version}") };
+            let request = LoadRequest { adapter: format!("grammar@{version}") };
             admin.load(request).await.map(|loaded| loaded.into_inner().digest)
         }
     });
@@ -295,9 +205,21 @@ async fn a_thousand_loads_at_once_load_each_adapter_once() {
     }
     digests.sort();
     digests.dedup();
-    let resident = at.admin().list_resident(ListResidentRequest {}).await.expect("a list").into_inner();
-    assert_eq!((digests.len(), resident.adapters.len()), (LOADS as usize, LOADS as usize));
-    neighbours.held("1,000 loads at once", "1,000 adapters resident").await;
+    assert_eq!(digests.len(), loads as usize);
+    let mut resident: Vec<_> = list(at).await.adapters.iter().map(|adapter| adapter.version).collect();
+    resident.sort_unstable();
+    // The neighbours' own may be on every engine, if one has much more to do than the others.
+    let neighbours_own = resident.iter().filter(|version| **version == 1).count();
+    assert!((1..=stage.engines()).contains(&neighbours_own), "{neighbours_own}");
+    let others: Vec<_> = resident.into_iter().filter(|version| *version != 1).collect();
+    assert_eq!(others, (2..=u64::from(loads)).collect::<Vec<_>>(), "each is loaded, and once");
+    let fault = stage.called(&format!("{loads} loads at once"));
+    neighbours.held(&fault, &format!("{loads} adapters resident")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_loads_at_once_load_each_adapter_once() {
+    loaded_at_once(Served::ByOne, 1000).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

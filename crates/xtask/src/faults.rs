@@ -23,8 +23,9 @@ pub fn faults(_: &[String]) -> Result<()> {
     let report = format!(
         "# Faults of adapters under load\n\n\
          Written by `cargo xtask faults` at commit {}. Each fault happens to one adapter (or to the store) while four callers ask\n\
-         the same gateway without a pause, two of them the base and two another adapter; every answer of theirs is held, byte for\n\
-         byte, to what the same prompt got before anything happened. The tests are in `tests/it/adapter_faults.rs`.\n\n\
+         the same gateway (or the edge before the same two engines) without a pause, two of them the base and two another adapter;\n\
+         every answer of theirs is held, byte for byte, to what the same prompt got before anything happened. The tests are in\n\
+         `tests/it/adapter_faults.rs`.\n\n\
          | fault | what its callers saw | neighbours' answers, all as if alone |\n| --- | --- | --- |\n{}\n",
         commit.trim(),
         rows.join("\n")

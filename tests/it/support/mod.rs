@@ -5,6 +5,7 @@ pub mod base;
 pub mod cli;
 pub mod clients;
 pub mod cluster;
+pub mod faults;
 pub mod fleet;
 pub mod gate;
 pub mod http;
