@@ -8,21 +8,18 @@ use tailor_pb::inference::{GenerateRequest, GenerateResponse, ScoreRequest, Scor
 
 use super::lose_an_engine;
 use crate::support::answers::{self, stream};
+use crate::support::base::only_characters;
 use crate::support::clients::Addresses;
 use crate::support::{Family, Fleet};
 
 const NAMES: [&str; 3] = ["", "grammar@1", "grammar@2"];
-/// Tokens of the tokenizer beyond the specials: characters. What the base has besides is no text.
-const CHARACTERS: std::ops::Range<u32> = 3..98;
-const VOCABULARY: u32 = 128;
 
 /// Text from its first token on, so that whoever has said something has been heard. Every other answer is drawn with a seed: a
 /// random base left to itself may say the same to everybody.
 fn request(number: usize, tokens: u32) -> GenerateRequest {
     let request = answers::request(Family::T5, NAMES[number % NAMES.len()], number, tokens);
-    let unspoken = (0..VOCABULARY).filter(|id| !CHARACTERS.contains(id));
     GenerateRequest {
-        logit_bias: unspoken.map(|id| (id, -1000.0)).collect(),
+        logit_bias: only_characters().collect(),
         temperature: if number.is_multiple_of(2) { 1.0 } else { 0.0 },
         seed: Some(number as u64),
         ..request

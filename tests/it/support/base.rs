@@ -7,6 +7,8 @@ use tailor_testkit::{LlamaShape, T5Shape};
 
 /// Specials and the printable ASCII characters, rounded up.
 const VOCABULARY: usize = 128;
+const SPECIALS: [&str; 3] = ["<pad>", "</s>", "<unk>"];
+const CHARACTERS: std::ops::RangeInclusive<char> = ' '..='~';
 const CHAT_TEMPLATE: &str = "{% if tools %}[t]{{ tools | tojson }}{% endif %}{% for message in messages %}[{{ message['role'][0] }}]{{ message['content'] }}\
     {% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}\
     {% if add_generation_prompt %}[a]{% endif %}";
@@ -68,11 +70,16 @@ impl Family {
     }
 }
 
+/// Biases that leave a base nothing but characters to say: no answer ends early, and each of its tokens is text.
+pub fn only_characters() -> impl Iterator<Item = (u32, f32)> {
+    let spoken = SPECIALS.len()..SPECIALS.len() + CHARACTERS.count();
+    (0..VOCABULARY).filter(move |id| !spoken.contains(id)).map(|id| (id as u32, -1000.0))
+}
+
 fn tokenizer() -> String {
-    let specials = ["<pad>", "</s>", "<unk>"];
     let mut added = String::new();
     let mut vocabulary = String::new();
-    for (id, text) in specials.iter().enumerate() {
+    for (id, text) in SPECIALS.iter().enumerate() {
         let comma = if id > 0 { "," } else { "" };
         write!(
             added,
@@ -82,7 +89,7 @@ fn tokenizer() -> String {
         .expect("text");
         write!(vocabulary, r#"{comma}"{text}":{id}"#).expect("text");
     }
-    for (id, character) in (specials.len()..).zip(' '..='~') {
+    for (id, character) in (SPECIALS.len()..).zip(CHARACTERS) {
         write!(vocabulary, ",{}:{id}", serde_json::json!(character.to_string())).expect("text");
     }
     format!(
