@@ -1,6 +1,8 @@
 //! Ten times what the device can do is asked of it: memory stays where it is, whoever is let in is answered as if alone, whoever
 //! is not is told when to come again, and at the end nothing is left behind.
 
+mod first_token;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -93,12 +95,18 @@ async fn usage(up: &Up) -> EngineUsage {
     resident.bases[0].usage.expect("usage")
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn ten_times_the_load_costs_no_memory_and_no_accepted_stream() {
+/// With so few places that they are soon taken.
+async fn short_queue() -> Up {
     let (batch, queue) = (BATCH.to_string(), QUEUE.to_string());
     let settings = [("TAILOR__GATEWAY__MAX_BATCH", batch.as_str()), ("TAILOR__GATEWAY__MAX_QUEUE", &queue)];
-    let up = Arc::new(Up::with(&settings).await);
+    let up = Up::with(&settings).await;
     up.add_base_and_rows(Family::Llama).await;
+    up
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_times_the_load_costs_no_memory_and_no_accepted_stream() {
+    let up = Arc::new(short_queue().await);
     let job = ["train", "--base", Family::Llama.base(), "--dataset", "rows", "--adapter", "one", "--rank", "4"];
     up.cli().json(&[&job[..], &["--max-steps", "2", "--max-new-tokens", "2", "--max-validation-rows", "2"]].concat());
     let mut alone = Vec::new();
