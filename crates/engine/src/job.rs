@@ -72,11 +72,13 @@ pub struct ScoreJob {
     pub tenant: String,
     pub deadline: Option<Instant>,
     pub lease: Lease,
+    pub span: tracing::Span,
 }
 
 impl ScoreJob {
     pub fn new(prompt_ids: Vec<u32>, token_ids: Vec<u32>, adapter: Option<Digest>) -> Self {
-        Self { prompt_ids, token_ids, adapter, tenant: String::new(), deadline: None, lease: None }
+        let (tenant, span) = (String::new(), tracing::Span::none());
+        Self { prompt_ids, token_ids, adapter, tenant, deadline: None, lease: None, span }
     }
 
     /// Tokens that go through the model.

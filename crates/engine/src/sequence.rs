@@ -133,7 +133,7 @@ impl Sequence {
             made: 0,
             events,
         }));
-        beginning.to(goal, adapter, job.deadline, job.lease, Trace::new(job.span))
+        beginning.to(goal, adapter, job.deadline, job.lease, Trace::new(job.span, true))
     }
 
     /// One whose tokens are scored: the last of them is never computed, and a decoder without a prompt has nothing to say of
@@ -147,7 +147,7 @@ impl Sequence {
         let targets = job.token_ids[usize::from(!has_start).min(count)..].to_vec();
         let first = beginning.tokens.len() - targets.len();
         let goal = Goal::Scores(Scoring::new(first, targets, count, to));
-        beginning.to(goal, adapter, job.deadline, job.lease, Trace::new(tracing::Span::none()))
+        beginning.to(goal, adapter, job.deadline, job.lease, Trace::new(job.span, false))
     }
 
     /// It has been promised its room and takes part from the next step on.

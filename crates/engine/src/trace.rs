@@ -7,6 +7,8 @@ use tracing::Span;
 /// Where a sequence is on its way. The span it is in ends when the next begins, or when the sequence does.
 pub struct Trace {
     request: Span,
+    /// Whether tokens are made after the prompt; scores are read off it.
+    answers: bool,
     phase: Phase,
 }
 
@@ -25,15 +27,16 @@ enum Phase {
         span: Span,
         steps: u64,
     },
+    Over,
 }
 
 impl Trace {
     /// Of a request that has just been accepted; `request` may be a disabled span.
-    pub fn new(request: Span) -> Self {
+    pub fn new(request: Span, answers: bool) -> Self {
         // Without a parent a span would begin a trace of its own.
         let waits =
             if request.is_disabled() { Span::none() } else { tracing::info_span!(parent: &request, "engine.queue") };
-        Self { request, phase: Phase::Queued { _span: waits } }
+        Self { request, answers, phase: Phase::Queued { _span: waits } }
     }
 
     /// It takes part from the next step on.
@@ -55,7 +58,7 @@ impl Trace {
     /// is to come.
     pub fn stepped(&mut self, tokens: usize, cached: usize, reads_on: bool) {
         match &mut self.phase {
-            Phase::Queued { .. } => {}
+            Phase::Queued { .. } | Phase::Over => {}
             Phase::Reading { prompt, step: current, begun } => {
                 current.record("tailor.tokens", tokens);
                 if !*begun {
@@ -64,6 +67,8 @@ impl Trace {
                 }
                 if reads_on {
                     *current = step(prompt);
+                } else if !self.answers {
+                    self.phase = Phase::Over;
                 } else {
                     let span = tracing::info_span!(
                         parent: &self.request, "engine.decode", tailor.steps = tracing::field::Empty

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use half::bf16;
-use tailor_quant::{LowRank, padded_rank};
+use tailor_quant::LowRank;
 use tch::{Kind, Tensor};
 
 use crate::base::Steps;
@@ -18,6 +18,8 @@ use crate::weights::Site;
 use crate::{Base, Error, LinearInfo, Result};
 
 static SERVED: AtomicU64 = AtomicU64::new(1);
+/// A device's kernel (`low_rank.cu`) reads so many values of B's rows at a time.
+const RANK_STEP: usize = 8;
 
 /// Both factors for one linear layer.
 #[derive(Debug)]
@@ -299,7 +301,7 @@ impl LoraSet {
 
     /// Rounds A and B to bf16 where the base's steps read them so: half the bytes that a step reads for each adapter. A set
     /// that has more than plain factors and virtual tokens stays as it is, and so does one with a value that bf16 does not
-    /// reach: infinity times the zero of a neighbour's row would not be zero. For inference alone.
+    /// reach. For inference alone.
     ///
     /// # Errors
     /// No memory.
@@ -311,13 +313,21 @@ impl LoraSet {
         let narrow = |x: &Tensor| x.f_detach()?.f_to_kind(Kind::BFloat16)?.f_contiguous();
         let mut rounded = Vec::new();
         for lora in self.changes.iter().flatten().filter_map(|change| change.lora.as_ref()) {
-            let padding = padded_rank(lora.rank() as usize) as i64 - lora.rank();
-            let (a, b) = (narrow(&lora.a)?, narrow(&lora.b.f_constant_pad_nd([0, padding].as_slice())?)?);
+            let a = narrow(&lora.a)?;
+            // However B lies, a view [out, R] is what everybody else sees.
+            let b = match base.steps {
+                // Outputs beside each other.
+                Steps::Fused => narrow(&lora.b.f_transpose(0, 1)?)?.f_transpose(0, 1)?,
+                // Rows of whole steps, with zeros behind them.
+                Steps::OnDevice | Steps::Operators => {
+                    let padding = (lora.rank() as usize).next_multiple_of(RANK_STEP) as i64 - lora.rank();
+                    narrow(&lora.b.f_constant_pad_nd([0, padding].as_slice())?)?.f_narrow(1, 0, lora.rank())?
+                }
+            };
             if !is_finite(&a)? || !is_finite(&b)? {
                 return Ok(());
             }
-            // The padding stays behind the rows: a view without it is what everybody else sees.
-            rounded.push((a, b.f_narrow(1, 0, lora.rank())?));
+            rounded.push((a, b));
         }
         let factors = self.changes.iter_mut().flatten().filter_map(|change| change.lora.as_mut());
         factors.zip(rounded).for_each(|(lora, (a, b))| (lora.a, lora.b) = (a, b));
@@ -340,8 +350,8 @@ impl LoraSet {
         let lora = self.change(slot)?.lora.as_ref()?;
         let rank = lora.rank() as usize;
         let out = self.linears[slot].out_features as usize;
-        // SAFETY: `serve` has made a buffer of so many values, which lives as long as the view.
-        let b = unsafe { std::slice::from_raw_parts(lora.b.data_ptr().cast::<bf16>(), out * padded_rank(rank)) };
+        // SAFETY: `serve` has made a buffer of so many values, [R, out], which lives as long as the view.
+        let b = unsafe { std::slice::from_raw_parts(lora.b.data_ptr().cast::<bf16>(), out * rank) };
         Some(LowRank { a: crate::fused::values(&lora.a), b, rank, scale: lora.scale as f32, rows })
     }
 

@@ -41,7 +41,7 @@ mod tiles;
 mod workers;
 
 pub use activations::Inputs;
-pub use low_rank::{LowRank, RANK_STEP, padded_rank};
+pub use low_rank::LowRank;
 pub use matrix::{Matrix, Weights};
 pub use tiles::{Product, products, products_with};
 pub use workers::{Alone, Workers, spread};
@@ -69,16 +69,16 @@ const LARGEST_LEVEL: f32 = 16384.0;
 /// Calls a kernel that is compiled for each number of x's rows, of which there are [`GROUP`] at most.
 #[cfg(target_arch = "x86_64")]
 macro_rules! by_rows {
-    ($kernel:ident($part:expr, $rows:expr, $sums:expr)) => {
+    ($kernel:ident[$rows:expr]($($argument:expr),*)) => {
         match $rows {
-            1 => $kernel::<1>($part, $sums),
-            2 => $kernel::<2>($part, $sums),
-            3 => $kernel::<3>($part, $sums),
-            4 => $kernel::<4>($part, $sums),
-            5 => $kernel::<5>($part, $sums),
-            6 => $kernel::<6>($part, $sums),
-            7 => $kernel::<7>($part, $sums),
-            _ => $kernel::<8>($part, $sums),
+            1 => $kernel::<1>($($argument),*),
+            2 => $kernel::<2>($($argument),*),
+            3 => $kernel::<3>($($argument),*),
+            4 => $kernel::<4>($($argument),*),
+            5 => $kernel::<5>($($argument),*),
+            6 => $kernel::<6>($($argument),*),
+            7 => $kernel::<7>($($argument),*),
+            _ => $kernel::<8>($($argument),*),
         }
     };
 }
@@ -103,8 +103,8 @@ struct Kernels {
     dense: unsafe fn(&Dense<'_>, sums: *mut Lanes),
     /// Rows of weights that `dense` is best given with several rows of x: at most [`DENSE_OUT`].
     dense_outs: usize,
-    /// Adds b·values of each row of `b`, as long as `values` and whole steps of eight, to sums that are `stride` apart.
-    expand: unsafe fn(b: &[half::bf16], values: &[f32], sums: *mut Lanes, stride: usize),
+    /// Adds values·b to y, row by row of `b`, of which there are as many as values, `stride` apart and as long as y.
+    expand: unsafe fn(b: *const half::bf16, stride: usize, values: &[f32], y: &mut [f32]),
     /// The [`total`] of each of so many sums that are `stride` apart.
     totals: unsafe fn(sums: *const Lanes, stride: usize, out: &mut [f32]),
 }
@@ -184,7 +184,8 @@ fn kernels(for_avx512: bool, instructions: Instructions) -> Kernels {
     }
     #[cfg(target_arch = "x86_64")]
     if matches!(instructions, Instructions::Avx512 | Instructions::Amx) && avx512::available() {
-        return Kernels { dense: avx512::KERNELS.dense, dense_outs: avx512::KERNELS.dense_outs, ..avx2::KERNELS };
+        let Kernels { dense, dense_outs, expand, .. } = avx512::KERNELS;
+        return Kernels { dense, dense_outs, expand, ..avx2::KERNELS };
     }
     let _ = for_avx512;
     #[cfg(target_arch = "x86_64")]

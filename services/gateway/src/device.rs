@@ -130,7 +130,8 @@ impl Model {
                 let lease = self.lease().await?;
                 let adapter = self.adapter.as_ref().map(|version| version.digest.clone());
                 let ScoreTokens { prompt_ids, token_ids, tenant, deadline } = job;
-                let job = ScoreJob { tenant, deadline, lease, ..ScoreJob::new(prompt_ids, token_ids, adapter) };
+                let span = tracing::Span::current();
+                let job = ScoreJob { tenant, deadline, lease, span, ..ScoreJob::new(prompt_ids, token_ids, adapter) };
                 Ok(local.engine.score(job).await?)
             }
             Device::There { fleet, .. } => fleet.score(self.target(), job).await,

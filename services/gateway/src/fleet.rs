@@ -61,7 +61,8 @@ impl Fleet {
         choice::order(digest, &views).into_iter().map(|at| self.members[at].clone()).collect()
     }
 
-    /// Makes a base ready on an engine.
+    /// Makes a base ready on an engine, and then on all that serve: its requests will go to any of them, and the first to come
+    /// to each should not wait for that.
     ///
     /// # Errors
     /// No engine can; what the last one said.
@@ -71,7 +72,16 @@ impl Fleet {
             let request = request.clone();
             async move { member.engine().open_base(request).await }
         };
-        self.first("", ask).await
+        let opened = self.first("", None, ask).await?;
+        for member in self.members.iter().filter(|member| member.view().serving) {
+            let (member, request) = (member.clone(), request.clone());
+            tokio::spawn(async move {
+                if let Err(status) = member.engine().open_base(request).await {
+                    tracing::info!(engine = member.url, problem = status.message(), "a base is not open everywhere");
+                }
+            });
+        }
+        Ok(opened)
     }
 
     /// Starts an answer.
@@ -95,7 +105,7 @@ impl Fleet {
             }
             async move { member.engine().score_tokens(request).await }
         };
-        let scored = self.first(&digest, ask).await?;
+        let scored = self.first(&digest, deadline, ask).await?;
         Ok(scored.scores.into_iter().map(|score| score.logprob).collect())
     }
 
@@ -109,21 +119,29 @@ impl Fleet {
             let request = request.clone();
             async move { member.admin().load(request).await }
         };
-        self.first(digest, ask).await
+        self.first(digest, None, ask).await
     }
 
-    /// The first answer in a request's order of engines: on to the next one where an engine is gone or full.
-    async fn first<T, F>(&self, digest: &str, ask: impl Fn(Arc<Member>) -> F) -> Result<T>
+    /// The first answer in a request's order of engines: on to the next one where an engine is gone or full, and there is time.
+    async fn first<T, F>(&self, digest: &str, deadline: Option<Instant>, ask: impl Fn(Arc<Member>) -> F) -> Result<T>
     where
         F: Future<Output = Result<tonic::Response<T>, Status>>,
     {
         let mut last = None;
         let mut order = self.order(digest).into_iter();
+        // However it comes to be known, by the engine's word or the transport's own clock, it is the same to the caller.
+        let is_late = || deadline.is_some_and(|deadline| deadline <= Instant::now());
         while let Some(member) = order.next() {
+            if is_late() {
+                return Err(tailor_engine::Error::Deadline.into());
+            }
             let _at_work = member.begin();
             let answer = ask(member.clone());
             match member.or_silence(order.len() > 0, answer).await {
                 Ok(answer) => return Ok(answer.into_inner()),
+                Err(status) if is_late() || status.code() == Code::DeadlineExceeded => {
+                    return Err(tailor_engine::Error::Deadline.into());
+                }
                 Err(status) if may_go_elsewhere(&status) => last = Some(status),
                 Err(status) => return Err(Error::service("engine")(status)),
             }

@@ -4,7 +4,7 @@ use super::lines::Lines;
 use super::workers::{Workers, spread};
 use super::{Activations, BLOCK, GROUP, LARGEST_ACTIVATION, LARGEST_BLOCK, STRIDE, element};
 #[cfg(target_arch = "x86_64")]
-use super::{amx, avx512, layout};
+use super::{amx, avx512, columns, layout};
 use crate::Instructions;
 
 /// Below this magnitude a block counts as zero: its reciprocal would leave f32.
@@ -34,9 +34,20 @@ enum Made {
     Integers,
     /// The same for AVX-512 and few rows: scales row by row.
     Blocks,
-    /// The same for AVX-512 and many rows: a block's values in their natural order.
+    /// The same for AVX-512 and many rows: a block's values as pairs that are unpacked together.
     Columns,
     Tiles,
+}
+
+impl Made {
+    /// Element of a block that stands in each place.
+    fn order(self) -> &'static [usize; BLOCK] {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Made::Columns => &COLUMNS,
+            _ => &ORDER,
+        }
+    }
 }
 
 impl Inputs {
@@ -240,12 +251,8 @@ fn quantize_block(input: &[f32; BLOCK], output: &mut [i16; BLOCK], made: Made) -
         let shifted = input * inverse + 12_582_912.0;
         *value = shifted.to_bits() as i16;
     }
-    if made == Made::Columns {
-        *output = natural;
-    } else {
-        for (place, value) in output.iter_mut().enumerate() {
-            *value = natural[ORDER[place]];
-        }
+    for (value, element) in output.iter_mut().zip(made.order()) {
+        *value = natural[*element];
     }
     largest / steps
 }
@@ -270,6 +277,18 @@ const ORDER: [usize; BLOCK] = {
     order
 };
 
+/// The same for columns.
+#[cfg(target_arch = "x86_64")]
+const COLUMNS: [usize; BLOCK] = {
+    let mut order = [0; BLOCK];
+    let mut place = 0;
+    while place < BLOCK {
+        order[place] = place / 8 * 8 + columns::PAIRED[place % 8];
+        place += 1;
+    }
+    order
+};
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -277,9 +296,11 @@ mod tests {
 
     #[test]
     fn order_names_every_element_once() {
-        let mut seen = ORDER;
-        seen.sort_unstable();
-        assert_eq!(seen, std::array::from_fn(|i| i));
+        for made in [Made::Integers, Made::Blocks, Made::Columns] {
+            let mut seen = *made.order();
+            seen.sort_unstable();
+            assert_eq!(seen, std::array::from_fn(|i| i));
+        }
     }
 
     #[test]
@@ -311,10 +332,14 @@ mod tests {
             one_of(5),
         ];
         for input in inputs {
-            let (mut natural, mut ordered) = ([0; BLOCK], [0; BLOCK]);
-            let scale = quantize_block(&input, &mut natural, Made::Columns);
-            assert_eq!(quantize_block(&input, &mut ordered, Made::Blocks), scale);
-            assert!((0..BLOCK).all(|place| ordered[place] == natural[ORDER[place]]));
+            let natural = [Made::Columns, Made::Blocks].map(|made| {
+                let (mut ordered, mut natural) = ([0; BLOCK], [0; BLOCK]);
+                let scale = quantize_block(&input, &mut ordered, made);
+                made.order().iter().zip(ordered).for_each(|(element, value)| natural[*element] = value);
+                (natural, scale)
+            });
+            assert_eq!(natural[0], natural[1], "few rows and many");
+            let (natural, scale) = natural[0];
             let together: i64 = natural.iter().map(|value| i64::from(*value).abs()).sum();
             assert!(together * LARGEST_LEVEL as i64 <= i64::from(i32::MAX), "{together}");
             for (value, input) in natural.iter().zip(input) {

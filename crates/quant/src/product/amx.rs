@@ -167,31 +167,6 @@ impl Tiles {
         }
     }
 
-    /// As [`Self::add`] for the second group alone.
-    ///
-    /// # Safety
-    /// As there.
-    pub unsafe fn add_second(&mut self, w: *const u16, x: *const u16, steps: usize) {
-        let stride = self.now[1].max(1) * 4;
-        for step in 0..steps {
-            // SAFETY: as the caller says.
-            unsafe {
-                asm!(
-                    "tileloadd tmm7, [{x} + {stride}]",
-                    "tileloadd tmm4, [{w} + {line}]",
-                    "tdpbf16ps tmm1, tmm4, tmm7",
-                    "tileloadd tmm5, [{w} + {line} + 1024]",
-                    "tdpbf16ps tmm3, tmm5, tmm7",
-                    w = in(reg) w.add(step * 2 * TILE),
-                    x = in(reg) x.cast::<u8>().add(step * stride * SIDE),
-                    stride = in(reg) stride,
-                    line = in(reg) 64usize,
-                    options(nostack, readonly, preserves_flags),
-                );
-            }
-        }
-    }
-
     /// The sums of one group.
     pub fn sums(&self, group: usize, sums: &mut Sums) {
         let sums = sums.0.as_mut_ptr();

@@ -14,6 +14,8 @@ pub(super) const KERNELS: Kernels = Kernels { packed, unpacked, unpack, dense, d
 
 /// Packed bytes that are asked for ahead of their use.
 const AHEAD: usize = 2048;
+/// Values of bf16 in a cache line.
+pub(super) const LINE: usize = 32;
 
 pub(super) fn available() -> bool {
     is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")
@@ -206,14 +208,14 @@ unsafe fn unpacked_rows<const ROWS: usize>(part: &Part<'_, i16>, sums: *mut Lane
 /// The processor has AVX2 and FMA; `sums` has an entry for each pair of rows; of x's there are [`GROUP`] at most.
 pub(super) unsafe fn packed(part: &Part<'_, u8>, rows: usize, sums: *mut Lanes) {
     // SAFETY: as the caller says.
-    unsafe { by_rows!(packed_rows(part, rows, sums)) }
+    unsafe { by_rows!(packed_rows[rows](part, sums)) }
 }
 
 /// # Safety
 /// As for [`packed`].
 pub(super) unsafe fn unpacked(part: &Part<'_, i16>, rows: usize, sums: *mut Lanes) {
     // SAFETY: as the caller says.
-    unsafe { by_rows!(unpacked_rows(part, rows, sums)) }
+    unsafe { by_rows!(unpacked_rows[rows](part, sums)) }
 }
 
 /// # Safety
@@ -283,14 +285,20 @@ unsafe fn dense_rows<const OUT: usize, const ROWS: usize>(part: &Dense<'_>, sums
     let whole = width / 8 * 8;
     let mut acc = [[_mm256_setzero_ps(); ROWS]; OUT];
     let (weights, x) = (part.weights.as_ptr(), part.x.as_ptr());
-    for at in (0..whole).step_by(8) {
-        // SAFETY: eight values are there in each row.
-        unsafe {
-            let x: [__m256; ROWS] = std::array::from_fn(|row| _mm256_loadu_ps(x.add(row * width + at)));
-            for (out, acc) in acc.iter_mut().enumerate() {
-                let weights = wide(weights.add(out * width + at));
-                for (acc, x) in acc.iter_mut().zip(x) {
-                    *acc = _mm256_fmadd_ps(weights, x, *acc);
+    for line in (0..whole).step_by(LINE) {
+        for out in 0..OUT {
+            // Hints that may point behind the end: the rows after these, whose beginnings memory's own foresight misses.
+            _mm_prefetch::<_MM_HINT_T1>(weights.wrapping_add((OUT + out) * width + line).cast());
+        }
+        for at in (line..whole.min(line + LINE)).step_by(8) {
+            // SAFETY: eight values are there in each row.
+            unsafe {
+                let x: [__m256; ROWS] = std::array::from_fn(|row| _mm256_loadu_ps(x.add(row * width + at)));
+                for (out, acc) in acc.iter_mut().enumerate() {
+                    let weights = wide(weights.add(out * width + at));
+                    for (acc, x) in acc.iter_mut().zip(x) {
+                        *acc = _mm256_fmadd_ps(weights, x, *acc);
+                    }
                 }
             }
         }
@@ -308,24 +316,27 @@ unsafe fn dense_rows<const OUT: usize, const ROWS: usize>(part: &Dense<'_>, sums
 }
 
 /// # Safety
-/// The processor has AVX2 and FMA; `sums` has an entry for each row of `b`, `stride` apart.
-unsafe fn expand(b: &[bf16], values: &[f32], sums: *mut Lanes, stride: usize) {
+/// The processor has AVX2 and FMA; there are as many rows of `b` as values, `stride` apart and as long as `y`.
+unsafe fn expand(b: *const bf16, stride: usize, values: &[f32], y: &mut [f32]) {
     #[target_feature(enable = "avx2,fma")]
-    unsafe fn inner(b: &[bf16], values: &[f32], sums: *mut Lanes, stride: usize) {
-        for (out, b) in b.chunks_exact(values.len()).enumerate() {
-            // SAFETY: as the caller says; rows are whole steps of eight.
+    unsafe fn eights(b: *const bf16, stride: usize, values: &[f32], y: &mut [[f32; 8]]) {
+        for (at, y) in y.iter_mut().enumerate() {
+            // SAFETY: as the caller says.
             unsafe {
-                let sums = sums.add(out * stride).cast::<f32>();
-                let mut acc = _mm256_loadu_ps(sums);
-                for at in (0..values.len()).step_by(8) {
-                    acc = _mm256_fmadd_ps(wide(b.as_ptr().add(at)), _mm256_loadu_ps(values.as_ptr().add(at)), acc);
+                let mut acc = _mm256_loadu_ps(y.as_ptr());
+                for (row, value) in values.iter().enumerate() {
+                    acc = _mm256_fmadd_ps(wide(b.add(row * stride + at * 8)), _mm256_set1_ps(*value), acc);
                 }
-                _mm256_storeu_ps(sums, acc);
+                _mm256_storeu_ps(y.as_mut_ptr(), acc);
             }
         }
     }
+    let (whole, rest) = y.as_chunks_mut::<8>();
     // SAFETY: as the caller says.
-    unsafe { inner(b, values, sums, stride) }
+    unsafe {
+        eights(b, stride, values, whole);
+        super::portable::expand(b.add(whole.len() * 8), stride, values, rest);
+    }
 }
 
 /// # Safety

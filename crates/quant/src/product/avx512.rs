@@ -225,34 +225,28 @@ unsafe fn wide([first, second]: [*const bf16; 2]) -> __m512 {
 }
 
 /// # Safety
-/// The processor has what [`available`] looks for; `sums` has an entry for each row of `b`, `stride` apart.
-unsafe fn expand(b: &[bf16], values: &[f32], sums: *mut Lanes, stride: usize) {
-    /// Two rows at a time, whose sums are beside each other.
+/// The processor has what [`available`] looks for; there are as many rows of `b` as values, `stride` apart and as long as `y`.
+unsafe fn expand(b: *const bf16, stride: usize, values: &[f32], y: &mut [f32]) {
     #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")]
-    unsafe fn pairs(b: &[bf16], values: &[f32], sums: *mut Lanes) {
-        let rank = values.len();
-        for (pair, b) in b.chunks_exact(2 * rank).enumerate() {
-            // SAFETY: as the caller says; rows are whole steps of eight.
+    unsafe fn sixteens(b: *const bf16, stride: usize, values: &[f32], y: &mut [[f32; 16]]) {
+        for (at, y) in y.iter_mut().enumerate() {
+            // SAFETY: as the caller says.
             unsafe {
-                let sums = sums.add(2 * pair).cast::<f32>();
-                let mut acc = _mm512_loadu_ps(sums);
-                for at in (0..rank).step_by(8) {
-                    let values = _mm256_loadu_pd(values.as_ptr().add(at).cast());
-                    let values = _mm512_castpd_ps(_mm512_broadcast_f64x4(values));
-                    acc = _mm512_fmadd_ps(wide([b.as_ptr().add(at), b.as_ptr().add(rank + at)]), values, acc);
+                let mut acc = _mm512_loadu_ps(y.as_ptr());
+                for (row, value) in values.iter().enumerate() {
+                    let b = _mm256_loadu_si256(b.add(row * stride + at * 16).cast());
+                    let b = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(b)));
+                    acc = _mm512_fmadd_ps(b, _mm512_set1_ps(*value), acc);
                 }
-                _mm512_storeu_ps(sums, acc);
+                _mm512_storeu_ps(y.as_mut_ptr(), acc);
             }
         }
     }
-    let paired = if stride == 1 { b.len() / values.len() / 2 * 2 } else { 0 };
-    let (b, rest) = b.split_at(paired * values.len());
+    let (whole, rest) = y.as_chunks_mut::<16>();
     // SAFETY: as the caller says.
     unsafe {
-        pairs(b, values, sums);
-        if !rest.is_empty() {
-            (avx2::KERNELS.expand)(rest, values, sums.add(paired * stride), stride);
-        }
+        sixteens(b, stride, values, whole);
+        (avx2::KERNELS.expand)(b.add(whole.len() * 16), stride, values, rest);
     }
 }
 
@@ -263,15 +257,21 @@ unsafe fn dense_rows<const ROWS: usize>(part: &Dense<'_>, sums: *mut Lanes) {
     let whole = width / 8 * 8;
     let mut acc = [[_mm512_setzero_ps(); ROWS]; 2];
     let (weights, x) = (part.weights.as_ptr(), part.x.as_ptr());
-    for at in (0..whole).step_by(8) {
-        // SAFETY: eight values are there in each row.
-        unsafe {
-            let row = |out: usize| weights.add(out * width + at);
-            let w = [wide([row(0), row(1)]), wide([row(2), row(3)])];
-            for of_x in 0..ROWS {
-                let x = _mm512_castpd_ps(_mm512_broadcast_f64x4(_mm256_loadu_pd(x.add(of_x * width + at).cast())));
-                for (acc, w) in acc.iter_mut().zip(w) {
-                    acc[of_x] = _mm512_fmadd_ps(w, x, acc[of_x]);
+    for line in (0..whole).step_by(avx2::LINE) {
+        for out in 4..8 {
+            // Hints that may point behind the end: the rows after these.
+            _mm_prefetch::<_MM_HINT_T1>(weights.wrapping_add(out * width + line).cast());
+        }
+        for at in (line..whole.min(line + avx2::LINE)).step_by(8) {
+            // SAFETY: eight values are there in each row.
+            unsafe {
+                let row = |out: usize| weights.add(out * width + at);
+                let w = [wide([row(0), row(1)]), wide([row(2), row(3)])];
+                for of_x in 0..ROWS {
+                    let x = _mm512_castpd_ps(_mm512_broadcast_f64x4(_mm256_loadu_pd(x.add(of_x * width + at).cast())));
+                    for (acc, w) in acc.iter_mut().zip(w) {
+                        acc[of_x] = _mm512_fmadd_ps(w, x, acc[of_x]);
+                    }
                 }
             }
         }

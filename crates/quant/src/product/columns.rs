@@ -13,13 +13,19 @@ use std::cell::RefCell;
 use super::avx512::{add_products, table};
 use super::lines::Lines;
 use super::tiles::Tile;
-use super::{BLOCK, GROUP, Inputs, Kernels, Lanes, Levels, Matrix, STRIDE};
+use super::{BLOCK, GROUP, Inputs, Levels, Matrix, STRIDE, by_rows};
 
 /// Outputs of a tile: two registers of sums.
 pub(super) const OUTS: usize = 2 * LANES;
 const LANES: usize = 16;
 /// Levels of a block of all outputs: [32 pairs of values, 2, 16 outputs, 2].
 const TURNED: usize = OUTS * BLOCK;
+/// Bytes of each row that are turned together, and the pairs of values in them.
+const PIECE: usize = 16;
+const PAIRS: usize = PIECE;
+/// Which of eight values make the four pairs of a word. A number that is looked up lies in the low bits of either half of a lane
+/// (the high four of a byte come first), so each shift of a word brings up two that are four apart.
+pub(super) const PAIRED: [usize; 8] = [1, 5, 0, 4, 3, 7, 2, 6];
 /// Outputs of a register for all classes of blocks, each a lane.
 type Sums = [[[f32; LANES]; STRIDE]; 2];
 
@@ -29,7 +35,6 @@ struct Room {
     scales: Vec<f32>, // as they lie in the matrix
     turned: Vec<f32>, // [blocks (to a multiple of 8), 2, 16]
     sums: [Sums; GROUP],
-    lanes: [Lanes; OUTS],
 }
 
 thread_local! {
@@ -38,7 +43,6 @@ thread_local! {
         scales: Vec::new(),
         turned: Vec::new(),
         sums: [[[[0.0; LANES]; STRIDE]; 2]; GROUP],
-        lanes: [[0.0; 8]; OUTS],
     }));
 }
 
@@ -46,21 +50,26 @@ thread_local! {
 ///
 /// # Safety
 /// [`super::avx512::available`]; x was made for columns.
-pub(super) unsafe fn work(tile: &Tile<'_>, matrix: &Matrix<'_>, kernels: Kernels) {
+pub(super) unsafe fn work(tile: &Tile<'_>, matrix: &Matrix<'_>) {
     ROOM.with_borrow_mut(|room| {
         let (blocks, x) = (matrix.width() / BLOCK, tile.x);
         // SAFETY: as the caller says.
         unsafe { room.read_scales(matrix, tile.first, tile.count) };
-        room.levels.grow(blocks * TURNED);
         // The rows that are not there are the last one again; what comes of them is not looked at.
         let row = |at: usize| matrix.bytes(tile.first + at.min(tile.count - 1), 0..blocks).as_ptr();
-        let rows: [*const u8; OUTS] = std::array::from_fn(row);
+        let packed = Packed { rows: std::array::from_fn(row), blocks, levels: matrix.levels() };
+        if x.groups() == 1 {
+            // SAFETY: as the caller says; whole rows, and scales for all blocks.
+            unsafe { room.multiply_once(&packed, x) };
+            return room.finish(tile, matrix.unit(), 0);
+        }
+        room.levels.grow(blocks * TURNED);
         // SAFETY: as the caller says; whole rows, and room for their levels.
-        unsafe { unpack(&rows, blocks, matrix.levels(), room.levels.values_mut().as_mut_ptr()) };
+        unsafe { packed.unpack(room.levels.values_mut().as_mut_ptr()) };
         for group in 0..x.groups() {
             // SAFETY: as the caller says; levels and scales are there for all blocks.
             unsafe { room.multiply(x, group, blocks) };
-            room.finish(tile, matrix.unit(), group, kernels);
+            room.finish(tile, matrix.unit(), group);
         }
     });
 }
@@ -92,44 +101,32 @@ impl Room {
     /// # Safety
     /// As [`multiply`].
     unsafe fn multiply(&mut self, x: &Inputs, group: usize, blocks: usize) {
-        let (levels, scales) = (self.levels.values().as_ptr(), self.turned.as_ptr());
-        let sums = self.sums.as_mut_ptr();
-        let (values, x_scales) = x.columns(group);
+        let part = Part { scales: self.turned.as_ptr(), x: x.columns(group), blocks };
+        let (levels, sums) = (self.levels.values().as_ptr(), self.sums.as_mut_ptr());
         // SAFETY: as the caller says.
-        unsafe {
-            match x.group_rows(group) {
-                1 => multiply::<1>(levels, scales, values, x_scales, blocks, sums),
-                2 => multiply::<2>(levels, scales, values, x_scales, blocks, sums),
-                3 => multiply::<3>(levels, scales, values, x_scales, blocks, sums),
-                4 => multiply::<4>(levels, scales, values, x_scales, blocks, sums),
-                5 => multiply::<5>(levels, scales, values, x_scales, blocks, sums),
-                6 => multiply::<6>(levels, scales, values, x_scales, blocks, sums),
-                7 => multiply::<7>(levels, scales, values, x_scales, blocks, sums),
-                _ => multiply::<GROUP>(levels, scales, values, x_scales, blocks, sums),
-            }
-        }
+        unsafe { by_rows!(multiply[x.group_rows(group)](&part, levels, sums)) }
+    }
+
+    /// # Safety
+    /// As [`multiply_once`].
+    unsafe fn multiply_once(&mut self, packed: &Packed<'_>, x: &Inputs) {
+        let part = Part { scales: self.turned.as_ptr(), x: x.columns(0), blocks: packed.blocks };
+        let sums = self.sums.as_mut_ptr();
+        // SAFETY: as the caller says.
+        unsafe { by_rows!(multiply_once[x.rows()](&part, packed, sums)) }
     }
 
     /// Sums to outputs.
-    fn finish(&mut self, tile: &Tile<'_>, unit: f32, group: usize, kernels: Kernels) {
+    fn finish(&self, tile: &Tile<'_>, unit: f32, group: usize) {
         let mut values = [0f32; OUTS];
         for (at, sums) in self.sums.iter().enumerate().take(tile.x.group_rows(group)) {
             let row = group * GROUP + at;
-            if tile.has_low_rank(row) {
-                // SAFETY: an input is made for columns only where there are instructions for them.
-                unsafe { by_output(sums, &mut self.lanes) };
-                let lanes = &mut self.lanes[..tile.count];
-                tile.low_rank(row, tile.first, kernels, lanes, 1);
-                // SAFETY: chosen for this processor; as many values as sums.
-                unsafe { (kernels.totals)(lanes.as_ptr(), 1, &mut values[..tile.count]) };
-            } else {
-                for (values, s) in values.as_chunks_mut::<LANES>().0.iter_mut().zip(sums) {
-                    // As `total` adds up.
-                    *values = std::array::from_fn(|lane| {
-                        let half = |class: usize| s[class][lane] + s[class + 4][lane];
-                        (half(0) + half(2)) + (half(1) + half(3))
-                    });
-                }
+            for (values, s) in values.as_chunks_mut::<LANES>().0.iter_mut().zip(sums) {
+                // As `total` adds up.
+                *values = std::array::from_fn(|lane| {
+                    let half = |class: usize| s[class][lane] + s[class + 4][lane];
+                    (half(0) + half(2)) + (half(1) + half(3))
+                });
             }
             values[..tile.count].iter_mut().for_each(|value| *value *= unit);
             tile.write_run(row, &values[..tile.count]);
@@ -161,72 +158,107 @@ unsafe fn turn(rows: &[*const u8; LANES], byte: usize) -> [__m512i; 4] {
     ]
 }
 
-/// Each output's eight sums beside each other.
-///
-/// # Safety
-/// [`super::avx512::available`]
-#[target_feature(enable = "avx2")]
-unsafe fn by_output(sums: &Sums, lanes: &mut [Lanes; OUTS]) {
-    for (at, lanes) in lanes.as_chunks_mut::<4>().0.iter_mut().enumerate() {
-        let (half, first) = (at / 4, at % 4 * 4);
-        // SAFETY: four outputs of each class.
-        let class = |class: usize| unsafe {
-            let four = |class: usize| _mm_loadu_ps(sums[half][class][first..].as_ptr());
-            _mm256_insertf128_ps::<1>(_mm256_castps128_ps256(four(class)), four(class + 4))
-        };
-        let [a, b, c, d] = [class(0), class(1), class(2), class(3)];
-        let (ab, cd) = (_mm256_unpacklo_ps(a, b), _mm256_unpacklo_ps(c, d));
-        let (ab_high, cd_high) = (_mm256_unpackhi_ps(a, b), _mm256_unpackhi_ps(c, d));
-        let pairs = |low, high| (_mm256_castps_pd(low), _mm256_castps_pd(high));
-        let ((ab, cd), (ab_high, cd_high)) = (pairs(ab, cd), pairs(ab_high, cd_high));
-        let outputs = [
-            _mm256_unpacklo_pd(ab, cd),
-            _mm256_unpackhi_pd(ab, cd),
-            _mm256_unpacklo_pd(ab_high, cd_high),
-            _mm256_unpackhi_pd(ab_high, cd_high),
-        ];
-        for (lanes, output) in lanes.iter_mut().zip(outputs) {
-            // SAFETY: there is room for eight.
-            unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), _mm256_castpd_ps(output)) };
+/// Packed rows of a tile.
+struct Packed<'a> {
+    rows: [*const u8; OUTS],
+    blocks: usize,
+    levels: &'a Levels,
+}
+
+impl Packed<'_> {
+    /// Sixteen bytes of half of the rows, turned: half a block.
+    ///
+    /// # Safety
+    /// [`super::avx512::available`]; the rows have so many pieces.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")]
+    unsafe fn piece(&self, half: usize, piece: usize) -> [__m512i; 4] {
+        let rows: &[*const u8; LANES] = &self.rows.as_chunks::<LANES>().0[half];
+        // A hint that may point behind the end: the same rows of the tile after this.
+        let next = OUTS * self.blocks * (BLOCK / 2) + piece / LANES * LANES * PIECE;
+        let ahead = rows[piece % LANES].wrapping_add(next);
+        for line in (0..LANES * PIECE).step_by(64) {
+            _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(line).cast());
+        }
+        // SAFETY: as the caller says.
+        unsafe { turn(rows, piece * PIECE) }
+    }
+
+    /// Levels of whole rows, side by side: a pair of values of each row in a lane.
+    ///
+    /// # Safety
+    /// [`super::avx512::available`]; so many blocks are there in each row, and room for all.
+    #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")]
+    unsafe fn unpack(&self, out: *mut i16) {
+        let table = table(self.levels);
+        for half in 0..2 {
+            for piece in 0..self.blocks * 2 {
+                // SAFETY: as the caller says.
+                let words = unsafe { self.piece(half, piece) };
+                for (word, numbers) in words.into_iter().enumerate() {
+                    for (at, levels) in pairs(numbers, table).into_iter().enumerate() {
+                        let place = (piece * PAIRS + word * 4 + at) * 2 + half;
+                        // SAFETY: as above.
+                        unsafe { _mm512_storeu_si512(out.cast::<__m512i>().add(place).cast(), levels) };
+                    }
+                }
+            }
         }
     }
 }
 
-/// Levels of whole rows, side by side: a pair of values of each row in a lane.
-///
-/// # Safety
-/// [`super::avx512::available`]; so many blocks are there in each row, and room for all.
+/// Levels of a word of each row, in the order of [`PAIRED`]. Those that look up take the low five bits of either half of a lane, the
+/// fifth of which may be anything.
+#[inline]
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn unpack(rows: &[*const u8; OUTS], blocks: usize, levels: &Levels, out: *mut i16) {
-    let table = table(levels);
-    let bytes = blocks * BLOCK / 2;
-    for half in 0..2 {
-        // A piece is sixteen bytes of each row, half a block.
-        let rows: [*const u8; LANES] = std::array::from_fn(|row| rows[half * LANES + row]);
-        for piece in 0..bytes / 16 {
-            // A hint that may point behind the end: the same rows of the tile after this.
-            let ahead = rows[piece % LANES].wrapping_add(OUTS * bytes + piece / LANES * LANES * 16);
-            for line in (0..LANES * 16).step_by(64) {
-                _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(line).cast());
-            }
-            // SAFETY: as the caller says.
-            let words = unsafe { turn(&rows, piece * 16) };
-            for (word, x) in words.into_iter().enumerate() {
-                // A byte's first value is in its high bits. Those that look up have it in the low five of either half of a
-                // lane, the fifth of which may be anything.
-                let second = |of_first: __m512i, of_second: __m512i| {
-                    _mm512_permutexvar_epi16(_mm512_mask_blend_epi16(0xaaaa_aaaa, of_first, of_second), table)
-                };
-                let pairs = [
-                    second(_mm512_srli_epi32::<4>(x), _mm512_slli_epi32::<16>(x)),
-                    second(_mm512_srli_epi32::<12>(x), _mm512_slli_epi32::<8>(x)),
-                    second(_mm512_srli_epi32::<20>(x), x),
-                    second(_mm512_srli_epi32::<28>(x), _mm512_srli_epi32::<8>(x)),
-                ];
-                for (at, pair) in pairs.into_iter().enumerate() {
-                    let place = ((piece * 4 + word) * 4 + at) * 2 + half;
-                    // SAFETY: as above.
-                    unsafe { _mm512_storeu_si512(out.cast::<__m512i>().add(place).cast(), pair) };
+fn pairs(numbers: __m512i, table: __m512i) -> [__m512i; 4] {
+    [
+        _mm512_permutexvar_epi16(numbers, table),
+        _mm512_permutexvar_epi16(_mm512_srli_epi16::<4>(numbers), table),
+        _mm512_permutexvar_epi16(_mm512_srli_epi16::<8>(numbers), table),
+        _mm512_permutexvar_epi16(_mm512_srli_epi16::<12>(numbers), table),
+    ]
+}
+
+/// What both ways to multiply read beside levels.
+struct Part {
+    scales: *const f32, // [blocks, 2, 16]
+    /// Values [blocks, rows, 64] and their scales [blocks, rows].
+    x: (*const i16, *const f32),
+    blocks: usize,
+}
+
+impl Part {
+    /// A block's values, of ROWS rows: pairs, row by row.
+    ///
+    /// # Safety
+    /// There are so many blocks.
+    #[inline(always)]
+    unsafe fn values<const ROWS: usize>(&self, block: usize) -> *const i32 {
+        // SAFETY: as the caller says.
+        unsafe { self.x.0.add(block * ROWS * BLOCK).cast() }
+    }
+
+    /// acc + products brought under their scales.
+    ///
+    /// # Safety
+    /// [`super::avx512::available`]; there are so many blocks.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")]
+    unsafe fn add_scaled<const ROWS: usize>(
+        &self,
+        block: usize,
+        products: [[__m512i; 2]; ROWS],
+        mut add: impl FnMut(usize, usize, __m512, __m512),
+    ) {
+        // SAFETY: as the caller says.
+        unsafe {
+            let scales = self.scales.add(block * OUTS);
+            let scales = [_mm512_loadu_ps(scales), _mm512_loadu_ps(scales.add(LANES))];
+            for (row, products) in products.into_iter().enumerate() {
+                let of_x = _mm512_set1_ps(*self.x.1.add(block * ROWS + row));
+                for (half, (products, scales)) in products.into_iter().zip(scales).enumerate() {
+                    add(row, half, _mm512_cvtepi32_ps(products), _mm512_mul_ps(scales, of_x));
                 }
             }
         }
@@ -236,44 +268,27 @@ unsafe fn unpack(rows: &[*const u8; OUTS], blocks: usize, levels: &Levels, out: 
 /// All blocks of a tile's outputs by ROWS rows of x.
 ///
 /// # Safety
-/// [`super::avx512::available`]; levels, scales and values of so many blocks are there, and room for the rows' sums.
+/// [`super::avx512::available`]; levels, scales and values of all blocks are there, and room for the rows' sums.
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn multiply<const ROWS: usize>(
-    levels: *const i16,
-    scales: *const f32,
-    x: *const i16,
-    x_scales: *const f32,
-    blocks: usize,
-    sums: *mut Sums,
-) {
+unsafe fn multiply<const ROWS: usize>(part: &Part, levels: *const i16, sums: *mut Sums) {
     for class in 0..STRIDE {
         let mut acc = [[_mm512_setzero_ps(); 2]; ROWS];
-        for block in (class..blocks).step_by(STRIDE) {
+        for block in (class..part.blocks).step_by(STRIDE) {
             // SAFETY: as the caller says.
             unsafe {
                 let levels = levels.add(block * TURNED).cast::<__m512i>();
-                let x = x.add(block * ROWS * BLOCK).cast::<i32>();
+                let x = part.values::<ROWS>(block);
                 let mut products = [[_mm512_setzero_si512(); 2]; ROWS];
                 for pair in 0..BLOCK / 2 {
                     let w = [
                         _mm512_loadu_si512(levels.add(2 * pair).cast()),
                         _mm512_loadu_si512(levels.add(2 * pair + 1).cast()),
                     ];
-                    for (row, products) in products.iter_mut().enumerate() {
-                        let x = _mm512_set1_epi32(*x.add(row * BLOCK / 2 + pair));
-                        for (products, w) in products.iter_mut().zip(w) {
-                            *products = add_products(*products, w, x);
-                        }
-                    }
+                    add_pair(&mut products, w, x.add(pair));
                 }
-                let scales = scales.add(block * OUTS);
-                let scales = [_mm512_loadu_ps(scales), _mm512_loadu_ps(scales.add(LANES))];
-                for (row, (acc, products)) in acc.iter_mut().zip(products).enumerate() {
-                    let of_x = _mm512_set1_ps(*x_scales.add(block * ROWS + row));
-                    for ((acc, products), scales) in acc.iter_mut().zip(products).zip(scales) {
-                        *acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), _mm512_mul_ps(scales, of_x), *acc);
-                    }
-                }
+                part.add_scaled(block, products, |row, half, products, scales| {
+                    acc[row][half] = _mm512_fmadd_ps(products, scales, acc[row][half]);
+                });
             }
         }
         for (row, acc) in acc.into_iter().enumerate() {
@@ -281,6 +296,54 @@ unsafe fn multiply<const ROWS: usize>(
                 // SAFETY: as the caller says.
                 unsafe { _mm512_storeu_ps((*sums.add(row))[half][class].as_mut_ptr(), acc) };
             }
+        }
+    }
+}
+
+/// The same from packed rows, of which nothing is kept: for rows of x that are one group.
+///
+/// # Safety
+/// As [`multiply`]; the rows have all blocks.
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")]
+unsafe fn multiply_once<const ROWS: usize>(part: &Part, packed: &Packed<'_>, sums: *mut Sums) {
+    let table = table(packed.levels);
+    // SAFETY: as the caller says.
+    unsafe { std::slice::from_raw_parts_mut(sums, ROWS) }.fill([[[0.0; LANES]; STRIDE]; 2]);
+    for block in 0..part.blocks {
+        // SAFETY: as the caller says.
+        unsafe {
+            let x = part.values::<ROWS>(block);
+            let mut products = [[_mm512_setzero_si512(); 2]; ROWS];
+            for piece in 0..2 {
+                let halves = [packed.piece(0, 2 * block + piece), packed.piece(1, 2 * block + piece)];
+                for word in 0..4 {
+                    let levels = [pairs(halves[0][word], table), pairs(halves[1][word], table)];
+                    for at in 0..4 {
+                        add_pair(&mut products, [levels[0][at], levels[1][at]], x.add(piece * PAIRS + word * 4 + at));
+                    }
+                }
+            }
+            // In memory, since registers are full: a block's sums are added up once for 32 products of each.
+            part.add_scaled(block, products, |row, half, products, scales| {
+                let acc = (*sums.add(row))[half][block % STRIDE].as_mut_ptr();
+                _mm512_storeu_ps(acc, _mm512_fmadd_ps(products, scales, _mm512_loadu_ps(acc)));
+            });
+        }
+    }
+}
+
+/// A pair of levels of all outputs by the pair of each row of x, which lie a block apart.
+///
+/// # Safety
+/// They are there.
+#[inline]
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")]
+unsafe fn add_pair<const ROWS: usize>(products: &mut [[__m512i; 2]; ROWS], w: [__m512i; 2], x: *const i32) {
+    for (row, products) in products.iter_mut().enumerate() {
+        // SAFETY: as the caller says.
+        let x = _mm512_set1_epi32(unsafe { *x.add(row * BLOCK / 2) });
+        for (products, w) in products.iter_mut().zip(w) {
+            *products = add_products(*products, w, x);
         }
     }
 }

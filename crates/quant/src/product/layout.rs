@@ -190,22 +190,3 @@ pub(super) unsafe fn place_group(rows: &[f32], width: usize, group: *mut u32) {
         }
     }
 }
-
-/// Rows of B as one or more steps of W, padded with zeros: `b` [outs, padded rank].
-pub(super) fn place_factor(b: &[bf16], padded: usize, to: &mut [i16]) {
-    to.fill(0);
-    for (out, row) in b.chunks_exact(padded).enumerate() {
-        for (step, values) in row.chunks(STEP).enumerate() {
-            let to = &mut to[step * 2 * TILE + place(out)..][..values.len()];
-            to.iter_mut().zip(values).for_each(|(to, value)| *to = value.to_bits() as i16);
-        }
-    }
-}
-
-/// A row's s·A·x into its group's tiles: [steps, 16 pairs, members, 2].
-pub(super) fn place_values(values: &[f32], member: usize, members: usize, to: &mut [u16]) {
-    for (at, value) in values.iter().enumerate() {
-        let (pair, second) = (at / 2, at % 2);
-        to[(pair * members + member) * 2 + second] = bf16::from_f32(*value).to_bits();
-    }
-}

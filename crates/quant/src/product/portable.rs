@@ -88,11 +88,12 @@ pub(super) fn dot(weights: &[bf16], x: &[f32], sums: &mut Lanes) {
 }
 
 /// # Safety
-/// `sums` has an entry for each row of `b`, `stride` apart.
-unsafe fn expand(b: &[bf16], values: &[f32], sums: *mut Lanes, stride: usize) {
-    for (out, b) in b.chunks_exact(values.len()).enumerate() {
+/// There are as many rows of `b` as values, `stride` apart and as long as `y`.
+pub(super) unsafe fn expand(b: *const bf16, stride: usize, values: &[f32], y: &mut [f32]) {
+    for (at, value) in values.iter().enumerate() {
         // SAFETY: as the caller says.
-        dot(b, values, unsafe { &mut *sums.add(out * stride) });
+        let b = unsafe { std::slice::from_raw_parts(b.add(at * stride), y.len()) };
+        y.iter_mut().zip(b).for_each(|(y, b)| *y = b.to_f32().mul_add(*value, *y));
     }
 }
 

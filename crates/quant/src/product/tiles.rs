@@ -57,7 +57,7 @@ impl Product<'_> {
         assert_eq!(self.y.len(), x.rows() * out, "output and rows differ in length");
         assert!(self.bias.is_none_or(|bias| bias.len() == out), "bias and output differ in length");
         for term in self.low_rank {
-            let fits = term.a.len() == term.rank * x.width() && term.b.len() == out * super::padded_rank(term.rank);
+            let fits = term.a.len() == term.rank * x.width() && term.b.len() == out * term.rank;
             assert!(fits && term.rows.iter().all(|row| *row < x.rows()), "low-rank factors do not fit");
         }
     }
@@ -78,13 +78,8 @@ pub fn products(x: &Inputs, products: &mut [Product<'_>], workers: &dyn Workers)
 /// As [`products`].
 pub fn products_with(x: &Inputs, products: &mut [Product<'_>], workers: &dyn Workers, instructions: Instructions) {
     let kernels = kernels(x.is_for_avx512(), instructions);
-    let units = products.iter().map(|product| match product.weights {
-        Weights::FourBit(matrix) if !x.is_tiled() => matrix.unit(),
-        Weights::FourBit(_) | Weights::Bf16(_) => 1.0,
-    });
-    let units: Vec<f32> = units.collect();
     let terms: Vec<&[LowRank<'_>]> = products.iter().map(|product| product.low_rank).collect();
-    let mut projected = Projected::new(terms.into_iter().zip(units), x.rows());
+    let mut projected = Projected::new(terms.into_iter(), x.rows(), workers.count());
     let values = projected.output();
     let height = if x.is_tiled() {
         STRIP
@@ -113,10 +108,10 @@ pub fn products_with(x: &Inputs, products: &mut [Product<'_>], workers: &dyn Wor
         projected.compute(x, kernels, &values);
         #[cfg(target_arch = "x86_64")]
         if x.is_tiled() {
-            let mut worker = strip::Worker::new(&projected, &values, x);
-            return runs.take(|tile| worker.work(&at(tile)));
+            let mut worker = strip::Worker::new(x);
+            return runs.take(|tile| at(tile).with_low_rank(kernels, |tile| worker.work(tile)));
         }
-        runs.take(|tile| at(tile).by_lanes(kernels));
+        runs.take(|tile| at(tile).with_low_rank(kernels, |tile| tile.by_lanes(kernels)));
     };
     if tiles <= 1 { work() } else { workers.run(&work) }
 }
@@ -163,12 +158,19 @@ thread_local! {
 }
 
 impl Tile<'_> {
+    /// The tile's own outputs by `work`, and then what its rows get in addition: the same sums whichever way they came.
+    fn with_low_rank(&self, kernels: Kernels, mut work: impl FnMut(&Self)) {
+        self.projected.ask(self.product, self.part.out, self.first..self.first + self.count);
+        work(self);
+        self.projected.add_to(self.product, self.part.out, self.first, kernels, self.values, |row| self.outputs(row));
+    }
+
     /// By the kernels for lanes of a register.
     fn by_lanes(&self, kernels: Kernels) {
         match &self.part.weights {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: an input is made for columns only where there are instructions for them.
-            Weights::FourBit(matrix) if self.x.is_for_columns() => unsafe { columns::work(self, matrix, kernels) },
+            Weights::FourBit(matrix) if self.x.is_for_columns() => unsafe { columns::work(self, matrix) },
             Weights::FourBit(matrix) => self.four_bit(matrix, kernels),
             Weights::Bf16(weights) => self.dense(weights, kernels),
         }
@@ -252,11 +254,7 @@ impl Tile<'_> {
                 let mut sums = [[0f32; 8]; DENSE_OUT * DENSE_ROWS];
                 // SAFETY: chosen for this processor; a row of sums for each pair of rows.
                 unsafe { (kernels.dense)(&Dense { weights, x, width }, sums.as_mut_ptr()) };
-                let sums = &mut sums[..outs * members];
-                for at in 0..members {
-                    self.low_rank(row + at, first, kernels, &mut sums[at..], members);
-                }
-                for (pair, sums) in sums.iter().enumerate() {
+                for (pair, sums) in sums[..outs * members].iter().enumerate() {
                     self.write(row + pair % members, first + pair / members, total(sums));
                 }
             }
@@ -266,37 +264,26 @@ impl Tile<'_> {
     /// `sums` [tile, rows of the group]
     fn finish(&self, group: usize, unit: f32, kernels: Kernels, sums: &mut [Lanes]) {
         let rows = self.x.group_rows(group);
-        let sums = &mut sums[..self.count * rows];
-        for at in 0..rows {
-            self.low_rank(group * GROUP + at, self.first, kernels, &mut sums[at..], rows);
-        }
         let mut values = [0f32; TILE];
         let values = &mut values[..self.count];
         for at in 0..rows {
             // SAFETY: chosen for this processor; a row's sums lie as many apart as there are rows.
             unsafe { (kernels.totals)(sums[at..].as_ptr(), rows, values) };
-            for (out, value) in (self.first..).zip(&*values) {
-                self.write(group * GROUP + at, out, value * unit);
-            }
+            values.iter_mut().for_each(|value| *value *= unit);
+            self.write_run(group * GROUP + at, values);
         }
     }
 
-    #[cfg(target_arch = "x86_64")]
-    pub(super) fn has_low_rank(&self, row: usize) -> bool {
-        self.projected.has(self.product, row)
-    }
-
-    pub(super) fn low_rank(&self, row: usize, out: usize, kernels: Kernels, sums: &mut [Lanes], stride: usize) {
-        self.projected.add_to((self.product, row), out, kernels, self.values, sums, stride);
-    }
-
-    /// The tile's outputs of a row.
-    #[cfg(target_arch = "x86_64")]
-    pub(super) fn write_run(&self, row: usize, values: &[f32]) {
-        assert_eq!(values.len(), self.count);
+    /// The tile's outputs of a row of y.
+    #[expect(clippy::mut_from_ref, reason = "a tile has its outputs to itself, and asks for a row's once at a time")]
+    fn outputs(&self, row: usize) -> &mut [f32] {
         // SAFETY: within y, whose length was checked; no other tile has these outputs.
-        let y =
-            unsafe { std::slice::from_raw_parts_mut(self.part.y.0.add(row * self.part.out + self.first), self.count) };
+        unsafe { std::slice::from_raw_parts_mut(self.part.y.0.add(row * self.part.out + self.first), self.count) }
+    }
+
+    /// A row of x's, all of the tile.
+    pub(super) fn write_run(&self, row: usize, values: &[f32]) {
+        let y = self.outputs(row);
         y.copy_from_slice(values);
         if let Some(bias) = self.part.bias {
             let bias = &bias[self.first..self.first + self.count];

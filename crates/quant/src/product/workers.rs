@@ -31,18 +31,16 @@ pub fn spread(workers: &dyn Workers, tasks: usize, work: &(dyn Fn(usize) + Sync)
         return (0..tasks).for_each(work);
     }
     let next = AtomicUsize::new(0);
-    workers.run(&|| take(&next, tasks, work));
-}
-
-/// Takes tasks until none is left.
-pub(super) fn take(next: &AtomicUsize, tasks: usize, mut work: impl FnMut(usize)) {
-    loop {
-        let task = next.fetch_add(1, Ordering::Relaxed);
-        if task >= tasks {
-            return;
+    let until_none_is_left = || {
+        loop {
+            let task = next.fetch_add(1, Ordering::Relaxed);
+            if task >= tasks {
+                return;
+            }
+            work(task);
         }
-        work(task);
-    }
+    };
+    workers.run(&until_none_is_left);
 }
 
 /// Tasks of which each worker begins with a run of its own: weights that are read one after the other are one stream for

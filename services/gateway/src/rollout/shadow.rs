@@ -4,6 +4,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
 use tailor_text::metrics::edit_distance;
+use tracing::Instrument as _;
 
 use super::turn::is_the_versions_fault;
 use super::{Live, Rollouts, Side};
@@ -24,7 +25,9 @@ pub fn answer<F>(
         live.figures.lock().unwrap_or_else(PoisonError::into_inner).skipped();
         return;
     };
-    tokio::spawn(async move {
+    // In the trace of the request that it shadows, beside the answer that was heard.
+    let span = tracing::info_span!("gateway.shadow", tailor.digest = live.canary.digest.as_str());
+    let shadow = async move {
         let _place = place;
         let begun = Instant::now();
         let said = async {
@@ -42,7 +45,8 @@ pub fn answer<F>(
         };
         count(&live, said.err().as_ref(), took, apart);
         rollouts.look_at(&live);
-    });
+    };
+    tokio::spawn(shadow.instrument(span));
 }
 
 /// A shadow's request is one of the canary's like any other.
