@@ -179,10 +179,16 @@ impl<'a, B: Deref<Target = Base>> Run<'a, B> {
 
     /// Where the host's memory would not hold a pass of the whole batch, fewer rows; see [`micro_batch`].
     pub(super) fn find_micro_batch(&mut self, observer: &mut dyn Observer) -> Result<(), Error> {
-        let lengths = self.rows.lengths();
-        let longest = (0..lengths.len()).max_by_key(|at| lengths[*at]);
-        let sequences = lengths.len();
-        let Some(longest) = longest.filter(|_| self.base.device() == tch::Device::Cpu) else { return Ok(()) };
+        if self.base.device() != tch::Device::Cpu {
+            return Ok(());
+        }
+        let sequences = self.rows.lengths().len();
+        let (mut longest, mut tokens) = (0, 0);
+        self.rows.lengths().each(|at, length| {
+            if length >= tokens {
+                (longest, tokens) = (at, length);
+            }
+        });
         let before = Error::at("before the first step");
         let random = tailor_torch::rng_state().map_err(|error| before(error.into()))?;
         self.optimizer.thaw();
