@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tailor_blobs::Store;
 use tailor_domain::{JobEvent, JobId, JobSpec, JobState};
-use tailor_queue::{JobQueue, Lease};
+use tailor_queue::{Class, JobQueue, Lease};
 use tailor_serverkit::Settings;
 use tokio::sync::Mutex;
 use tokio::task::{JoinHandle, JoinSet};
@@ -23,6 +23,7 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::journal::{Journal, Outcome};
 use crate::keeper::{Halt, HaltFlag, Keeper};
+use crate::matching::class_on;
 use crate::planner::Planner;
 use crate::ranks::{Gathered, Gatherer, Party};
 use crate::room::{Place, Room};
@@ -40,6 +41,7 @@ const MAX_PAUSE: Duration = Duration::from_secs(15);
 
 pub struct Worker {
     name: String,
+    class: Class,
     journal: Journal,
     queue: Arc<dyn JobQueue>,
     store: Store,
@@ -78,7 +80,9 @@ impl Worker {
     ) -> Self {
         let host = std::env::var("HOSTNAME").unwrap_or_else(|_| "local".into());
         let memory_limit = Some(settings.trainer.memory_bytes).filter(|bytes| *bytes > 0);
+        let room = Room::new(memory_limit);
         Self {
+            class: class_on(room.worker()),
             name: format!("{host}-{}-{:06x}", std::process::id(), rand::random::<u32>() & 0xff_ffff),
             journal,
             queue,
@@ -91,7 +95,7 @@ impl Worker {
             calibrate: settings.trainer.calibrate,
             memory_limit,
             jobs_at_once: settings.trainer.jobs_at_once as usize,
-            room: Room::new(memory_limit),
+            room,
             fetching: Mutex::new(()),
             lost: OnceLock::new(),
             gatherer: Gatherer::new(settings),
@@ -174,7 +178,7 @@ impl Worker {
             // told below.
             while running.try_join_next().is_some() {}
             if running.is_empty()
-                && let Ok(Some(seat)) = worker.queue.take_seat(&worker.name, worker.lease_ttl).await
+                && let Ok(Some(seat)) = worker.queue.take_seat(&worker.name, worker.class, worker.lease_ttl).await
             {
                 seat::sit(&worker, &device, seat, &stop).await;
                 continue;
@@ -188,7 +192,7 @@ impl Worker {
             }
             let leased = tokio::select! {
                 () = stop.cancelled() => break,
-                leased = worker.queue.lease(&worker.name, worker.lease_ttl, LEASE_WAIT) => leased,
+                leased = worker.queue.lease(&worker.name, worker.class, worker.lease_ttl, LEASE_WAIT) => leased,
             };
             match leased {
                 Ok(None) => {}
@@ -404,7 +408,7 @@ impl Worker {
             Checkpoints::of(&self.store, job).remove().await
         } else if state != JobState::Paused {
             // Resumed while it was still leased, so nobody else could put it back.
-            Ok(self.queue.enqueue(job, lease.trace.clone()).await.map(drop)?)
+            Ok(self.queue.enqueue(job, lease.class, lease.trace.clone()).await.map(drop)?)
         } else {
             Ok(())
         }
