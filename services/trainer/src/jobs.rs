@@ -11,7 +11,7 @@ use tailor_domain::{
 };
 use tailor_domain::{QuantCode, Recipe, Version};
 use tailor_pb::{common, dataset, registry};
-use tailor_queue::JobQueue;
+use tailor_queue::{Class, JobQueue};
 use tailor_serverkit::settings;
 use tokio::sync::Mutex;
 use tonic::Streaming;
@@ -91,8 +91,11 @@ impl Jobs {
         };
         // After a crash between key and spec the retried request completes what the first one began.
         if self.journal.create(&job, &spec).await?.is_created() {
-            let message =
+            let mut message =
                 format!("train {} on {} with {}@{}", spec.adapter, spec.base, spec.dataset, spec.dataset_version);
+            if class_of(&spec) == Class::Gpu {
+                message += "; for a trainer with a GPU";
+            }
             self.journal.append(&job, 0, LogKind::Note, &message).await?;
         }
         if let Err(error) = self.queue.enqueue(&job, class_of(&spec), spec.traceparent.clone()).await {

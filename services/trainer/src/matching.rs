@@ -20,3 +20,37 @@ pub fn class_on(device: &Device) -> Class {
         DeviceKind::Gpu => Class::Gpu,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tailor_domain::spec::{Checkpointing, Optimizer};
+    use tailor_domain::{AdapterName, BaseName, DatasetName, Recipe, Version};
+
+    use super::*;
+
+    fn spec(recipe: Recipe) -> JobSpec {
+        JobSpec {
+            base: BaseName::try_new("base").expect("a name"),
+            dataset: DatasetName::try_new("rows").expect("a name"),
+            dataset_version: Version(1),
+            adapter: AdapterName::try_new("adapter").expect("a name"),
+            recipe,
+            traceparent: None,
+            created_at_ms: 0,
+        }
+    }
+
+    #[test]
+    fn what_only_a_gpu_can_do_is_for_workers_with_one() {
+        let mut aside = Recipe::default();
+        aside.train.checkpointing = Checkpointing::LayersOnHost;
+        let mut paged = Recipe::default();
+        paged.train.optimizer = Optimizer::PagedAdamW8bit;
+        for recipe in [aside, paged] {
+            assert_eq!(class_of(&spec(recipe)), Class::Gpu);
+        }
+        assert_eq!(class_of(&spec(Recipe::default())), Class::Cpu);
+        let [old, new, card] = [Device::cpu("a", 1, false), Device::cpu("b", 1, true), Device::gpu("c", 1)];
+        assert_eq!([old, new, card].map(|device| class_on(&device)), [Class::Cpu, Class::Cpu, Class::Gpu]);
+    }
+}
