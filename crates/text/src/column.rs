@@ -2,8 +2,8 @@
 //!
 //! What is not looked at need not be in memory: [`Column::release`] gives the pages back, and the numbers stay in the file.
 //! [`Column::look`] and [`Column::put`] do so by themselves before much of it is there; places without any order go by
-//! [`Column::gather`], and a shuffle by [`Column::swap_all`]. So work on five gigabytes of rows holds no more than work on ten megabytes. Who takes the column as a
-//! slice gives it back himself.
+//! [`Column::gather`], and a shuffle by [`Column::swap_all`]. So work on five gigabytes of rows holds no more than work on ten
+//! megabytes. Who takes the column as a slice gives it back himself.
 
 use std::cell::RefCell;
 use std::fs::File;
