@@ -7,12 +7,12 @@ use async_trait::async_trait;
 use redis::aio::{ConnectionManager, ConnectionManagerConfig, MultiplexedConnection};
 use redis::{AsyncConnectionConfig, Client, FromRedisValue, RedisResult, ScriptInvocation};
 use tailor_domain::JobId;
-use tailor_queue::{Depth, Error, JobQueue, Lease, Result, Seat, Standing};
+use tailor_queue::{Class, Depth, Error, JobQueue, Lease, Result, Seat, Standing};
 
-use crate::STREAM;
 use crate::changes::{CHANNEL, Changes};
 use crate::classify::queue_error;
 use crate::scripts::{Scripts, call};
+use crate::{GPU_STREAM, STREAM};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// For plain commands; the client's own default of 500 ms is short for a server that rewrites its log.
@@ -76,9 +76,9 @@ impl RedisQueue {
         if ended { Ok(()) } else { Err(lost(lease)) }
     }
 
-    async fn try_lease(&self, worker: &str, ttl: Duration) -> Result<Attempt> {
-        let reply: Vec<String> =
-            self.run_again(&call(&self.scripts.lease, &[worker, &millis(ttl).to_string()])).await?;
+    async fn try_lease(&self, worker: &str, class: Class, ttl: Duration) -> Result<Attempt> {
+        let ttl_ms = millis(ttl).to_string();
+        let reply: Vec<String> = self.run_again(&call(&self.scripts.lease, &[worker, class.as_str(), &ttl_ms])).await?;
         parse_attempt(worker, ttl, &reply).ok_or_else(|| Error::Refused {
             address: self.address.clone(),
             problem: format!("the lease script answered {reply:?}"),
@@ -99,11 +99,23 @@ impl RedisQueue {
         connected.map_err(|error| self.error(&error))
     }
 
-    /// Blocks until the stream has an entry after `last_id`, at most `timeout`.
-    async fn block(&self, connection: &mut MultiplexedConnection, last_id: &str, timeout: Duration) -> Result<()> {
+    /// Blocks until a stream has an entry after its own of `last_ids`, at most `timeout`. There is an id for the first stream,
+    /// or one for each.
+    async fn block(
+        &self,
+        connection: &mut MultiplexedConnection,
+        last_ids: &[String],
+        timeout: Duration,
+    ) -> Result<()> {
         let mut command = redis::cmd("XREAD");
         // BLOCK 0 would block for ever.
-        command.arg("COUNT").arg(1).arg("BLOCK").arg(millis(timeout).max(1)).arg("STREAMS").arg(STREAM).arg(last_id);
+        command.arg("COUNT").arg(1).arg("BLOCK").arg(millis(timeout).max(1)).arg("STREAMS");
+        for (stream, _) in [STREAM, GPU_STREAM].into_iter().zip(last_ids) {
+            command.arg(stream);
+        }
+        for id in last_ids {
+            command.arg(id.as_str());
+        }
         command.exec_async(connection).await.map_err(|error| self.error(&error))
     }
 
@@ -125,23 +137,24 @@ enum Attempt {
     Nothing {
         /// When the nearest lease runs out.
         wake_after: Option<Duration>,
-        /// The stream's last entry: a later one means work.
-        last_id: String,
+        /// The last entry of each stream that is for this worker: a later one means work.
+        last_ids: Vec<String>,
     },
 }
 
 fn parse_attempt(worker: &str, ttl: Duration, reply: &[String]) -> Option<Attempt> {
     match reply {
-        [kind, job, epoch, trace] if kind == "job" => Some(Attempt::Leased(Lease {
+        [kind, job, epoch, class, trace] if kind == "job" => Some(Attempt::Leased(Lease {
             job: JobId::try_new(job.as_str()).ok()?,
             epoch: epoch.parse().ok()?,
             worker: worker.to_owned(),
+            class: Class::named(class)?,
             ttl,
             trace: (!trace.is_empty()).then(|| trace.clone()),
         })),
-        [kind, left_ms, last_id] if kind == "none" => {
+        [kind, left_ms, last_ids @ ..] if kind == "none" && !last_ids.is_empty() => {
             let wake_after = if left_ms.is_empty() { None } else { Some(Duration::from_millis(left_ms.parse().ok()?)) };
-            Some(Attempt::Nothing { wake_after, last_id: last_id.clone() })
+            Some(Attempt::Nothing { wake_after, last_ids: last_ids.to_vec() })
         }
         _ => None,
     }
@@ -177,18 +190,18 @@ fn without_credentials(url: &str) -> String {
 
 #[async_trait]
 impl JobQueue for RedisQueue {
-    async fn enqueue(&self, job: &JobId, trace: Option<String>) -> Result<bool> {
+    async fn enqueue(&self, job: &JobId, class: Class, trace: Option<String>) -> Result<bool> {
         let trace = trace.unwrap_or_default();
-        self.run_again(&call(&self.scripts.enqueue, &[job.as_str(), &trace])).await
+        self.run_again(&call(&self.scripts.enqueue, &[job.as_str(), class.as_str(), &trace])).await
     }
 
-    async fn lease(&self, worker: &str, ttl: Duration, wait: Duration) -> Result<Option<Lease>> {
+    async fn lease(&self, worker: &str, class: Class, ttl: Duration, wait: Duration) -> Result<Option<Lease>> {
         let started = Instant::now();
         let mut blocking = None;
         loop {
-            let (wake_after, last_id) = match self.try_lease(worker, ttl).await? {
+            let (wake_after, last_ids) = match self.try_lease(worker, class, ttl).await? {
                 Attempt::Leased(lease) => return Ok(Some(lease)),
-                Attempt::Nothing { wake_after, last_id } => (wake_after, last_id),
+                Attempt::Nothing { wake_after, last_ids } => (wake_after, last_ids),
             };
             let left = wait.saturating_sub(started.elapsed());
             if left.is_zero() {
@@ -199,7 +212,7 @@ impl JobQueue for RedisQueue {
                 None => blocking.insert(self.connect_for_blocking().await?),
             };
             let timeout = wake_after.unwrap_or(LONGEST_BLOCK).min(LONGEST_BLOCK).min(left);
-            self.block(connection, &last_id, timeout).await?;
+            self.block(connection, &last_ids, timeout).await?;
         }
     }
 
@@ -231,10 +244,11 @@ impl JobQueue for RedisQueue {
         Ok(())
     }
 
-    async fn take_seat(&self, worker: &str, ttl: Duration) -> Result<Option<Seat>> {
+    async fn take_seat(&self, worker: &str, class: Class, ttl: Duration) -> Result<Option<Seat>> {
+        let ttl_ms = millis(ttl).to_string();
         // Run twice it may leave a seat that nobody keeps, which is free again when its time has run out.
         let reply: Vec<String> =
-            self.run_again(&call(&self.scripts.take_seat, &[worker, &millis(ttl).to_string()])).await?;
+            self.run_again(&call(&self.scripts.take_seat, &[worker, class.as_str(), &ttl_ms])).await?;
         if reply.is_empty() {
             return Ok(None);
         }
@@ -292,11 +306,20 @@ mod tests {
 
     #[test]
     fn a_reply_of_another_shape_is_refused() {
-        for reply in [&[][..], &["job"], &["job", "not an id", "1", ""], &["none", "x", "0-0"], &["what", "", ""]] {
+        let id = JobId::from_parts(1, 1);
+        for reply in [
+            &[][..],
+            &["job"],
+            &["job", "not an id", "1", "cpu", ""],
+            &["job", id.as_str(), "1", "tpu", ""],
+            &["none", "x", "0-0"],
+            &["none", ""],
+            &["what", "", ""],
+        ] {
             assert_eq!(parse_attempt("w", Duration::ZERO, &strings(reply)), None, "{reply:?}");
         }
         let nothing = parse_attempt("w", Duration::ZERO, &strings(&["none", "", "0-0"]));
-        assert_eq!(nothing, Some(Attempt::Nothing { wake_after: None, last_id: "0-0".into() }));
+        assert_eq!(nothing, Some(Attempt::Nothing { wake_after: None, last_ids: vec!["0-0".into()] }));
     }
 
     #[test]

@@ -2,10 +2,10 @@
 
 use redis::{Script, ScriptInvocation};
 
-use crate::STREAM;
+use crate::{GPU_STREAM, STREAM};
 
 /// In the order of `common.lua` and `calls.lua`. The braces keep all keys on one node of a cluster.
-const KEYS: [&str; 7] = [
+const KEYS: [&str; 8] = [
     STREAM,
     "{tailor}:entries",
     "{tailor}:deadlines",
@@ -13,6 +13,7 @@ const KEYS: [&str; 7] = [
     "{tailor}:epochs",
     "{tailor}:calls",
     "{tailor}:seats",
+    GPU_STREAM,
 ];
 
 macro_rules! script {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tailor_domain::JobId;
 use tokio::time::{Instant, sleep};
 
-use crate::{Depth, Error, JobQueue, Lease, Seat, Standing};
+use crate::{Class, Depth, Error, JobQueue, Lease, Seat, Standing};
 
 const NO_WAIT: Duration = Duration::ZERO;
 const LONG: Duration = Duration::from_secs(30);
@@ -31,6 +31,11 @@ pub async fn check(queue: Arc<dyn JobQueue>, unit: Duration) {
     suite.a_released_job_goes_to_the_back().await;
     suite.a_finished_job_may_come_again_and_old_leases_stay_refused().await;
     suite.many_workers_never_share_a_job().await;
+    suite.a_job_waits_for_a_worker_that_can_run_it_and_the_others_pass_it_by().await;
+    suite.a_worker_for_all_jobs_gets_the_one_that_has_waited_longest().await;
+    suite.a_worker_that_waits_wakes_for_what_it_can_run_alone().await;
+    suite.a_job_keeps_its_class_when_its_lease_ends().await;
+    suite.a_seat_is_for_who_can_run_the_job().await;
     suite.a_notification_wakes_who_waits_for_that_job().await;
     suite.seats_are_given_of_the_oldest_call_and_the_younger_caller_is_told().await;
     suite.a_call_whose_seats_were_all_taken_gives_none_again().await;
@@ -54,11 +59,11 @@ fn assert_lost<T: std::fmt::Debug>(what: &str, outcome: Result<T, Error>) {
 
 impl Suite {
     async fn enqueue(&self, job: &JobId) -> bool {
-        self.queue.enqueue(job, None).await.expect("enqueue")
+        self.queue.enqueue(job, Class::Cpu, None).await.expect("enqueue")
     }
 
     async fn lease_now(&self, ttl: Duration) -> Option<Lease> {
-        self.queue.lease("worker", ttl, NO_WAIT).await.expect("lease")
+        self.queue.lease("worker", Class::Cpu, ttl, NO_WAIT).await.expect("lease")
     }
 
     async fn must_lease(&self, ttl: Duration) -> Lease {
@@ -93,7 +98,7 @@ impl Suite {
 
     async fn a_job_is_in_the_queue_once_while_queued_or_leased(&self) {
         let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-        assert!(self.queue.enqueue(&job(1), Some(trace.into())).await.expect("enqueue"));
+        assert!(self.queue.enqueue(&job(1), Class::Cpu, Some(trace.into())).await.expect("enqueue"));
         assert!(!self.enqueue(&job(1)).await, "queued already");
         let lease = self.must_lease(LONG).await;
         assert_eq!(lease.trace.as_deref(), Some(trace));
@@ -105,14 +110,14 @@ impl Suite {
 
     async fn without_work_a_lease_waits_and_ends_with_none(&self) {
         let started = Instant::now();
-        let none = self.queue.lease("worker", LONG, self.unit * 3).await.expect("lease");
+        let none = self.queue.lease("worker", Class::Cpu, LONG, self.unit * 3).await.expect("lease");
         assert_eq!(none, None);
         assert!(started.elapsed() >= self.unit * 3, "ended after {:?}", started.elapsed());
     }
 
     async fn a_waiting_lease_wakes_when_a_job_comes(&self) {
         let queue = self.queue.clone();
-        let waiting = tokio::spawn(async move { queue.lease("waiter", LONG, LONG).await });
+        let waiting = tokio::spawn(async move { queue.lease("waiter", Class::Cpu, LONG, LONG).await });
         sleep(self.unit * 2).await;
         let started = Instant::now();
         assert!(self.enqueue(&job(1)).await);
@@ -153,7 +158,7 @@ impl Suite {
         self.enqueue(&job(1)).await;
         let dead = self.must_lease(self.unit * 4).await;
         let started = Instant::now();
-        let next = self.queue.lease("heir", LONG, LONG).await.expect("lease").expect("the job comes back");
+        let next = self.queue.lease("heir", Class::Cpu, LONG, LONG).await.expect("lease").expect("the job comes back");
         assert_eq!(next.job, dead.job);
         assert!(started.elapsed() < Duration::from_secs(10), "came after {:?}", started.elapsed());
         self.ack(&next).await;
@@ -205,7 +210,9 @@ impl Suite {
                 tokio::spawn(async move {
                     let mut done = Vec::new();
                     let name = format!("worker-{worker}");
-                    while let Some(lease) = queue.lease(&name, LONG, Duration::from_secs(2)).await.expect("lease") {
+                    while let Some(lease) =
+                        queue.lease(&name, Class::Cpu, LONG, Duration::from_secs(2)).await.expect("lease")
+                    {
                         queue.ack(&lease).await.expect("ack");
                         done.push(lease.job);
                     }
@@ -226,12 +233,95 @@ impl Suite {
         assert!(times.values().all(|count| *count == 1), "each once: {times:?}");
     }
 
+    async fn enqueue_for(&self, class: Class, number: u128) {
+        assert!(self.queue.enqueue(&job(number), class, None).await.expect("enqueue"));
+    }
+
+    async fn lease_as(&self, class: Class, ttl: Duration) -> Option<Lease> {
+        self.queue.lease("worker", class, ttl, NO_WAIT).await.expect("lease")
+    }
+
+    async fn a_job_waits_for_a_worker_that_can_run_it_and_the_others_pass_it_by(&self) {
+        self.enqueue_for(Class::Gpu, 1).await;
+        self.enqueue_for(Class::Cpu, 2).await;
+        self.expect_depth(2, 0).await;
+        let any = self.lease_as(Class::Cpu, LONG).await.expect("the second in line");
+        assert_eq!((&any.job, any.class), (&job(2), Class::Cpu));
+        assert_eq!(self.lease_as(Class::Cpu, LONG).await, None, "what is left is not for it");
+        self.expect_depth(1, 1).await;
+        assert!(!self.enqueue(&job(1)).await, "queued already, whatever its class is called");
+        let own = self.lease_as(Class::Gpu, LONG).await.expect("waited at its place");
+        assert_eq!((&own.job, own.class), (&job(1), Class::Gpu));
+        self.ack(&any).await;
+        self.ack(&own).await;
+    }
+
+    async fn a_worker_for_all_jobs_gets_the_one_that_has_waited_longest(&self) {
+        let classes = [Class::Cpu, Class::Gpu, Class::Gpu, Class::Cpu];
+        for (number, class) in (1..).zip(classes) {
+            self.enqueue_for(class, number).await;
+            sleep(self.unit / 10).await;
+        }
+        for (number, class) in (1..).zip(classes) {
+            let lease = self.lease_as(Class::Gpu, LONG).await.expect("queued");
+            assert_eq!((&lease.job, lease.class), (&job(number), class));
+            self.ack(&lease).await;
+        }
+    }
+
+    async fn a_worker_that_waits_wakes_for_what_it_can_run_alone(&self) {
+        let wait = |class: Class, wait: Duration| {
+            let queue = self.queue.clone();
+            tokio::spawn(async move { queue.lease("waiter", class, LONG, wait).await })
+        };
+        let (without, with) = (wait(Class::Cpu, self.unit * 6), wait(Class::Gpu, LONG));
+        sleep(self.unit * 2).await;
+        let started = Instant::now();
+        self.enqueue_for(Class::Gpu, 1).await;
+        let lease = with.await.expect("join").expect("lease").expect("the job came");
+        assert_eq!(lease.class, Class::Gpu);
+        assert!(started.elapsed() < Duration::from_secs(5), "woke after {:?}", started.elapsed());
+        assert_eq!(without.await.expect("join").expect("lease"), None, "it was not for this one");
+        self.ack(&lease).await;
+    }
+
+    async fn a_job_keeps_its_class_when_its_lease_ends(&self) {
+        self.enqueue_for(Class::Gpu, 1).await;
+        let dead = self.lease_as(Class::Gpu, self.unit * 2).await.expect("queued");
+        sleep(self.unit * 3).await;
+        assert_eq!(self.lease_as(Class::Cpu, LONG).await, None, "ran out");
+        let released = self.lease_as(Class::Gpu, LONG).await.expect("back in line");
+        assert!(released.epoch > dead.epoch);
+        self.queue.release(&released).await.expect("release");
+        assert_eq!(self.lease_as(Class::Cpu, LONG).await, None, "given back");
+        let lease = self.lease_as(Class::Gpu, LONG).await.expect("back in line");
+        assert_lost("heartbeat of who gave it back", self.queue.heartbeat(&released).await);
+        self.ack(&lease).await;
+        assert_eq!(self.lease_as(Class::Gpu, LONG).await, None, "finished");
+    }
+
+    async fn a_seat_is_for_who_can_run_the_job(&self) {
+        self.enqueue_for(Class::Gpu, 1).await;
+        self.enqueue_for(Class::Cpu, 2).await;
+        let older = self.lease_as(Class::Gpu, LONG).await.expect("queued");
+        let younger = self.lease_as(Class::Cpu, LONG).await.expect("queued");
+        self.call(&older, 1).await;
+        assert_eq!(self.take_seat("a", LONG).await, None, "no seat for this one");
+        self.call(&younger, 1).await;
+        let seat = self.take_seat("a", LONG).await.expect("of the younger call");
+        assert_eq!(seat.job, job(2));
+        let seat = self.queue.take_seat("b", Class::Gpu, LONG).await.expect("take a seat").expect("of the older call");
+        assert_eq!(seat.job, job(1));
+        self.ack(&older).await;
+        self.ack(&younger).await;
+    }
+
     async fn call(&self, lease: &Lease, seats: u32) -> Standing {
         self.queue.call(lease, seats, &format!("host:{seats}")).await.expect("call")
     }
 
     async fn take_seat(&self, worker: &str, ttl: Duration) -> Option<Seat> {
-        self.queue.take_seat(worker, ttl).await.expect("take a seat")
+        self.queue.take_seat(worker, Class::Cpu, ttl).await.expect("take a seat")
     }
 
     async fn seats_are_given_of_the_oldest_call_and_the_younger_caller_is_told(&self) {

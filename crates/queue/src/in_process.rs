@@ -15,7 +15,7 @@ use tailor_domain::JobId;
 use tokio::sync::{Notify, broadcast};
 use tokio::time::Instant;
 
-use crate::{Depth, Error, JobQueue, Lease, Result, Seat, Standing};
+use crate::{Class, Depth, Error, JobQueue, Lease, Result, Seat, Standing};
 use calls::Calls;
 
 /// Notifications kept for a slow waiter; one that falls further behind is simply woken.
@@ -40,6 +40,7 @@ struct State {
 }
 
 struct Entry {
+    class: Class,
     trace: Option<String>,
     held: Option<Held>,
 }
@@ -98,13 +99,16 @@ impl State {
         self.jobs.values().filter_map(|entry| entry.held.as_ref()).map(|held| held.deadline).min()
     }
 
-    fn take(&mut self, worker: &str, ttl: Duration, now: Instant) -> Option<Lease> {
-        let job = self.line.pop_front()?;
+    fn take(&mut self, worker: &str, class: Class, ttl: Duration, now: Instant) -> Option<Lease> {
+        let can_run = |job: &JobId| self.jobs.get(job).is_some_and(|entry| entry.class <= class);
+        let at = self.line.iter().position(can_run)?;
+        let job = self.line.remove(at)?;
         let entry = self.jobs.get_mut(&job)?;
         self.last_epoch += 1;
         let epoch = self.last_epoch;
         entry.held = Some(Held { epoch, deadline: now + ttl });
-        Some(Lease { job, epoch, worker: worker.to_owned(), ttl, trace: entry.trace.clone() })
+        let (worker, class, trace) = (worker.to_owned(), entry.class, entry.trace.clone());
+        Some(Lease { job, epoch, worker, class, ttl, trace })
     }
 
     fn held(&mut self, lease: &Lease) -> Result<&mut Held> {
@@ -118,19 +122,19 @@ impl State {
 
 #[async_trait]
 impl JobQueue for InProcessQueue {
-    async fn enqueue(&self, job: &JobId, trace: Option<String>) -> Result<bool> {
+    async fn enqueue(&self, job: &JobId, class: Class, trace: Option<String>) -> Result<bool> {
         let mut state = self.state();
         if state.jobs.contains_key(job) {
             return Ok(false);
         }
-        state.jobs.insert(job.clone(), Entry { trace, held: None });
+        state.jobs.insert(job.clone(), Entry { class, trace, held: None });
         state.line.push_back(job.clone());
         drop(state);
         self.job_came.notify_waiters();
         Ok(true)
     }
 
-    async fn lease(&self, worker: &str, ttl: Duration, wait: Duration) -> Result<Option<Lease>> {
+    async fn lease(&self, worker: &str, class: Class, ttl: Duration, wait: Duration) -> Result<Option<Lease>> {
         let give_up_at = Instant::now() + wait;
         loop {
             // Listen before looking, so that a job that comes in between is not missed.
@@ -141,7 +145,7 @@ impl JobQueue for InProcessQueue {
             let now = Instant::now();
             let nearest_deadline = {
                 let mut state = self.state();
-                if let Some(lease) = state.take(worker, ttl, now) {
+                if let Some(lease) = state.take(worker, class, ttl, now) {
                     return Ok(Some(lease));
                 }
                 state.nearest_deadline()
@@ -194,8 +198,8 @@ impl JobQueue for InProcessQueue {
         Ok(())
     }
 
-    async fn take_seat(&self, worker: &str, ttl: Duration) -> Result<Option<Seat>> {
-        Ok(self.state().calls.take(worker, ttl, Instant::now()))
+    async fn take_seat(&self, worker: &str, class: Class, ttl: Duration) -> Result<Option<Seat>> {
+        Ok(self.state().calls.take(worker, class, ttl, Instant::now()))
     }
 
     async fn keep_seat(&self, seat: &Seat) -> Result<bool> {

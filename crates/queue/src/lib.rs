@@ -4,6 +4,7 @@
 //! object store says is unfinished. It promises less than a database, and exactly this:
 //!
 //! - a job is in the queue at most once, either queued or leased;
+//! - a worker is given, of the jobs that it can run ([`Class`]), the one that has waited longest; the others keep their places;
 //! - a lease is held by one worker until its deadline; a heartbeat moves the deadline;
 //! - each lease of a job has a higher epoch than the one before, and a call with an old epoch is refused;
 //! - a lease that runs out puts its job back into the queue.
@@ -13,6 +14,7 @@
 //!
 //! Delivery is at least once. That a result is published once is the object store's business, not the queue's.
 
+mod class;
 mod error;
 mod in_process;
 mod seats;
@@ -26,6 +28,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tailor_domain::JobId;
 
+pub use class::Class;
 pub use error::{Error, Result};
 pub use in_process::InProcessQueue;
 pub use seats::{Seat, Standing};
@@ -37,6 +40,8 @@ pub struct Lease {
     /// Higher than that of every earlier lease of this job; names this lease in later calls.
     pub epoch: u64,
     pub worker: String,
+    /// Of the job.
+    pub class: Class,
     /// How long the lease lasts from the moment it is given, and again from each heartbeat.
     pub ttl: Duration,
     /// The W3C `traceparent` of the request that made the job, so that one trace follows it here.
@@ -53,19 +58,21 @@ pub struct Depth {
 /// A queue of job ids with leases. Implementations pass `conformance::check`.
 #[async_trait]
 pub trait JobQueue: Send + Sync + fmt::Debug + 'static {
-    /// Queues a job; says whether it was added. Does nothing while the job is queued or leased.
+    /// Queues a job for workers of its class and above; says whether it was added. Does nothing while the job is queued or
+    /// leased.
     ///
     /// # Errors
     /// [`Error::Unavailable`]; the job may or may not be queued then, and the same call may be made again.
-    async fn enqueue(&self, job: &JobId, trace: Option<String>) -> Result<bool>;
+    async fn enqueue(&self, job: &JobId, class: Class, trace: Option<String>) -> Result<bool>;
 
-    /// Takes the job that has waited longest, waiting up to `wait` for one to come; `None` when none came.
+    /// Takes the job that has waited longest of those that a worker of this class can run, waiting up to `wait` for one to
+    /// come; `None` when none came.
     ///
     /// Dropping the returned future is safe: a job that was taken and not returned comes back when its lease runs out.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
-    async fn lease(&self, worker: &str, ttl: Duration, wait: Duration) -> Result<Option<Lease>>;
+    async fn lease(&self, worker: &str, class: Class, ttl: Duration, wait: Duration) -> Result<Option<Lease>>;
 
     /// Moves the lease's deadline to `lease.ttl` from now.
     ///
@@ -98,11 +105,12 @@ pub trait JobQueue: Send + Sync + fmt::Debug + 'static {
     /// [`Error::Unavailable`].
     async fn hang_up(&self, lease: &Lease) -> Result<()>;
 
-    /// Takes the first free seat of the oldest open call, for `ttl`; does not wait.
+    /// Takes the first free seat of the oldest open call for a job that a worker of this class can run, for `ttl`; does not
+    /// wait.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
-    async fn take_seat(&self, worker: &str, ttl: Duration) -> Result<Option<Seat>>;
+    async fn take_seat(&self, worker: &str, class: Class, ttl: Duration) -> Result<Option<Seat>>;
 
     /// Keeps the seat for another `seat.ttl`; says whether all of the call's seats are taken.
     ///

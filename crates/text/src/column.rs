@@ -1,9 +1,9 @@
 //! A number for each row of a file, in a mapped temporary file: an order, a length, a mark.
 //!
 //! What is not looked at need not be in memory: [`Column::release`] gives the pages back, and the numbers stay in the file.
-//! [`Column::look`] and [`Column::put`] do so by themselves before much of it is there, and a shuffle goes by
-//! [`Column::swap_all`]. So work on five gigabytes of rows holds no more than work on ten megabytes. Who takes the column as a
-//! slice gives it back himself.
+//! [`Column::look`] and [`Column::put`] do so by themselves before much of it is there; places without any order go by
+//! [`Column::gather`], and a shuffle by [`Column::swap_all`]. So work on five gigabytes of rows holds no more than work on ten
+//! megabytes. Who takes the column as a slice gives it back himself.
 
 use std::cell::RefCell;
 use std::fs::File;
@@ -149,6 +149,18 @@ impl<T: Pod> Column<T> {
                 self.put(*place as usize, item);
             }
         }
+    }
+
+    /// The items at places, in the places' order. Those that they touch are visited in the order of the column, once, so that
+    /// places without any order do not come from the disk one by one. They are as many as the caller has memory for.
+    pub fn gather(&self, places: &[u32]) -> Vec<T> {
+        let mut order: Vec<u32> = (0..places.len() as u32).collect();
+        order.sort_unstable_by_key(|at| places[*at as usize]);
+        let mut items = vec![T::zeroed(); places.len()];
+        for at in order {
+            items[at as usize] = self.look(places[at as usize] as usize);
+        }
+        items
     }
 
     /// Keeps the first numbers only.
@@ -337,6 +349,19 @@ mod tests {
         plain.chunks_mut(300_000).for_each(<[u32]>::reverse);
         assert_eq!(pieces, [300_000, 300_000, 100_000]);
         assert!(*column == *plain);
+    }
+
+    #[test]
+    fn gathered_items_stand_in_the_order_of_their_places() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut random = SplitMix::new(6);
+        for length in [1, 700_000] {
+            let column = Column::counting(length, Some(folder.path())).expect("made");
+            let places: Vec<u32> = (0..10_000).map(|_| random.below(length) as u32).collect();
+            assert_eq!(column.gather(&places), places, "places that come twice included");
+            assert!(column.touched.borrow().count <= RESIDENT / WINDOW);
+        }
+        assert!(Column::counting(3, None).expect("made").gather(&[]).is_empty());
     }
 
     #[test]

@@ -15,8 +15,10 @@ pub type Pair = [u64; 2];
 const PAIR: usize = size_of::<Pair>();
 /// Pairs that are sorted in memory: 2 MiB.
 const RUN: usize = 1 << 17;
-/// Pairs of each run that are read at a time.
+/// Pairs that are read ahead: at most of one run, and of all together. Many runs share what one may have, so that more of them
+/// take no more memory.
 const READ: usize = 1 << 9;
+const READ_OF_ALL: usize = 1 << 16;
 
 /// Takes pairs in any order.
 #[derive(Debug)]
@@ -98,6 +100,8 @@ pub struct Sorted {
     /// None where no reader has more to read.
     file: Option<File>,
     readers: Vec<Reader>,
+    /// Pairs of a run that are read at a time.
+    at_once: usize,
     /// The next pair of each run.
     heads: BinaryHeap<Reverse<(Pair, usize)>>,
 }
@@ -112,7 +116,8 @@ struct Reader {
 
 impl Sorted {
     fn begin(file: Option<File>, readers: Vec<Reader>) -> io::Result<Self> {
-        let mut sorted = Self { file, readers, heads: BinaryHeap::new() };
+        let at_once = (READ_OF_ALL / readers.len().max(1)).clamp(1, READ);
+        let mut sorted = Self { file, readers, at_once, heads: BinaryHeap::new() };
         for run in 0..sorted.readers.len() {
             sorted.advance(run)?;
         }
@@ -125,7 +130,7 @@ impl Sorted {
             && reader.next < reader.end
             && let Some(file) = &self.file
         {
-            let count = (reader.end - reader.next).min(READ as u64);
+            let count = (reader.end - reader.next).min(self.at_once as u64);
             reader.read = vec![[0; 2]; count as usize];
             file.read_exact_at(bytemuck::cast_slice_mut(&mut reader.read), reader.next * PAIR as u64)?;
             reader.read.reverse();
@@ -168,5 +173,19 @@ mod tests {
             assert_eq!(on_disk, pairs);
             assert_eq!(in_memory, pairs);
         }
+    }
+
+    #[test]
+    fn more_runs_read_less_of_each() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let at_once = |runs: usize| {
+            let mut sorter = Sorter::with_runs_of(1, Some(folder.path())).expect("a file");
+            (0..runs as u64).rev().for_each(|at| sorter.push([at, 0]).expect("written"));
+            let sorted = sorter.finish().expect("sorted");
+            let at_once = sorted.at_once;
+            assert!(sorted.map(|pair| pair.expect("read")[0]).eq(0..runs as u64));
+            at_once
+        };
+        assert_eq!([1, 100, 1000].map(at_once), [READ, READ, READ_OF_ALL / 1000]);
     }
 }

@@ -7,15 +7,17 @@
 use std::path::Path;
 
 use rand::SeedableRng;
-use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use tailor_text::Column;
 
 use crate::error::Error;
 use crate::rows::on_disk;
+use crate::shuffle;
 
 /// Batches that share one sort. More of them pad less but mix less.
 const POOL_BATCHES: usize = 16;
+/// Rows whose lengths are looked up together, whole pools of them: half a MiB.
+const GATHERED: usize = 1 << 17;
 
 /// Batches without end: epoch after epoch.
 pub struct Batches {
@@ -81,21 +83,24 @@ impl Batches {
         for column in [&mut self.rows, &mut self.order] {
             column.fill(|at| at as u32);
         }
-        self.rows.shuffle(&mut random);
-        for pool in self.rows.chunks_mut(self.batch_rows.saturating_mul(POOL_BATCHES)) {
+        self.rows.swap_all(shuffle::swaps(&mut random, 0, self.rows.len()));
+        let pool = self.batch_rows.saturating_mul(POOL_BATCHES);
+        self.rows.each_piece(pool.saturating_mul((GATHERED / pool).max(1)), |rows| {
+            let mut by_length: Vec<(u32, u32)> = lengths.gather(rows).into_iter().zip(rows.iter().copied()).collect();
             // Stable, so rows of one length keep their shuffled order.
-            pool.sort_by_key(|&row| std::cmp::Reverse(lengths[row as usize]));
-        }
+            by_length.chunks_mut(pool).for_each(|pool| pool.sort_by_key(|(length, _)| std::cmp::Reverse(*length)));
+            rows.iter_mut().zip(by_length).for_each(|(place, (_, row))| *place = row);
+        });
         lengths.release();
-        self.rows.release();
         // A pool is whole batches, so that they stand in the rows one after the other.
-        self.order.shuffle(&mut random);
-        self.order.release();
+        self.order.swap_all(shuffle::swaps(&mut random, 0, self.order.len()));
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use rand::seq::SliceRandom;
+
     use super::*;
 
     fn lengths(rows: usize) -> Column {
@@ -179,7 +184,7 @@ mod tests {
     #[test]
     fn on_disk_the_order_is_that_of_plain_vectors() {
         let folder = tempfile::tempdir().expect("a folder");
-        for rows in [1, 5, 16, 1003, 20_000] {
+        for rows in [1, 5, 16, 1003, 20_000, 300_000] {
             let lengths = lengths(rows);
             let mut batches = Batches::new(rows, 4, 9, Some(folder.path())).expect("room");
             for epoch in 0..2 {

@@ -9,6 +9,7 @@ use tch::Device;
 
 use crate::error::Error;
 use crate::examples::Examples;
+use crate::loss::Sum;
 use crate::objective::{Objective, Whole};
 
 #[derive(Debug, Clone, PartialEq)]
@@ -44,7 +45,9 @@ pub fn gradient<'a>(
             noise: 0.0,
             preference: &recipe.preference,
         };
-        let loss = objective.accumulate(&loaded, Whole::of(&examples, 0..examples.len()))?;
+        let whole = Whole::of(&examples, 0..examples.len());
+        let added = objective.accumulate(&objective.prepare(&loaded)?, whole)?;
+        let loss = Sum::read(&[added])?.into_iter().sum();
         let mut by_parameter = BTreeMap::new();
         for (name, parameter) in parameters {
             let gradient = parameter.f_grad()?.f_to_device(Device::Cpu)?.f_reshape([-1])?;

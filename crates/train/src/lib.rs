@@ -29,6 +29,7 @@ mod prompt;
 mod ranks;
 mod rows;
 mod schedule;
+mod shuffle;
 mod summary;
 mod trainer;
 

@@ -65,6 +65,51 @@ pub struct Picked {
     vocab: i64,
 }
 
+/// A sum of losses in nats: known, or what a GPU has yet to come to. Reading that one waits for all that was launched before
+/// it, so it is left until the last launch of a step.
+#[derive(Debug)]
+pub enum Sum {
+    Known(f64),
+    /// A double where the states are.
+    Coming(Tensor),
+}
+
+impl Sum {
+    /// None where it would have to be waited for.
+    pub fn known(&self) -> Option<f64> {
+        match self {
+            Self::Known(sum) => Some(*sum),
+            Self::Coming(_) => None,
+        }
+    }
+
+    /// # Errors
+    /// Torch cannot allocate it.
+    pub fn times(self, factor: f64) -> Result<Self> {
+        Ok(match self {
+            Self::Known(sum) => Self::Known(sum * factor),
+            Self::Coming(sum) => Self::Coming(sum.f_mul_scalar(factor)?),
+        })
+    }
+
+    /// Waits once for all that are not known.
+    ///
+    /// # Errors
+    /// The device failed at something that was launched before.
+    pub fn read(sums: &[Self]) -> Result<Vec<f64>> {
+        let mut coming = Vec::new();
+        for sum in sums {
+            if let Self::Coming(sum) = sum {
+                coming.push(sum);
+            }
+        }
+        let come = if coming.is_empty() { Vec::new() } else { Vec::<f64>::try_from(&Tensor::f_stack(&coming, 0)?)? };
+        let mut come = come.into_iter();
+        // As many have come as were waited for.
+        Ok(sums.iter().map(|sum| sum.known().or_else(|| come.next()).unwrap_or(f64::NAN)).collect())
+    }
+}
+
 /// What a measurement without any gradient sums up to.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Measured {
@@ -103,7 +148,7 @@ impl Picked {
     ///
     /// # Errors
     /// Torch fails, most likely for want of memory.
-    pub fn backward(&self, head: Head<'_>, weights: Weights<'_>) -> Result<f64> {
+    pub fn backward(&self, head: Head<'_>, weights: Weights<'_>) -> Result<Sum> {
         if has_kernels(&self.states) {
             return self.backward_in_place(head, weights);
         }
@@ -112,7 +157,7 @@ impl Picked {
             None => self.through(head, weights)?,
         };
         tailor_torch::backward(&[(&self.states, Some(&gradient))], false)?;
-        Ok(sum)
+        Ok(Sum::Known(sum))
     }
 
     /// The summed loss and the gradient of the states.
@@ -159,9 +204,8 @@ impl Picked {
         Ok((sum, cut.f_grad()?))
     }
 
-    /// As [`Self::backward`] by kernels: a slice's logits become their own gradient. The host waits for nothing before the
-    /// last pass is queued, then once, for the sum.
-    fn backward_in_place(&self, head: Head<'_>, weights: Weights<'_>) -> Result<f64> {
+    /// As [`Self::backward`] by kernels: a slice's logits become their own gradient. The host waits for nothing.
+    fn backward_in_place(&self, head: Head<'_>, weights: Weights<'_>) -> Result<Sum> {
         let cut = self.states.f_detach()?.f_set_requires_grad(true)?;
         let mut losses = Vec::new();
         for (start, length) in self.slices_of(MAX_LOGITS_IN_PLACE) {
@@ -179,7 +223,7 @@ impl Picked {
             tailor_torch::backward(&[(&logits, Some(&own))], false)?;
         }
         tailor_torch::backward(&[(&self.states, Some(&cut.f_grad()?))], false)?;
-        Ok(f64::try_from(&Tensor::f_stack(&losses, 0)?.f_sum(Kind::Double)?)?)
+        Ok(Sum::Coming(Tensor::f_stack(&losses, 0)?.f_sum(Kind::Double)?))
     }
 
     /// The log-probability of each label, in nats, without any gradient.
@@ -187,13 +231,24 @@ impl Picked {
     /// # Errors
     /// As [`Self::backward`].
     pub fn log_probs(&self, head: Head<'_>) -> Result<Vec<f64>> {
-        let mut all = Vec::with_capacity(self.labels.size()[0] as usize);
+        Ok(Vec::try_from(&self.log_probs_there(head)?)?)
+    }
+
+    /// The same as doubles (n) where the states are, which the host does not wait for.
+    ///
+    /// # Errors
+    /// As [`Self::backward`].
+    pub fn log_probs_there(&self, head: Head<'_>) -> Result<Tensor> {
+        let mut all = Vec::new();
         self.each_slice(head, |logits, labels| {
             let losses = logits.f_cross_entropy_loss(labels, None::<&Tensor>, Reduction::None, IGNORED, 0.0)?;
-            all.extend(Vec::<f64>::try_from(&losses.f_to_kind(Kind::Double)?)?.into_iter().map(|loss| -loss));
+            all.push(losses.f_to_kind(Kind::Double)?.f_neg()?);
             Ok(())
         })?;
-        Ok(all)
+        match all.is_empty() {
+            true => Ok(Tensor::f_from_slice::<f64>(&[])?),
+            false => Ok(Tensor::f_cat(&all, 0)?),
+        }
     }
 
     /// # Errors
@@ -252,13 +307,17 @@ mod tests {
         Head { logits, constant: None }
     }
 
+    fn read(sum: Sum) -> f64 {
+        Sum::read(&[sum]).expect("read")[0]
+    }
+
     fn ours(labels: &[i64], scale: f64) -> (f64, Tensor) {
         let (input, mut layer, head, _) = setting();
         layer.zero_grad();
         let hidden = input.matmul(&layer).tanh();
         let picked = Picked::new(&hidden, &Targets::new(labels, 5), 11).expect("picked");
         let sum = picked.backward(plain(&|x| Ok(x.f_matmul(&head.tr())?)), Weights::Same(scale)).expect("backward");
-        (sum, layer.grad().copy())
+        (read(sum), layer.grad().copy())
     }
 
     #[test]
@@ -274,6 +333,16 @@ mod tests {
     }
 
     #[test]
+    fn sums_that_have_yet_to_come_are_read_in_their_places() {
+        let coming = |sum: f64| Sum::Coming(Tensor::from(sum));
+        let sums = [coming(1.5), Sum::Known(-0.25), coming(f64::INFINITY)];
+        let sums = sums.map(|sum| sum.times(3.0).expect("multiplied"));
+        assert_eq!(Sum::read(&sums).expect("read"), [4.5, -0.75, f64::INFINITY]);
+        assert_eq!(sums.map(|sum| sum.known()), [None, Some(-0.75), None]);
+        assert!(Sum::read(&[]).expect("nothing to wait for").is_empty());
+    }
+
+    #[test]
     fn a_constant_head_gives_the_same_loss_and_gradient() {
         let (input, mut layer, head, labels) = setting();
         let logits = |x: &Tensor| Ok(x.f_matmul(&head.tr())?);
@@ -284,7 +353,7 @@ mod tests {
                 layer.zero_grad();
                 let picked = Picked::new(&input.matmul(&layer).tanh(), &Targets::new(&labels, 5), 11).expect("picked");
                 let sum = picked.backward(Head { logits: &logits, constant }, weights).expect("backward");
-                found.push((sum, layer.grad().copy()));
+                found.push((read(sum), layer.grad().copy()));
             }
             assert!((found[0].0 - found[1].0).abs() < 1e-4);
             assert!(found[0].1.allclose(&found[1].1, 1e-5, 1e-6, false));

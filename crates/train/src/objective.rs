@@ -14,7 +14,7 @@ use tch::Tensor;
 
 use crate::collate::MicroBatch;
 use crate::examples::{Examples, Loaded, Texts};
-use crate::loss::{Head, Measured, Picked, Targets};
+use crate::loss::{Head, Measured, Picked, Sum, Targets};
 
 /// A base, an adapter that is learning, and how a pass through both is made.
 pub struct Objective<'a> {
@@ -45,6 +45,13 @@ impl Whole {
     }
 }
 
+/// The rows of one pass, collated and on their way to where the base is.
+pub struct Prepared {
+    batch: MicroBatch,
+    /// All chosen answers, then all rejected ones.
+    are_pairs: bool,
+}
+
 /// Hidden states, and what has to be gone back through once their gradient is known.
 enum Forward<'a> {
     Whole(Tensor),
@@ -52,52 +59,69 @@ enum Forward<'a> {
 }
 
 impl Objective<'_> {
-    /// One forward and backward pass over some of a batch's sequences. Returns what they add to the step's loss.
+    /// Collates the rows of a pass. Nothing is waited for, so what comes next can be made ready while a GPU is at work.
+    ///
+    /// # Errors
+    /// libtorch cannot allocate the tensors.
+    pub fn prepare(&self, rows: &Loaded) -> Result<Prepared> {
+        Ok(match rows.texts() {
+            Texts::Single(texts) => Prepared { batch: self.batch(&rows.sequences(texts))?, are_pairs: false },
+            Texts::Pairs(pairs) => Prepared { batch: self.batch(&answers(pairs))?, are_pairs: true },
+        })
+    }
+
+    /// One forward and backward pass over some of a batch's sequences. Returns what they add to the step's loss. A GPU is
+    /// waited for only where the loss of preferences asks it for the answers' log-probabilities.
     ///
     /// # Errors
     /// libtorch fails, most likely for want of memory.
-    pub fn accumulate(&self, rows: &Loaded, whole: Whole) -> Result<f64> {
+    pub fn accumulate(&self, rows: &Prepared, whole: Whole) -> Result<Sum> {
         let parks = self.checkpointing == Checkpointing::LayersOnHost;
         let pass = Pass::training(self.adapter).with_noise(self.noise).with_parking(parks);
-        match rows.texts() {
-            Texts::Single(texts) => {
-                let batch = self.batch(&rows.sequences(texts))?;
-                let pass = pass.with_texts(batch.texts());
-                let logits = |hidden: &Tensor| Ok(self.base.head_as_computed(hidden, &pass));
-                let head = Head { logits: &logits, constant: self.base.constant_head(&pass) };
-                let forward = self.forward(&batch, &pass)?;
-                let picked = self.pick(&forward, &batch.targets)?;
-                let scale = 1.0 / whole.terms.max(1) as f64;
-                let sum = picked.backward(head, Weights::Same(scale))?;
-                drop(picked);
-                forward.finish()?;
-                Ok(sum * scale)
-            }
-            Texts::Pairs(pairs) => {
-                let logits = |hidden: &Tensor| Ok(self.base.head_as_computed(hidden, &pass));
-                let head = Head { logits: &logits, constant: self.base.constant_head(&pass) };
-                let batch = self.batch(&answers(pairs))?;
-                let reference = self.reference(&batch)?;
-                let forward = self.forward(&batch, &pass)?;
-                let picked = self.pick(&forward, &batch.targets)?;
-                let policy = summed(&batch.targets, &picked.log_probs(head)?, reference.len());
-                let pairs = Pairs { policy: &policy, reference: &reference };
-                let scale = 1.0 / whole.terms.max(1) as f64;
-                let sft = self.preference.sft_weight / whole.chosen_labels.max(1) as f64;
-                let mut loss = pairs.losses(self.preference).iter().sum::<f64>() * scale;
-                let weights: Vec<f64> = pairs.weights(self.preference).iter().map(|weight| weight * scale).collect();
-                let chosen = weights.len() / 2;
-                let of_label =
-                    batch.targets.sequences().into_iter().map(|at| weights[at] + if at < chosen { sft } else { 0.0 });
-                let of_label: Vec<f32> = of_label.map(|weight| weight as f32).collect();
-                let of_label = tailor_torch::gpu::upload(&Tensor::f_from_slice(&of_label)?, self.base.device())?;
-                picked.backward(head, Weights::Each(&of_label))?;
-                loss -= sft * policy[..chosen].iter().sum::<f64>();
-                drop(picked);
-                forward.finish()?;
-                Ok(loss)
-            }
+        match rows.are_pairs {
+            false => self.accumulate_singles(&rows.batch, pass, whole),
+            true => self.accumulate_pairs(&rows.batch, &pass, whole),
         }
+    }
+
+    fn accumulate_singles(&self, batch: &MicroBatch, pass: Pass<'_>, whole: Whole) -> Result<Sum> {
+        let pass = pass.with_texts(batch.texts());
+        let logits = |hidden: &Tensor| Ok(self.base.head_as_computed(hidden, &pass));
+        let head = Head { logits: &logits, constant: self.base.constant_head(&pass) };
+        let forward = self.forward(batch, &pass)?;
+        let picked = self.pick(&forward, &batch.targets)?;
+        let scale = 1.0 / whole.terms.max(1) as f64;
+        let sum = picked.backward(head, Weights::Same(scale))?;
+        drop(picked);
+        forward.finish()?;
+        sum.times(scale)
+    }
+
+    fn accumulate_pairs(&self, batch: &MicroBatch, pass: &Pass<'_>, whole: Whole) -> Result<Sum> {
+        let logits = |hidden: &Tensor| Ok(self.base.head_as_computed(hidden, pass));
+        let head = Head { logits: &logits, constant: self.base.constant_head(pass) };
+        let reference = self.reference(batch)?;
+        let forward = self.forward(batch, pass)?;
+        let picked = self.pick(&forward, &batch.targets)?;
+        let policy = picked.log_probs_there(head)?;
+        // Waited for once, when both are on their way.
+        let reference = summed(&batch.targets, &Vec::<f64>::try_from(&reference)?, batch.rows());
+        let policy = summed(&batch.targets, &Vec::<f64>::try_from(&policy)?, batch.rows());
+        let pairs = Pairs { policy: &policy, reference: &reference };
+        let scale = 1.0 / whole.terms.max(1) as f64;
+        let sft = self.preference.sft_weight / whole.chosen_labels.max(1) as f64;
+        let mut loss = pairs.losses(self.preference).iter().sum::<f64>() * scale;
+        let weights: Vec<f64> = pairs.weights(self.preference).iter().map(|weight| weight * scale).collect();
+        let chosen = weights.len() / 2;
+        let of_label =
+            batch.targets.sequences().into_iter().map(|at| weights[at] + if at < chosen { sft } else { 0.0 });
+        let of_label: Vec<f32> = of_label.map(|weight| weight as f32).collect();
+        let of_label = tailor_torch::gpu::upload(&Tensor::f_from_slice(&of_label)?, self.base.device())?;
+        picked.backward(head, Weights::Each(&of_label))?;
+        loss -= sft * policy[..chosen].iter().sum::<f64>();
+        drop(picked);
+        forward.finish()?;
+        Ok(Sum::Known(loss))
     }
 
     /// The summed loss of some rows and how many of their labels, or pairs, are right; without gradient or dropout.
@@ -117,7 +141,8 @@ impl Objective<'_> {
                 }
                 Texts::Pairs(pairs) => {
                     let batch = self.batch(&answers(pairs))?;
-                    let reference = self.reference(&batch)?;
+                    let reference = Vec::<f64>::try_from(&self.reference(&batch)?)?;
+                    let reference = summed(&batch.targets, &reference, batch.rows());
                     let hidden = self.base.hidden(&batch.input(), &pass)?;
                     let picked = Picked::new(&hidden, &batch.targets, self.vocab())?;
                     let policy = summed(&batch.targets, &picked.log_probs(head)?, reference.len());
@@ -130,15 +155,14 @@ impl Objective<'_> {
         })
     }
 
-    /// The base's summed log-probability of each answer.
-    fn reference(&self, batch: &MicroBatch) -> Result<Vec<f64>> {
+    /// The base's log-probability of each label, in doubles where the base is.
+    fn reference(&self, batch: &MicroBatch) -> Result<Tensor> {
         tch::no_grad(|| {
             let pass = Pass::base();
             let hidden = self.base.hidden(&batch.input(), &pass)?;
             let picked = Picked::new(&hidden, &batch.targets, self.vocab())?;
             let logits = |hidden: &Tensor| Ok(self.base.head(hidden, &pass));
-            let log_probs = picked.log_probs(Head { logits: &logits, constant: None })?;
-            Ok(summed(&batch.targets, &log_probs, batch.rows()))
+            picked.log_probs_there(Head { logits: &logits, constant: None })
         })
     }
 

@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 use tailor_domain::ErrorCode;
 use tailor_models::{Answering, Base, Compute, Greedy, LoraSet};
 use tailor_plan::Shape;
-use tailor_text::Column;
 use tailor_text::shard::{Content, ShardFile};
+use tailor_text::{Column, Sorter};
 use tailor_torch::guarded;
 
 use crate::error::Error;
-use crate::rows::on_disk;
+use crate::rows::{RELEASE_EVERY, on_disk};
 
 /// Rows in one batch.
 const MAX_ROWS: usize = 64;
@@ -71,13 +71,28 @@ impl Prompts<'_> {
             Self::Memory(_) => None,
             Self::Shard { file, .. } => Some(file.folder()),
         };
-        let mut order = Column::counting(self.len(), folder).map_err(on_disk)?;
-        order.sort_by_key(|at| self.tokens(*at as usize));
+        let mut by_length = Sorter::new(folder).map_err(on_disk)?;
+        for at in 0..self.len() {
+            if at % RELEASE_EVERY == 0 {
+                self.release();
+            }
+            by_length.push([self.tokens(at) as u64, at as u64]).map_err(on_disk)?;
+        }
+        self.release();
+        let mut order = Column::zeros(self.len(), folder).map_err(on_disk)?;
+        for (place, next) in by_length.finish().map_err(on_disk)?.enumerate() {
+            let [_, at] = next.map_err(on_disk)?;
+            order.put(place, at as u32);
+        }
         order.release();
+        Ok(order)
+    }
+
+    /// Gives back the memory of what was looked up on disk.
+    fn release(&self) {
         if let Self::Shard { file, .. } = self {
             file.release();
         }
-        Ok(order)
     }
 }
 
@@ -209,7 +224,10 @@ impl<'a, B: Deref<Target = Base>> Predictor<'a, B> {
     fn next_batch(&self) -> Vec<u32> {
         let left = self.order.get(self.done..).unwrap_or_default();
         let tokens = |at: u32| self.prompts.tokens(at as usize);
-        left[..self.limits.first_batch(left, tokens, self.greedy.max_new)].to_vec()
+        let batch = left[..self.limits.first_batch(left, tokens, self.greedy.max_new)].to_vec();
+        self.order.release();
+        self.prompts.release();
+        batch
     }
 
     /// Outside: a prompt cannot be read. Inside: the device failed.

@@ -4,7 +4,6 @@
 use std::io;
 
 use rand::SeedableRng;
-use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use tailor_domain::spec::Grouping;
 use tailor_domain::{EvaluateSpec, Family, Invalid, TrainSpec};
@@ -15,11 +14,12 @@ use tailor_text::{Column, Example};
 
 use crate::error::Error;
 use crate::examples::{Examples, Shard};
+use crate::shuffle;
 
 /// Keeps the numbers that choose the tuning rows apart from others under one seed.
 const STREAM: u64 = u64::MAX - 1;
 /// Rows of a pass between two times that the memory of what was looked up is given back.
-const RELEASE_EVERY: usize = 1 << 14;
+pub const RELEASE_EVERY: usize = 1 << 14;
 
 /// Rows that fit, as positions in what the caller gave. What takes a number for each lies where the rows lie.
 #[derive(Debug)]
@@ -59,17 +59,14 @@ impl<'a> Rows<'a> {
         of_rows.fill(|at| {
             if at % RELEASE_EVERY == 0 {
                 examples.release();
-                rows.release();
             }
-            examples.tokens(rows[at] as usize) as u32
+            examples.tokens(rows.look(at) as usize) as u32
         });
         let (sequences, lengths) = match spec.grouping {
             Grouping::Length => (Bins::alone(rows, folder)?, of_rows),
             Grouping::Packed => {
-                let bins = best_fit_decreasing(&of_rows, spec.max_tokens as usize, folder)
-                    .map_err(|error| Invalid::new("train.max_tokens", error.to_string()))?;
-                let mut lengths = Column::zeros(bins.len(), folder).map_err(on_disk)?;
-                lengths.fill(|bin| bins.rows(bin).iter().map(|row| of_rows[*row as usize]).sum());
+                let (bins, lengths) =
+                    best_fit_decreasing(&of_rows, spec.max_tokens as usize, folder).map_err(packing)?;
                 (bins.named(&rows), lengths)
             }
         };
@@ -120,6 +117,14 @@ impl<'a> Rows<'a> {
     }
 }
 
+/// Why rows cannot be packed: a setting, or the disk.
+fn packing(error: tailor_text::Error) -> Error {
+    match error {
+        tailor_text::Error::Packing { .. } => Invalid::new("train.max_tokens", error.to_string()).into(),
+        other => other.into(),
+    }
+}
+
 /// A failure of the disk that an order or a length was to lie on.
 pub fn on_disk(error: io::Error) -> Error {
     tailor_text::Error::from(error).into()
@@ -140,14 +145,16 @@ fn split(
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     random.set_stream(STREAM);
     let mut drawn = Column::zeros(rows.len(), examples.folder()).map_err(on_disk)?;
-    drawn.fill(|at| rows[at]);
-    let (chosen, _) = drawn.partial_shuffle(&mut random, count);
-    let mut tuning = chosen.to_vec();
+    drawn.fill(|at| rows.look(at));
+    let begin = rows.len() - count;
+    drawn.swap_all(shuffle::swaps(&mut random, begin, rows.len()));
+    let mut tuning: Vec<u32> = (begin..rows.len()).map(|at| drawn.look(at)).collect();
     tuning.sort_unstable();
     let mut left = 0;
     for at in 0..rows.len() {
-        if tuning.binary_search(&rows[at]).is_err() {
-            rows[left] = rows[at];
+        let row = rows.look(at);
+        if tuning.binary_search(&row).is_err() {
+            rows.put(left, row);
             left += 1;
         }
     }
@@ -166,7 +173,7 @@ fn select(family: Family, vocab: u64, max_tokens: u32, examples: &Examples<'_>) 
         } else if !teaches {
             without_target += 1;
         } else {
-            rows[kept] = row as u32;
+            rows.put(kept, row as u32);
             kept += 1;
         }
     };

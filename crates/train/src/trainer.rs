@@ -136,7 +136,8 @@ impl<'a, B: Deref<Target = Base>> Session<'a, B> {
         let folder = rows.examples().folder();
         let mut batches =
             Batches::new(rows.lengths().len(), recipe.train.batch_rows as usize, recipe.train.seed, folder)?;
-        let tokens: u64 = rows.lengths().iter().map(|length| u64::from(*length)).sum();
+        let mut tokens = 0;
+        rows.lengths().each(|_, length| tokens += u64::from(length));
         let schedule = Schedule::new(&recipe.train, batches.per_epoch(), tokens);
         method.check_unfreezing(recipe, |path| frozen_steps(&recipe.train, &schedule, path))?;
         let at = "before the first step";

@@ -11,7 +11,7 @@ use tailor_domain::{
 };
 use tailor_domain::{QuantCode, Recipe, Version};
 use tailor_pb::{common, dataset, registry};
-use tailor_queue::JobQueue;
+use tailor_queue::{Class, JobQueue};
 use tailor_serverkit::settings;
 use tokio::sync::Mutex;
 use tonic::Streaming;
@@ -20,6 +20,7 @@ use crate::attempt::Clients;
 use crate::checkpoints::Checkpoints;
 use crate::error::{Error, Result};
 use crate::journal::{Journal, KeyRecord, now_ms};
+use crate::matching::class_of;
 use crate::planner::Planner;
 use crate::predictions::Predictions;
 use crate::view::View;
@@ -90,11 +91,14 @@ impl Jobs {
         };
         // After a crash between key and spec the retried request completes what the first one began.
         if self.journal.create(&job, &spec).await?.is_created() {
-            let message =
+            let mut message =
                 format!("train {} on {} with {}@{}", spec.adapter, spec.base, spec.dataset, spec.dataset_version);
+            if class_of(&spec) == Class::Gpu {
+                message += "; for a trainer with a GPU";
+            }
             self.journal.append(&job, 0, LogKind::Note, &message).await?;
         }
-        if let Err(error) = self.queue.enqueue(&job, spec.traceparent.clone()).await {
+        if let Err(error) = self.queue.enqueue(&job, class_of(&spec), spec.traceparent.clone()).await {
             tracing::warn!(%job, %error, "job is stored, but the queue did not take it; it will be offered again");
         }
         self.get(&job).await
@@ -260,7 +264,7 @@ impl Jobs {
                 self.journal.event(job, 0, JobEvent::Resume, "resumed by its owner").await?;
                 self.notify(job).await;
                 // No-op while the paused attempt still winds down; its worker puts the job back then.
-                if let Err(error) = self.queue.enqueue(job, spec.traceparent).await {
+                if let Err(error) = self.queue.enqueue(job, class_of(&spec), spec.traceparent).await {
                     tracing::warn!(%job, %error, "resumed, but the queue did not take it; it will be offered again");
                 }
             }

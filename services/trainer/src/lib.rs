@@ -19,6 +19,7 @@ mod grpc;
 mod jobs;
 mod journal;
 mod keeper;
+mod matching;
 mod planner;
 mod predictions;
 mod progress;

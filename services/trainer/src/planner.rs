@@ -37,9 +37,7 @@ impl Planner<'_> {
     /// dataset are not there; a service or the store is away.
     pub async fn plan(&self, request: &PlanRequest) -> Result<Plan> {
         request.recipe.validate()?;
-        let base = registry::GetBaseRequest { name: request.base.to_string() };
-        let base = self.clients.registry().get_base(base).await.map_err(Error::service("registry"))?.into_inner();
-        let base = BaseManifest::try_from(base)?;
+        let base = self.base(&request.base).await?;
         let version = request.dataset_version.map_or(0, |version| version.0);
         let rows = self.rows(&base, &request.dataset, version, &request.recipe).await?;
         let shape = self.shape(&base).await?;
@@ -79,9 +77,7 @@ impl Planner<'_> {
     /// # Errors
     /// The base is not there; a service or the store is away.
     pub async fn footprint(&self, spec: &JobSpec, worker: &Device) -> Result<Footprint> {
-        let request = registry::GetBaseRequest { name: spec.base.to_string() };
-        let base = self.clients.registry().get_base(request).await.map_err(Error::service("registry"))?.into_inner();
-        let base = BaseManifest::try_from(base)?;
+        let base = self.base(&spec.base).await?;
         let shape = self.shape(&base).await?;
         let (recipe, code, dtype) = (&spec.recipe, base.quant, base.dtype.as_str());
         let rows = longest_allowed(recipe);
@@ -89,6 +85,42 @@ impl Planner<'_> {
             Question { shape: &shape, recipe, code, dtype, rows, trainers: &[], cards: &[], price_per_hour: 0.0 };
         let compute = tailor_plan::Compute::of(recipe.train.precision, dtype)?;
         Ok(Footprint { base: (base.fingerprint, compute), memory: tailor_plan::memory_on(&question, worker)? })
+    }
+
+    /// Whether this worker cannot hold a job, and another trainer that is there can.
+    ///
+    /// # Errors
+    /// As [`Self::footprint`].
+    pub async fn is_for_others(&self, spec: &JobSpec, worker: &Device) -> Result<bool> {
+        let trainers = self.trainers().await?;
+        if trainers.iter().all(|trainer| trainer.device == *worker) {
+            return Ok(false);
+        }
+        let base = self.base(&spec.base).await?;
+        let shape = self.shape(&base).await?;
+        let recipe = &spec.recipe;
+        let question = |rows: Rows| Question {
+            shape: &shape,
+            recipe,
+            code: base.quant,
+            dtype: base.dtype.as_str(),
+            rows,
+            trainers: &[],
+            cards: &[],
+            price_per_hour: 0.0,
+        };
+        // As when it was created: what was taken for its true rows is held to those.
+        if fits(&question(longest_allowed(recipe)), worker)? {
+            return Ok(false);
+        }
+        let rows = self.rows(&base, &spec.dataset, spec.dataset_version.0, recipe).await?;
+        fits_others_only(&question(rows), worker, &trainers)
+    }
+
+    async fn base(&self, name: &BaseName) -> Result<BaseManifest> {
+        let request = registry::GetBaseRequest { name: name.to_string() };
+        let base = self.clients.registry().get_base(request).await.map_err(Error::service("registry"))?;
+        Ok(BaseManifest::try_from(base.into_inner())?)
     }
 
     async fn trainers(&self) -> Result<Vec<Calibration>> {
@@ -149,6 +181,23 @@ fn check_device(recipe: &Recipe, trainers: &[Calibration]) -> Result<()> {
     Ok(recipe.train.check_device(has_gpu)?)
 }
 
+fn fits(question: &Question<'_>, device: &Device) -> Result<bool> {
+    let is_able = question.recipe.train.check_device(device.kind == DeviceKind::Gpu).is_ok();
+    Ok(is_able && tailor_plan::memory_on(question, device)?.total() <= device.memory_bytes)
+}
+
+fn fits_others_only(question: &Question<'_>, worker: &Device, trainers: &[Calibration]) -> Result<bool> {
+    if fits(question, worker)? {
+        return Ok(false);
+    }
+    for trainer in trainers {
+        if fits(question, &trainer.device)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 fn ask(
     base: &BaseManifest,
     shape: &Shape,
@@ -164,12 +213,43 @@ fn ask(
 
 #[cfg(test)]
 mod tests {
+    use tailor_domain::QuantCode;
     use tailor_domain::spec::{Checkpointing, Optimizer};
 
     use super::*;
 
     fn trainer(device: Device) -> Calibration {
         Calibration { device, threads: 2, rates: Default::default(), measured_at_ms: 0 }
+    }
+
+    #[test]
+    fn a_worker_leaves_to_others_what_it_cannot_hold_if_they_can() {
+        let config = r#"{"model_type":"llama","hidden_size":1024,"intermediate_size":2816,"num_hidden_layers":12,
+            "num_attention_heads":16,"num_key_value_heads":16,"vocab_size":32000}"#;
+        let shape = Shape::parse(config.as_bytes()).expect("a known family");
+        let (small, large) = (Device::cpu("small", 1 << 20, true), Device::gpu("large", 1 << 40));
+        let is_left = |recipe: &Recipe, worker: &Device, others: &[&Device]| {
+            let question = Question {
+                shape: &shape,
+                recipe,
+                code: QuantCode::Nf4,
+                dtype: "bf16",
+                rows: longest_allowed(recipe),
+                trainers: &[],
+                cards: &[],
+                price_per_hour: 0.0,
+            };
+            let others: Vec<Calibration> = others.iter().map(|device| trainer((*device).clone())).collect();
+            fits_others_only(&question, worker, &others).expect("planned")
+        };
+        let plain = Recipe::default();
+        assert!(is_left(&plain, &small, &[&small, &large]));
+        assert!(!is_left(&plain, &small, &[&small]), "nobody can hold it: whoever has it tries");
+        assert!(!is_left(&plain, &large, &[&small, &large]), "it fits here");
+        let mut paged = Recipe::default();
+        paged.train.optimizer = Optimizer::PagedAdamW;
+        let roomy = Device::cpu("a host", 1 << 40, true);
+        assert!(is_left(&paged, &roomy, &[&roomy, &large]), "only a GPU pages");
     }
 
     #[test]

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::Result;
 use crate::jobs::Jobs;
+use crate::matching::class_of;
 
 pub struct Reconciler {
     jobs: Jobs,
@@ -59,7 +60,7 @@ impl Reconciler {
             }
             let Ok(spec) = self.jobs.journal().spec(&job).await else { continue };
             // No-op while the job is queued or leased.
-            if self.queue.enqueue(&job, spec.traceparent).await? {
+            if self.queue.enqueue(&job, class_of(&spec), spec.traceparent).await? {
                 added += 1;
             }
         }

@@ -1,21 +1,26 @@
 //! The worker role: lease jobs, run an attempt at each, say what came of it.
 //!
 //! Up to `trainer.jobs_at_once` run at a time, in turns on one device; those on the same base share it in memory. One that does
-//! not fit beside what runs goes back to the queue. Whatever becomes of one, the others do not notice.
+//! not fit beside what runs goes back to the queue, as does one that only another worker can hold; neither counts as an attempt.
+//! Whatever becomes of one, the others do not notice.
 
+mod admission;
+
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tailor_blobs::Store;
 use tailor_domain::{JobEvent, JobId, JobSpec, JobState};
-use tailor_queue::{JobQueue, Lease};
+use tailor_queue::{Class, JobQueue, Lease};
 use tailor_serverkit::Settings;
 use tokio::sync::Mutex;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
+use self::admission::Admission;
 use crate::attempt::{Attempt, Clients, Ended};
 use crate::calibrations::Calibrations;
 use crate::checkpoints::Checkpoints;
@@ -23,7 +28,7 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::journal::{Journal, Outcome};
 use crate::keeper::{Halt, HaltFlag, Keeper};
-use crate::planner::Planner;
+use crate::matching::class_on;
 use crate::ranks::{Gathered, Gatherer, Party};
 use crate::room::{Place, Room};
 use crate::seat;
@@ -33,13 +38,14 @@ use crate::view::View;
 const LEASE_WAIT: Duration = Duration::from_secs(2);
 /// Pause after the queue or the store failed us.
 const PAUSE: Duration = Duration::from_secs(1);
-/// How long a worker lets a job that did not fit wait in the queue for others, unless one of its own ends sooner.
+/// How long a worker lets jobs that it gave back wait in the queue for others, unless one of its own ends sooner.
 const NO_ROOM: Duration = Duration::from_secs(3);
 /// Longest pause between two tries to write the end of a job.
 const MAX_PAUSE: Duration = Duration::from_secs(15);
 
 pub struct Worker {
     name: String,
+    class: Class,
     journal: Journal,
     queue: Arc<dyn JobQueue>,
     store: Store,
@@ -78,7 +84,9 @@ impl Worker {
     ) -> Self {
         let host = std::env::var("HOSTNAME").unwrap_or_else(|_| "local".into());
         let memory_limit = Some(settings.trainer.memory_bytes).filter(|bytes| *bytes > 0);
+        let room = Room::new(memory_limit);
         Self {
+            class: class_on(room.worker()),
             name: format!("{host}-{}-{:06x}", std::process::id(), rand::random::<u32>() & 0xff_ffff),
             journal,
             queue,
@@ -91,7 +99,7 @@ impl Worker {
             calibrate: settings.trainer.calibrate,
             memory_limit,
             jobs_at_once: settings.trainer.jobs_at_once as usize,
-            room: Room::new(memory_limit),
+            room,
             fetching: Mutex::new(()),
             lost: OnceLock::new(),
             gatherer: Gatherer::new(settings),
@@ -169,12 +177,14 @@ impl Worker {
         tracing::info!(worker = self.name, at_once = self.jobs_at_once, "waiting for jobs");
         let worker = Arc::new(self);
         let mut running = JoinSet::new();
+        // Those that were left to others since the last pause: what stands behind them in the line need not wait for it.
+        let mut passed = HashSet::new();
         while !stop.is_cancelled() {
             // Before a job, and with nothing else to do: somebody waits for whoever takes a seat. That the queue is away is
             // told below.
             while running.try_join_next().is_some() {}
             if running.is_empty()
-                && let Ok(Some(seat)) = worker.queue.take_seat(&worker.name, worker.lease_ttl).await
+                && let Ok(Some(seat)) = worker.queue.take_seat(&worker.name, worker.class, worker.lease_ttl).await
             {
                 seat::sit(&worker, &device, seat, &stop).await;
                 continue;
@@ -188,24 +198,32 @@ impl Worker {
             }
             let leased = tokio::select! {
                 () = stop.cancelled() => break,
-                leased = worker.queue.lease(&worker.name, worker.lease_ttl, LEASE_WAIT) => leased,
+                leased = worker.queue.lease(&worker.name, worker.class, worker.lease_ttl, LEASE_WAIT) => leased,
             };
             match leased {
                 Ok(None) => {}
-                Ok(Some(lease)) => match worker.admit(&lease).await {
-                    Some(place) => {
-                        let (worker, device, stop) = (Arc::clone(&worker), device.clone(), stop.clone());
-                        running.spawn(async move { worker.run_leased(lease, place, &device, &stop).await });
-                    }
-                    None => {
-                        worker.give_back(&lease).await;
-                        tokio::select! {
-                            () = stop.cancelled() => {}
-                            _ = running.join_next() => {}
-                            () = tokio::time::sleep(NO_ROOM) => {}
+                Ok(Some(lease)) => {
+                    let admission = tokio::select! {
+                        () = stop.cancelled() => Admission::Later,
+                        admission = worker.admit(&lease) => admission,
+                    };
+                    match admission {
+                        Admission::Here(place) => {
+                            let (worker, device, stop) = (Arc::clone(&worker), device.clone(), stop.clone());
+                            running.spawn(async move { worker.run_leased(lease, place, &device, &stop).await });
+                        }
+                        Admission::Elsewhere if passed.insert(lease.job.clone()) => worker.give_back(&lease).await,
+                        Admission::Elsewhere | Admission::Later => {
+                            worker.give_back(&lease).await;
+                            passed.clear();
+                            tokio::select! {
+                                () = stop.cancelled() => {}
+                                Some(_) = running.join_next() => {}
+                                () = tokio::time::sleep(NO_ROOM) => {}
+                            }
                         }
                     }
-                },
+                }
                 Err(error) => {
                     tracing::warn!(%error, "cannot lease a job; trying again");
                     tokio::time::sleep(PAUSE).await;
@@ -224,36 +242,6 @@ impl Worker {
                 "{error}; the device answers nothing else until this process ends; its jobs went back to the queue, start it \
                  again"
             )),
-        }
-    }
-
-    /// The job's place in memory; None where it does not fit beside what runs.
-    async fn admit(&self, lease: &Lease) -> Option<Place> {
-        if self.jobs_at_once == 1 {
-            return Some(self.room.alone());
-        }
-        let planned = async {
-            let spec = self.journal.spec(&lease.job).await?;
-            if spec.recipe.train.ranks > 1 {
-                // Its steps wait for other workers', and whoever shared the device with it would wait too.
-                return Ok(None);
-            }
-            let planner = Planner { store: &self.store, clients: &self.clients };
-            planner.footprint(&spec, self.room.worker()).await.map(Some)
-        };
-        let footprint = match planned.await {
-            Ok(footprint) => footprint,
-            Err(error) => {
-                tracing::info!(job = %lease.job, %error, "what the job takes is not known; it runs by itself or waits");
-                None
-            }
-        };
-        match self.room.take(footprint) {
-            Ok(place) => Some(place),
-            Err(why) => {
-                tracing::info!(job = %lease.job, why, "no room for the job beside those that run; it goes back");
-                None
-            }
         }
     }
 
@@ -404,7 +392,7 @@ impl Worker {
             Checkpoints::of(&self.store, job).remove().await
         } else if state != JobState::Paused {
             // Resumed while it was still leased, so nobody else could put it back.
-            Ok(self.queue.enqueue(job, lease.trace.clone()).await.map(drop)?)
+            Ok(self.queue.enqueue(job, lease.class, lease.trace.clone()).await.map(drop)?)
         } else {
             Ok(())
         }

@@ -2,7 +2,8 @@
 -- would let a zombie end somebody else's lease.
 local job, epoch = ARGV[1], ARGV[2]
 if not holds(job, epoch) then return 0 end
-drop(redis.call('HGET', entries, job) or '0-0')
+local id, class = entry_of(job)
+if id then drop(stream_of(class), id) end
 redis.call('HDEL', entries, job)
 forget_idle(end_lease(job))
 return 1

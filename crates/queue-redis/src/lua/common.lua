@@ -1,12 +1,20 @@
 -- Shared by every script. One script is one atomic step, so no two workers see the same state.
 --
 -- stream     one entry per job in the queue, fields `job` and `trace`; the group's pending list holds the leased ones
--- entries    job -> id of its one valid entry in the stream
+-- gpu_stream the same of jobs that only a worker with a GPU can run
+-- entries    job -> id of its one valid entry, followed by " gpu" where that is in gpu_stream
 -- deadlines  job -> end of its lease, in milliseconds of this server's clock
 -- leases     job -> "<epoch> <worker>"
 -- epochs     the last epoch given out
 local stream, entries, deadlines, leases, epochs = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local gpu_stream = KEYS[8]
 local GROUP = 'workers'
+local GPU = 'gpu'
+
+local function stream_of(class)
+  if class == GPU then return gpu_stream end
+  return stream
+end
 
 local function now_us()
   local time = redis.call('TIME')
@@ -22,26 +30,37 @@ local function integer(number)
   return string.format('%.0f', number)
 end
 
-local function make_group()
-  redis.pcall('XGROUP', 'CREATE', stream, GROUP, '0', 'MKSTREAM')
+local function make_group(at)
+  redis.pcall('XGROUP', 'CREATE', at, GROUP, '0', 'MKSTREAM')
 end
 
-local function add(job, trace)
-  if redis.call('EXISTS', stream) == 0 then make_group() end
-  local id = redis.call('XADD', stream, '*', 'job', job, 'trace', trace)
-  redis.call('HSET', entries, job, id)
+local function add(job, class, trace)
+  local at = stream_of(class)
+  if redis.call('EXISTS', at) == 0 then make_group(at) end
+  local id = redis.call('XADD', at, '*', 'job', job, 'trace', trace)
+  redis.call('HSET', entries, job, class == GPU and id .. ' ' .. GPU or id)
 end
 
-local function drop(id)
-  redis.pcall('XACK', stream, GROUP, id)
-  redis.call('XDEL', stream, id)
+-- Id and class of a job's one valid entry, or nil.
+local function entry_of(job)
+  local text = redis.call('HGET', entries, job)
+  if not text then return nil end
+  local id, class = string.match(text, '^(%S+) ?(%S*)$')
+  return id, class == GPU and GPU or 'cpu'
+end
+
+local function drop(at, id)
+  redis.pcall('XACK', at, GROUP, id)
+  redis.call('XDEL', at, id)
 end
 
 -- A worker that holds nothing is forgotten, so that names of gone workers do not pile up.
 local function forget_idle(worker)
-  local pending = redis.pcall('XPENDING', stream, GROUP, '-', '+', 1, worker)
-  if type(pending) == 'table' and not pending.err and #pending == 0 then
-    redis.pcall('XGROUP', 'DELCONSUMER', stream, GROUP, worker)
+  for _, at in ipairs({stream, gpu_stream}) do
+    local pending = redis.pcall('XPENDING', at, GROUP, '-', '+', 1, worker)
+    if type(pending) == 'table' and not pending.err and #pending == 0 then
+      redis.pcall('XGROUP', 'DELCONSUMER', at, GROUP, worker)
+    end
   end
 end
 
@@ -62,14 +81,15 @@ end
 -- what an autoscaler sees.
 local function requeue(job)
   local trace = ''
-  local id = redis.call('HGET', entries, job)
+  local id, class = entry_of(job)
   if id then
-    local found = redis.call('XRANGE', stream, id, id)
+    local at = stream_of(class)
+    local found = redis.call('XRANGE', at, id, id)
     if found[1] then trace = found[1][2][4] end
-    drop(id)
+    drop(at, id)
   end
   local worker = end_lease(job)
-  add(job, trace)
+  add(job, class, trace)
   if worker then forget_idle(worker) end
 end
 

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tailor_domain::{ErrorCode, JobId};
-use tailor_queue::{Depth, Error, JobQueue, Lease, conformance};
-use tailor_queue_redis::{GROUP, RedisQueue, STREAM};
+use tailor_queue::{Class, Depth, Error, JobQueue, Lease, conformance};
+use tailor_queue_redis::{GPU_STREAM, GROUP, RedisQueue, STREAM};
 use tailor_testkit::{RedisServer, free_port};
 
 const TTL: Duration = Duration::from_secs(30);
@@ -19,7 +19,7 @@ async fn connect(server: &RedisServer) -> RedisQueue {
 }
 
 async fn lease_now(queue: &RedisQueue) -> Option<Lease> {
-    queue.lease("worker", TTL, Duration::ZERO).await.expect("lease")
+    queue.lease("worker", Class::Cpu, TTL, Duration::ZERO).await.expect("lease")
 }
 
 fn assert_lost(outcome: Result<(), Error>) {
@@ -44,17 +44,19 @@ async fn until_back<T>(mut call: impl AsyncFnMut() -> Result<T, Error>) -> T {
 async fn the_redis_queue_conforms() {
     let Some(server) = RedisServer::spawn() else { return };
     conformance::check(Arc::new(connect(&server).await), Duration::from_millis(150)).await;
-    let stream_length = server.command(&format!("XLEN {STREAM}"));
-    assert_eq!(stream_length.trim(), ":0", "finished jobs leave nothing behind");
-    let consumers = server.command(&format!("XINFO CONSUMERS {STREAM} {GROUP}"));
-    assert_eq!(consumers.trim(), "*0", "idle workers leave no name behind");
+    for stream in [STREAM, GPU_STREAM] {
+        let length = server.command(&format!("XLEN {stream}"));
+        assert_eq!(length.trim(), ":0", "finished jobs leave nothing behind in {stream}");
+        let consumers = server.command(&format!("XINFO CONSUMERS {stream} {GROUP}"));
+        assert_eq!(consumers.trim(), "*0", "idle workers leave no name behind in {stream}");
+    }
 }
 
 #[tokio::test]
 async fn a_flush_in_mid_job_loses_the_lease_and_enqueue_works_again() {
     let Some(server) = RedisServer::spawn() else { return };
     let queue = connect(&server).await;
-    queue.enqueue(&job(1), None).await.expect("enqueue");
+    queue.enqueue(&job(1), Class::Cpu, None).await.expect("enqueue");
     let before = lease_now(&queue).await.expect("queued");
     server.command("FLUSHALL");
 
@@ -63,7 +65,7 @@ async fn a_flush_in_mid_job_loses_the_lease_and_enqueue_works_again() {
     assert_eq!(queue.depth().await, Ok(Depth::default()));
     assert_eq!(lease_now(&queue).await, None, "an empty server is a working server");
 
-    assert_eq!(queue.enqueue(&job(1), None).await, Ok(true), "the reconciler queues it again");
+    assert_eq!(queue.enqueue(&job(1), Class::Cpu, None).await, Ok(true), "the reconciler queues it again");
     let after = lease_now(&queue).await.expect("queued again");
     assert!(after.epoch > before.epoch, "{} after {}", after.epoch, before.epoch);
     assert_lost(queue.ack(&before).await);
@@ -76,11 +78,11 @@ async fn a_worker_that_waits_while_the_server_is_flushed_still_gets_the_next_job
     let queue = Arc::new(connect(&server).await);
     let waiting = tokio::spawn({
         let queue = queue.clone();
-        async move { queue.lease("waiter", TTL, TTL).await }
+        async move { queue.lease("waiter", Class::Cpu, TTL, TTL).await }
     });
     tokio::time::sleep(Duration::from_millis(300)).await;
     server.command("FLUSHALL");
-    queue.enqueue(&job(1), None).await.expect("enqueue");
+    queue.enqueue(&job(1), Class::Cpu, None).await.expect("enqueue");
     let lease = waiting.await.expect("join").expect("lease");
     assert_eq!(lease.map(|lease| lease.job), Some(job(1)));
 }
@@ -90,7 +92,7 @@ async fn a_killed_server_with_its_log_on_disk_comes_back_with_every_job_and_leas
     let Some(mut server) = RedisServer::spawn_durable() else { return };
     let queue = connect(&server).await;
     for number in 1..=3 {
-        queue.enqueue(&job(number), Some(format!("trace-{number}"))).await.expect("enqueue");
+        queue.enqueue(&job(number), Class::Cpu, Some(format!("trace-{number}"))).await.expect("enqueue");
     }
     let held = lease_now(&queue).await.expect("queued");
     server.kill();
@@ -102,7 +104,7 @@ async fn a_killed_server_with_its_log_on_disk_comes_back_with_every_job_and_leas
 
     until_back(async || queue.heartbeat(&held).await).await;
     assert_eq!(queue.depth().await, Ok(Depth { queued: 2, leased: 1 }));
-    assert_eq!(queue.enqueue(&job(1), None).await, Ok(false), "still leased");
+    assert_eq!(queue.enqueue(&job(1), Class::Cpu, None).await, Ok(false), "still leased");
     let next = lease_now(&queue).await.expect("queued");
     assert_eq!((next.job, next.trace.as_deref()), (job(2), Some("trace-2")));
     queue.ack(&held).await.expect("ack");
@@ -112,10 +114,13 @@ async fn a_killed_server_with_its_log_on_disk_comes_back_with_every_job_and_leas
 async fn a_killed_server_that_forgot_everything_serves_again() {
     let Some(mut server) = RedisServer::spawn() else { return };
     let queue = connect(&server).await;
-    queue.enqueue(&job(1), None).await.expect("enqueue");
+    queue.enqueue(&job(1), Class::Cpu, None).await.expect("enqueue");
     let held = lease_now(&queue).await.expect("queued");
     server.restart();
-    assert!(until_back(async || queue.enqueue(&job(1), None).await).await, "it was forgotten, so it is new");
+    assert!(
+        until_back(async || queue.enqueue(&job(1), Class::Cpu, None).await).await,
+        "it was forgotten, so it is new"
+    );
     assert_lost(queue.ack(&held).await);
     // A hint channel comes back as well.
     let queue = Arc::new(queue);
@@ -135,10 +140,10 @@ async fn a_killed_server_that_forgot_everything_serves_again() {
 async fn a_zombie_changes_nothing_even_over_another_connection() {
     let Some(server) = RedisServer::spawn() else { return };
     let (first, second) = (connect(&server).await, connect(&server).await);
-    first.enqueue(&job(1), None).await.expect("enqueue");
+    first.enqueue(&job(1), Class::Cpu, None).await.expect("enqueue");
     let ttl = Duration::from_millis(200);
-    let zombie = first.lease("zombie", ttl, Duration::ZERO).await.expect("lease").expect("queued");
-    let heir = second.lease("heir", TTL, TTL).await.expect("lease").expect("expired");
+    let zombie = first.lease("zombie", Class::Cpu, ttl, Duration::ZERO).await.expect("lease").expect("queued");
+    let heir = second.lease("heir", Class::Cpu, TTL, TTL).await.expect("lease").expect("expired");
     assert!(heir.epoch > zombie.epoch);
     assert_lost(first.ack(&zombie).await);
     assert_lost(first.heartbeat(&zombie).await);
@@ -156,9 +161,9 @@ async fn a_dead_workers_job_counts_as_lag_again() {
         let after = info.rsplit_once("lag\r\n").map(|(_, after)| after.trim().to_owned());
         after.unwrap_or_else(|| panic!("no lag in {info:?}"))
     };
-    queue.enqueue(&job(1), None).await.expect("enqueue");
+    queue.enqueue(&job(1), Class::Cpu, None).await.expect("enqueue");
     assert_eq!(lag(), ":1");
-    queue.lease("dies", Duration::from_millis(100), Duration::ZERO).await.expect("lease").expect("queued");
+    queue.lease("dies", Class::Cpu, Duration::from_millis(100), Duration::ZERO).await.expect("lease").expect("queued");
     assert_eq!(lag(), ":0", "delivered entries are no lag");
     tokio::time::sleep(Duration::from_millis(200)).await;
     // Any look at the queue brings it back; the reconciler looks at it all the time.
@@ -167,7 +172,7 @@ async fn a_dead_workers_job_counts_as_lag_again() {
     let lease = lease_now(&queue).await.expect("queued");
     queue.ack(&lease).await.expect("ack");
     assert_eq!(lag(), ":0");
-    queue.enqueue(&job(2), None).await.expect("enqueue");
+    queue.enqueue(&job(2), Class::Cpu, None).await.expect("enqueue");
     assert_eq!(lag(), ":1");
 }
 
@@ -175,23 +180,37 @@ async fn a_dead_workers_job_counts_as_lag_again() {
 async fn one_lost_key_does_not_strand_a_job() {
     let Some(server) = RedisServer::spawn() else { return };
     let queue = connect(&server).await;
-    for key in [STREAM, "{tailor}:entries", "{tailor}:deadlines", "{tailor}:leases", "{tailor}:epochs"] {
-        for leased in [false, true] {
-            queue.enqueue(&job(1), None).await.expect("enqueue");
-            let before = if leased { lease_now(&queue).await } else { None };
+    let lease_now = async || queue.lease("worker", Class::Gpu, TTL, Duration::ZERO).await.expect("lease");
+    for key in [STREAM, GPU_STREAM, "{tailor}:entries", "{tailor}:deadlines", "{tailor}:leases", "{tailor}:epochs"] {
+        for (class, leased) in [(Class::Cpu, false), (Class::Cpu, true), (Class::Gpu, false), (Class::Gpu, true)] {
+            queue.enqueue(&job(1), class, None).await.expect("enqueue");
+            let before = if leased { lease_now().await } else { None };
             server.command(&format!("DEL {key}"));
-            queue.enqueue(&job(1), None).await.expect("the reconciler enqueues again");
+            queue.enqueue(&job(1), class, None).await.expect("the reconciler enqueues again");
             // Held still, or to be had again: never neither, never twice.
             let held = match &before {
                 Some(lease) => queue.heartbeat(lease).await.is_ok(),
                 None => false,
             };
-            let again = lease_now(&queue).await;
-            assert_ne!(held, again.is_some(), "{key} lost, leased: {leased}");
-            assert_eq!(lease_now(&queue).await, None, "{key} lost, leased: {leased}");
+            let again = lease_now().await;
+            assert_ne!(held, again.is_some(), "{key} lost, {class:?}, leased: {leased}");
+            assert_eq!(lease_now().await, None, "{key} lost, {class:?}, leased: {leased}");
             server.command("FLUSHALL");
         }
     }
+}
+
+#[tokio::test]
+async fn a_job_for_gpus_counts_as_lag_where_an_autoscaler_of_gpus_looks() {
+    let Some(server) = RedisServer::spawn() else { return };
+    let queue = connect(&server).await;
+    queue.enqueue(&job(1), Class::Gpu, None).await.expect("enqueue");
+    assert_eq!(lease_now(&queue).await, None, "this worker has none");
+    let lag = |stream: &str| {
+        let info = server.command(&format!("XINFO GROUPS {stream}"));
+        info.rsplit_once("lag\r\n").map(|(_, after)| after.trim().to_owned())
+    };
+    assert_eq!((lag(STREAM).as_deref(), lag(GPU_STREAM).as_deref()), (Some(":0"), Some(":1")));
 }
 
 #[tokio::test]

@@ -6,13 +6,14 @@ use std::time::Duration;
 use tailor_domain::JobId;
 use tokio::time::Instant;
 
-use crate::{Error, Lease, Result, Seat, Standing};
+use crate::{Class, Error, Lease, Result, Seat, Standing};
 
 #[derive(Default)]
 pub struct Calls(BTreeMap<u64, Call>);
 
 struct Call {
     job: JobId,
+    class: Class,
     address: String,
     deadline: Instant,
     /// All seats were taken once; none is given any more.
@@ -49,6 +50,7 @@ impl Calls {
         let deadline = now + lease.ttl;
         let call = self.0.entry(lease.epoch).or_insert_with(|| Call {
             job: lease.job.clone(),
+            class: lease.class,
             address: address.to_owned(),
             deadline,
             closed: false,
@@ -69,10 +71,10 @@ impl Calls {
         self.0.retain(|_, call| call.job != *job);
     }
 
-    pub fn take(&mut self, worker: &str, ttl: Duration, now: Instant) -> Option<Seat> {
+    pub fn take(&mut self, worker: &str, class: Class, ttl: Duration, now: Instant) -> Option<Seat> {
         self.expire(now);
         let (epoch, call, at) = self.0.iter_mut().find_map(|(epoch, call)| {
-            let at = call.free()?;
+            let at = call.free().filter(|_| call.class <= class)?;
             Some((*epoch, call, at))
         })?;
         *call.seats.get_mut(at)? = Some(Taken { worker: worker.to_owned(), deadline: now + ttl });

@@ -9,16 +9,18 @@ use std::time::Instant;
 use tailor_domain::{ErrorCode, Recipe, StepMetrics, TrainSpec};
 use tailor_models::{Base, LoraSet};
 use tailor_torch::guarded;
+use tch::Tensor;
 
 use self::measuring::Measuring;
 use super::frozen_steps;
 use crate::batches::Batches;
 use crate::checkpoint::State;
 use crate::error::Error;
+use crate::loss::Sum;
 use crate::method::Method;
 use crate::micro_batch;
 use crate::modules::Taken;
-use crate::objective::{Objective, Whole};
+use crate::objective::{Objective, Prepared, Whole};
 use crate::optimizer::{AdamW, Initial};
 use crate::ranks::{Ranks, Wishes};
 use crate::rows::Rows;
@@ -42,6 +44,9 @@ pub(super) struct Run<'a, B> {
     /// The parameters of the best measurement.
     best: Vec<f32>,
     measuring: Option<Measuring>,
+    /// The sequences of the next step, and its first pass where that is ready.
+    upcoming: Option<Vec<usize>>,
+    ahead: Option<Ahead>,
     /// Time spent before this attempt, in its turns before the present one, and when that one began.
     seconds_before: f64,
     pub(super) seconds_here: f64,
@@ -70,6 +75,12 @@ impl<'m> Beginning<'m> {
         let made = method.initial(base, spec.seed, frozen_steps, &mut || observer.should_stop())?;
         Ok(made.map(|(initial, taken)| Self { method, initial, taken }))
     }
+}
+
+/// A pass that was read and collated while a GPU was at work on what comes before it.
+struct Ahead {
+    sequences: Vec<usize>,
+    rows: Prepared,
 }
 
 /// What one step's passes summed up to.
@@ -108,6 +119,8 @@ impl<'a, B: Deref<Target = Base>> Run<'a, B> {
             recent: RecentLoss::default(),
             best: Vec::new(),
             measuring: None,
+            upcoming: None,
+            ahead: None,
             seconds_before: 0.0,
             seconds_here: 0.0,
             started: Instant::now(),
@@ -138,7 +151,10 @@ impl<'a, B: Deref<Target = Base>> Run<'a, B> {
                 }
                 let stepped = match is_due {
                     true => Ok(()),
-                    false => self.next_step(&batches.next_batch(self.rows.lengths()), observer),
+                    false => {
+                        let batch = self.next_batch(batches);
+                        self.next_step(&batch, observer)
+                    }
                 };
                 match stepped {
                     Ok(()) => {
@@ -179,10 +195,16 @@ impl<'a, B: Deref<Target = Base>> Run<'a, B> {
 
     /// Where the host's memory would not hold a pass of the whole batch, fewer rows; see [`micro_batch`].
     pub(super) fn find_micro_batch(&mut self, observer: &mut dyn Observer) -> Result<(), Error> {
-        let lengths = self.rows.lengths();
-        let longest = (0..lengths.len()).max_by_key(|at| lengths[*at]);
-        let sequences = lengths.len();
-        let Some(longest) = longest.filter(|_| self.base.device() == tch::Device::Cpu) else { return Ok(()) };
+        if self.base.device() != tch::Device::Cpu {
+            return Ok(());
+        }
+        let sequences = self.rows.lengths().len();
+        let (mut longest, mut tokens) = (0, 0);
+        self.rows.lengths().each(|at, length| {
+            if length >= tokens {
+                (longest, tokens) = (at, length);
+            }
+        });
         let before = Error::at("before the first step");
         let random = tailor_torch::rng_state().map_err(|error| before(error.into()))?;
         self.optimizer.thaw();
@@ -227,6 +249,14 @@ impl<'a, B: Deref<Target = Base>> Run<'a, B> {
         }
     }
 
+    /// The sequences of this step. Those of the next are chosen with them, so that they can be read ahead.
+    fn next_batch(&mut self, batches: &mut Batches) -> Vec<usize> {
+        let batch = self.upcoming.take().unwrap_or_else(|| batches.next_batch(self.rows.lengths()));
+        let goes_on = self.state.step + 1 < self.schedule.total_steps;
+        self.upcoming = goes_on.then(|| batches.next_batch(self.rows.lengths()));
+        batch
+    }
+
     /// One step and its report.
     fn next_step(&mut self, batch: &[usize], observer: &mut dyn Observer) -> Result<(), Error> {
         let step = self.state.step + 1;
@@ -269,17 +299,30 @@ impl<'a, B: Deref<Target = Base>> Run<'a, B> {
         let place = || format!("step {step}");
         self.optimizer.thaw();
         self.ranks.seed(self.recipe.train.seed, step);
-        let loss = self.gradient_that_fits(step, batch, observer)?;
+        let added = self.gradient_that_fits(step, batch, observer)?;
+        let gradient = guarded(|| Ok::<_, tailor_models::Error>(self.optimizer.gathered_gradient()?))
+            .map_err(Error::at(place()))?;
+        let norm_of = |gradient: &Tensor| {
+            guarded(|| -> tailor_models::Result<_> { Ok(gradient.f_norm()?) }).map_err(Error::at(place()))
+        };
+        let own_norm = norm_of(&gradient)?;
+        // All of the gradient is launched: only from here on is a GPU waited for.
+        self.look_ahead();
+        let loss = self.added_up(step, self.ranks.share(batch), &added)?;
         let [loss] = self.ranks.sum([loss], &place())?;
         let rows = || self.rows.name(batch);
         if !loss.is_finite() {
             return Err(Error::NotFinite { step, what: "the loss", loss, grad_norm: f64::NAN, rows: rows() });
         }
-        let gradient = guarded(|| Ok::<_, tailor_models::Error>(self.optimizer.gathered_gradient()?))
-            .map_err(Error::at(place()))?;
-        self.ranks.add_up(&gradient, &place())?;
-        let grad_norm = guarded(|| -> tailor_models::Result<_> { Ok(f64::try_from(gradient.f_norm()?)?) })
-            .map_err(Error::at(place()))?;
+        let norm = match self.ranks.world() {
+            1 => own_norm,
+            _ => {
+                self.ranks.add_up(&gradient, &place())?;
+                norm_of(&gradient)?
+            }
+        };
+        let grad_norm =
+            guarded(|| -> tailor_models::Result<_> { Ok(f64::try_from(&norm)?) }).map_err(Error::at(place()))?;
         if !grad_norm.is_finite() {
             return Err(Error::NotFinite { step, what: "the gradient", loss, grad_norm, rows: rows() });
         }
@@ -300,16 +343,22 @@ impl<'a, B: Deref<Target = Base>> Run<'a, B> {
         Ok(StepSums { loss, tokens, grad_norm })
     }
 
-    /// This rank's share of the batch's loss, its gradient in the leaves. A micro-batch that does not fit into memory is halved and the whole
-    /// gradient made again, from the same random numbers.
-    fn gradient_that_fits(&mut self, step: u64, batch: &[usize], observer: &mut dyn Observer) -> Result<f64, Error> {
+    /// This rank's share of the batch's gradient in the leaves, and what its passes add to the loss. A micro-batch that does not
+    /// fit into memory is halved and the whole gradient made again, from the same random numbers.
+    fn gradient_that_fits(
+        &mut self,
+        step: u64,
+        batch: &[usize],
+        observer: &mut dyn Observer,
+    ) -> Result<Vec<Sum>, Error> {
+        let share = self.ranks.share(batch);
         loop {
             let random = tailor_torch::rng_state().map_err(|error| Error::at(format!("step {step}"))(error.into()))?;
             let micro = self.state.micro_batch as usize;
-            match self.gradient(step, batch, self.ranks.share(batch), micro) {
+            match self.gradient(step, batch, share, micro) {
                 Err(error) if error.code() == ErrorCode::ResourceExhausted && micro > 1 => {
                     // Of this batch, which may be smaller than a micro-batch, half.
-                    let half = (micro.min(self.ranks.share(batch).len()) / 2).max(1);
+                    let half = (micro.min(share.len()) / 2).max(1);
                     observer.on_note(&format!(
                         "step {step}: no memory for a micro-batch of {micro}; made again, and from here on, with {half}"
                     ));
@@ -323,16 +372,49 @@ impl<'a, B: Deref<Target = Base>> Run<'a, B> {
         }
     }
 
-    /// The gradient of `share` as part of `batch`, in passes of `micro` sequences.
-    fn gradient(&self, step: u64, batch: &[usize], share: &[usize], micro: usize) -> Result<f64, Error> {
-        let examples = self.rows.examples();
+    /// The gradient of `share` as part of `batch`, in passes of `micro` sequences; a GPU may be at work on it yet. Each pass is
+    /// collated while the GPU works on those before it. After a sum that is known to be no number there is no other pass.
+    fn gradient(&mut self, step: u64, batch: &[usize], share: &[usize], micro: usize) -> Result<Vec<Sum>, Error> {
+        let mut ahead = self.ahead.take();
         let rows = batch.iter().flat_map(|at| self.rows.sequence(*at));
-        let whole = Whole::of(examples, rows.map(|row| *row as usize));
-        let objective = self.objective();
-        let mut loss = 0.0;
+        let whole = Whole::of(self.rows.examples(), rows.map(|row| *row as usize));
+        let mut added = Vec::new();
         for part in share.chunks(micro.max(1)) {
-            let loaded = examples.load(part.iter().map(|at| self.rows.sequence(*at)))?;
-            let sum = guarded(|| objective.accumulate(&loaded, whole)).map_err(Error::at(format!("step {step}")))?;
+            let rows = match ahead.take().filter(|ahead| ahead.sequences == part) {
+                Some(ahead) => ahead.rows,
+                None => self.prepare(step, part)?,
+            };
+            let objective = self.objective();
+            let sum = guarded(|| objective.accumulate(&rows, whole)).map_err(Error::at(format!("step {step}")))?;
+            let is_lost = sum.known().is_some_and(|sum| !sum.is_finite());
+            added.push(sum);
+            if is_lost {
+                break;
+            }
+        }
+        Ok(added)
+    }
+
+    /// Reads and collates the rows of a pass.
+    fn prepare(&self, step: u64, sequences: &[usize]) -> Result<Prepared, Error> {
+        let loaded = self.rows.examples().load(sequences.iter().map(|at| self.rows.sequence(*at)))?;
+        guarded(|| self.objective().prepare(&loaded)).map_err(Error::at(format!("step {step}")))
+    }
+
+    /// Makes the first pass of the next step ready. What is wrong with it that step will find, and tell.
+    fn look_ahead(&mut self) {
+        let Some(batch) = &self.upcoming else { return };
+        let mut passes = self.ranks.share(batch).chunks(self.state.micro_batch.max(1) as usize);
+        let Some(sequences) = passes.next() else { return };
+        let rows = self.prepare(self.state.step + 2, sequences).ok();
+        self.ahead = rows.map(|rows| Ahead { sequences: sequences.to_vec(), rows });
+    }
+
+    /// This rank's share of the loss, once a GPU has come to it.
+    fn added_up(&self, step: u64, share: &[usize], added: &[Sum]) -> Result<f64, Error> {
+        let sums = guarded(|| Sum::read(added)).map_err(Error::at(format!("step {step}")))?;
+        let mut loss = 0.0;
+        for (part, sum) in share.chunks(self.state.micro_batch.max(1) as usize).zip(sums) {
             if !sum.is_finite() && self.ranks.world() > 1 {
                 return Ok(sum); // the others are waiting, and must come to the same end
             }

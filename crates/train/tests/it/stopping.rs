@@ -133,6 +133,31 @@ fn parameters_that_take_long_to_make_are_not_waited_for_by_a_run_that_is_to_stop
     assert!(matches!(error, Error::Stopped { .. }), "{error}");
 }
 
+/// Has it stopped at the third look.
+#[derive(Default)]
+struct Looks(u32);
+
+impl Observer for Looks {
+    fn on_step(&mut self, _: &StepMetrics) {}
+    fn should_stop(&mut self) -> bool {
+        self.0 += 1;
+        self.0 == 3
+    }
+}
+
+#[test]
+fn a_run_looks_between_two_decompositions_whether_it_is_to_stop() {
+    let tiny = TinyBase::llama();
+    let rows = tiny.rows(8);
+    let recipe = recipe(&LoraSpec { init: LoraInit::Pissa, ..lora() }, &spec());
+    let mut looks = Looks::default();
+    let begun =
+        Session::begin(&tiny.base, &recipe, rows.as_slice(), "tiny", None, &Ranks::alone(), &mut looks).map(drop);
+    let error = begun.expect_err("stopped after the second of more weights");
+    assert!(matches!(error, Error::Stopped { .. }), "{error}");
+    assert_eq!(looks.0, 3);
+}
+
 #[test]
 fn tokens_and_time_and_money_bound_a_run() {
     let tiny = TinyBase::llama();

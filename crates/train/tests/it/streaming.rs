@@ -155,9 +155,14 @@ fn a_shard_for_another_base_is_refused() {
 }
 
 const CHILD: &str = "TAILOR_TEST_STREAMING_CHILD";
+const SHORT: &str = "TAILOR_TEST_SHORT_ROWS_CHILD";
 const MIB: u64 = 1 << 20;
 /// How much more memory a run may take on eight times the rows.
 const MORE: u64 = 6 * MIB;
+
+/// How much more memory a run may take on forty times the rows where those are so short that what is known of each would
+/// weigh: a number for each of them would be 8 MiB.
+const MORE_OF_SHORT: u64 = 12 * MIB;
 
 /// Trains a few steps on so many MiB of rows, and prints the process's peak from its beginning.
 fn child(megabytes: u64) {
@@ -175,12 +180,43 @@ fn child(megabytes: u64) {
     write(&path, ShardKind::Decoder, (0..rows).map(|n| Content::Example(row(n))));
     tailor_torch::PeakMemory::reset().expect("counts from here");
     let train_spec = TrainSpec { max_tokens: 128, max_steps: 3, ..spec() };
+    run_and_print_the_peak(&tiny, &train_spec, &path);
+}
+
+fn run_and_print_the_peak(tiny: &TinyBase, train_spec: &TrainSpec, path: &Path) {
     let evaluate = EvaluateSpec { every_steps: 3, ..EvaluateSpec::default() };
-    let recipe = Recipe { evaluate, ..recipe(&lora(), &train_spec) };
+    let recipe = Recipe { evaluate, ..recipe(&lora(), train_spec) };
     let mut session =
-        Session::begin(&tiny.base, &recipe, on_disk(&path), "tiny", None, &Ranks::alone(), &mut ()).expect("begins");
+        Session::begin(&tiny.base, &recipe, on_disk(path), "tiny", None, &Ranks::alone(), &mut ()).expect("begins");
     while session.turn(&mut ()).expect("a step").is_none() {}
-    println!("ROWS {rows} PEAK {}", Memory::now().expect("counted").peak_bytes);
+    println!("PEAK {}", Memory::now().expect("counted").peak_bytes);
+}
+
+/// So many rows of two to seven tokens, packed and not.
+fn child_of_short_rows(rows: u64, grouping: Grouping) {
+    let folder = TempDir::new();
+    let tiny = TinyBase::llama();
+    let path = folder.join("rows");
+    let row = |n: u64| {
+        let length = 2 + (n * 7919 % 6) as usize;
+        Example::Decoder { ids: vec![2 + (n % 90) as u32; length], in_loss: vec![true; length] }
+    };
+    write(&path, ShardKind::Decoder, (0..rows).map(|n| Content::Example(row(n))));
+    tailor_torch::PeakMemory::reset().expect("counts from here");
+    run_and_print_the_peak(&tiny, &TrainSpec { max_tokens: 64, max_steps: 3, grouping, ..spec() }, &path);
+}
+
+/// The peak of this test alone in a process of its own.
+fn peak_of(test: &str, variable: &str, value: &str) -> u64 {
+    let run = Command::new(std::env::current_exe().expect("this binary"))
+        .args(["--exact", test, "--nocapture"])
+        .env(variable, value)
+        .output()
+        .expect("runs");
+    let text = String::from_utf8_lossy(&run.stdout);
+    assert!(run.status.success(), "{text}\n{}", String::from_utf8_lossy(&run.stderr));
+    let line = text.lines().find_map(|line| line.split_once("PEAK ")).expect("a figure");
+    line.1.trim().parse().expect("a number")
 }
 
 #[test]
@@ -188,18 +224,24 @@ fn eight_times_the_rows_take_no_more_memory() {
     if let Ok(megabytes) = std::env::var(CHILD) {
         return child(megabytes.parse().expect("a number"));
     }
-    let peak = |megabytes: u64| -> u64 {
-        let run = Command::new(std::env::current_exe().expect("this binary"))
-            .args(["--exact", "streaming::eight_times_the_rows_take_no_more_memory", "--nocapture"])
-            .env(CHILD, megabytes.to_string())
-            .output()
-            .expect("runs");
-        let text = String::from_utf8_lossy(&run.stdout);
-        assert!(run.status.success(), "{text}\n{}", String::from_utf8_lossy(&run.stderr));
-        let line = text.lines().find_map(|line| line.split_once("PEAK ")).expect("a figure");
-        line.1.trim().parse().expect("a number")
-    };
+    let test = "streaming::eight_times_the_rows_take_no_more_memory";
+    let peak = |megabytes: u64| peak_of(test, CHILD, &megabytes.to_string());
     let (small, large) = (peak(8), peak(64));
     println!("8 MiB of rows: {} MiB, 64 MiB: {} MiB", small / MIB, large / MIB);
     assert!(large < small + MORE, "{} MiB and {} MiB", small / MIB, large / MIB);
+}
+
+#[test]
+fn two_million_short_rows_take_no_number_each_in_memory() {
+    if let Ok(asked) = std::env::var(SHORT) {
+        let (rows, grouping) = asked.split_once(' ').expect("two words");
+        return child_of_short_rows(rows.parse().expect("a number"), grouping.parse().expect("a grouping"));
+    }
+    let test = "streaming::two_million_short_rows_take_no_number_each_in_memory";
+    for grouping in [Grouping::Length, Grouping::Packed] {
+        let peak = |rows: u64| peak_of(test, SHORT, &format!("{rows} {grouping}"));
+        let (small, large) = (peak(50_000), peak(2_000_000));
+        println!("{grouping}: {} MiB, of forty times the rows {} MiB", small / MIB, large / MIB);
+        assert!(large < small + MORE_OF_SHORT, "{grouping}: {} MiB and {} MiB", small / MIB, large / MIB);
+    }
 }

@@ -2,7 +2,7 @@ use std::net::Ipv4Addr;
 use std::sync::Barrier;
 
 use tailor_blobs::Store;
-use tailor_queue::InProcessQueue;
+use tailor_queue::{Class, InProcessQueue};
 
 use super::*;
 
@@ -25,8 +25,8 @@ impl World {
 
     async fn lease(&self, number: u128, worker: &str) -> Lease {
         let job = JobId::from_parts(1_700_000_000_000, number);
-        self.queue.enqueue(&job, None).await.expect("queued");
-        self.queue.lease(worker, TTL, Duration::ZERO).await.expect("asked").expect("leased")
+        self.queue.enqueue(&job, Class::Cpu, None).await.expect("queued");
+        self.queue.lease(worker, Class::Cpu, TTL, Duration::ZERO).await.expect("asked").expect("leased")
     }
 
     async fn gather(&self, lease: &Lease) -> Gathered {
@@ -35,7 +35,7 @@ impl World {
 
     async fn seat(&self, worker: &str) -> Seat {
         loop {
-            if let Some(seat) = self.queue.take_seat(worker, TTL).await.expect("asked") {
+            if let Some(seat) = self.queue.take_seat(worker, Class::Cpu, TTL).await.expect("asked") {
                 return seat;
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -88,7 +88,7 @@ async fn of_two_callers_the_younger_gives_way_and_both_workers_meet() {
     let places = [first, second].map(|place| place.expect("connected"));
     assert_eq!(places, [(0, 2, true), (1, 2, false)]);
     // From here on the queue may forget them.
-    assert!(world.queue.take_seat("c", TTL).await.expect("asked").is_none());
+    assert!(world.queue.take_seat("c", Class::Cpu, TTL).await.expect("asked").is_none());
 }
 
 #[tokio::test]
