@@ -6,6 +6,8 @@
 //! they end, fail, or nobody listens any more. One of them failing hurts no other. Text that is scored goes the same way.
 //!
 //! ```text
+//!   ┌──adapters──▶ loader: check, read, round ──┐
+//!   │                                           ▼
 //! Engine ──commands (bounded)──▶ thread: take commands → load one → admit → step → free what ended ─┐
 //!   ▲                                ▲                                                            │
 //!   └──events, one channel a job─────┴────────────────────────────────────────────────────────────┘
@@ -19,6 +21,7 @@ mod error;
 mod fair;
 mod handle;
 mod job;
+mod loader;
 mod logprobs;
 mod meter;
 mod options;

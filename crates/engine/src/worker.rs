@@ -1,11 +1,12 @@
-//! The thread that owns the model. Between two steps it takes commands, loads an adapter, and lets sequences in and out.
+//! The thread that owns the model. Between two steps it takes commands, puts an adapter that is prepared on the device, and lets
+//! sequences in and out.
 
 use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use tailor_models::{Base, Config, LoadOptions};
+use tailor_models::{Base, Config, LoadOptions, Outline};
 use tailor_torch::guarded;
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot};
@@ -28,7 +29,7 @@ pub struct Worker {
     residency: Residency,
     /// Accepted, their adapters found, not begun. Bounded by the handles' places.
     waiting: FairQueue<(Sequence, Place)>,
-    /// Adapters that have come, not loaded.
+    /// Adapters that lie ready, not on the device.
     loads: VecDeque<Load>,
     batch: Batch,
     meter: Arc<Meter>,
@@ -79,6 +80,10 @@ impl Worker {
 
     pub fn info(&self) -> EngineInfo {
         self.info.clone()
+    }
+
+    pub fn outline(&self) -> Outline {
+        self.base.outline()
     }
 
     /// Works until the last handle is gone.
@@ -171,8 +176,8 @@ impl Worker {
 
     /// One between two steps: however many come at once, answers go on between them.
     fn load_one(&mut self) {
-        let Some(Load { digest, adapter, reply }) = self.loads.pop_front() else { return };
-        let _ = reply.send(self.residency.load(&self.base, digest, &adapter));
+        let Some(Load { digest, rank, prepared, reply }) = self.loads.pop_front() else { return };
+        let _ = reply.send(self.residency.load(&self.base, digest, rank, *prepared));
     }
 
     fn admit(&mut self) {
