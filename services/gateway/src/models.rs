@@ -293,7 +293,9 @@ impl Models {
         let name = format!("{}@{}", version.name, version.version);
         let bad = |problem: String| Error::BadAdapter { adapter: name.clone(), problem };
         check_version(found, &self.trusted).map_err(|error| bad(error.to_string()))?;
-        let adapter = Adapter::from_bytes(&files.config, &files.weights, &Limits::default());
+        // Every value is looked at: not on a thread that others' requests go through.
+        let read = move || Adapter::from_bytes(&files.config, &files.weights, &Limits::default());
+        let adapter = tokio::task::spawn_blocking(read).await.map_err(|_| Error::Cut)?;
         let adapter = adapter.map_err(|error| bad(error.to_string()))?;
         let resident = engine.load(version.digest.clone(), adapter).await.map_err(|error| match error {
             tailor_engine::Error::AdapterRefused { problem, .. } => bad(problem),
