@@ -17,6 +17,7 @@ mod answering;
 mod batch;
 mod blocks;
 mod constraint;
+mod demand;
 mod error;
 mod fair;
 mod handle;
@@ -35,6 +36,7 @@ mod trace;
 mod worker;
 
 pub use constraint::Constraint;
+pub use demand::{demand, device_bytes};
 pub use error::Error;
 pub use handle::Engine;
 pub use job::{EndReason, Event, GenerateJob, Lease, ScoreJob, Scores};

@@ -61,8 +61,8 @@ impl Worker {
             Base::load(folder, &load)
         });
         let base = base.map_err(refused)?;
-        let info = info(&base, options.max_context);
-        let blocks = options.kv_blocks(&info, base.block_bytes());
+        let (blocks, block_bytes) = options.kv_blocks(base.config());
+        let info = info(&base, options.context(base.config()), (blocks * block_bytes) as u64);
         let pool = guarded(|| base.kv_pool(blocks)).map_err(refused)?;
         let vocab_size = info.vocab_size;
         Ok(Self {
@@ -209,13 +209,13 @@ impl Worker {
     }
 }
 
-fn info(base: &Base, max_context: usize) -> EngineInfo {
+fn info(base: &Base, max_context: usize, kv_bytes: u64) -> EngineInfo {
     let config = base.config();
-    let positions = config.max_positions().map_or(usize::MAX, |positions| positions as usize);
     EngineInfo {
         family: base.family(),
         resident_bytes: base.resident_bytes() as u64,
-        max_context: positions.min(max_context),
+        kv_bytes,
+        max_context,
         vocab_size: config.vocab_size() as usize,
         eos_ids: config.eos_token_ids().to_vec(),
     }
