@@ -32,6 +32,10 @@ pub struct Gateway {
     pub tenant_tokens_per_minute: u64,
     /// Memory for the keys and values of each base's sequences; one sequence of the greatest length fits always.
     pub kv_bytes: u64,
+    /// Memory of the device for bases, their keys and values included; the longest unused leave when another needs it. What is in
+    /// use, preloaded, or has a pinned adapter stays. 0: what the device, the machine or its control group has beside what
+    /// adapters may take, and at least half of it; all of it for a base alone.
+    pub base_bytes: u64,
     /// Memory of the device for adapters; what is worth least (uses, time to load, bytes) leaves when it is full. What is in
     /// use or pinned stays.
     pub adapter_bytes: u64,
@@ -45,8 +49,8 @@ pub struct Gateway {
     pub outage_grace_ms: u64,
     /// Pages that may call from a browser: origins (`https://host[:port]`) parted by commas, or `*` for all. Empty: none.
     pub cors_origins: String,
-    /// Bases that are loaded at the start, names parted by commas; the gateway is ready when they answer. Others are loaded at
-    /// their first use.
+    /// Bases that are loaded at the start and stay, names parted by commas; the gateway is ready when they answer. Others are
+    /// loaded at their first use.
     pub preload: String,
     /// How long a step may take. A device that is at work for longer without an end of it counts as hung, and the gateway says
     /// that it does not serve until the step ends.
@@ -66,6 +70,7 @@ impl Default for Gateway {
             tenant_requests_per_minute: 0,
             tenant_tokens_per_minute: 0,
             kv_bytes: 4 << 30,
+            base_bytes: 0,
             adapter_bytes: 8 << 30,
             adapter_memory_bytes: 1 << 30,
             adapter_disk_bytes: 32 << 30,
