@@ -17,7 +17,7 @@ use tailor_serverkit::meter::{Answers, Asked, Engines};
 use tailor_serverkit::trust::{Keys, check_version};
 use tailor_serverkit::{Settings, status};
 use tailor_trust::Trusted;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Semaphore};
 use tracing::Instrument as _;
 
 use crate::bases::{Base, Bases, InUse, Surroundings};
@@ -118,6 +118,8 @@ pub fn of_base(base: &str, found: &registry::AdapterVersion) -> Result<BaseName>
 
 /// Digests that are remembered as bad.
 const MAX_QUARANTINED: usize = 10_000;
+/// Adapters' files that are read at the same time; a thousand that come at once leave the cores to the steps.
+const READ_AT_ONCE: usize = 4;
 
 pub struct Models {
     routes: Arc<Routes>,
@@ -129,6 +131,7 @@ pub struct Models {
     trusted: Trusted,
     resident: Arc<Resident>,
     shelf: Shelf,
+    reading: Semaphore,
     /// What failed its checks, with the reason. A digest says what it is, so it would fail them again.
     quarantine: Mutex<HashMap<Digest, String>>,
 }
@@ -152,6 +155,7 @@ impl Models {
             trusted: Keys::of(settings)?.trusted,
             resident,
             shelf: Shelf::new(settings, store),
+            reading: Semaphore::new(READ_AT_ONCE),
             quarantine: Mutex::default(),
         })
     }
@@ -311,7 +315,9 @@ impl Models {
         check_version(found, &self.trusted).map_err(|error| bad(error.to_string()))?;
         // Every value is looked at: not on a thread that others' requests go through.
         let read = move || Adapter::from_bytes(&files.config, &files.weights, &Limits::default());
+        let turn = self.reading.acquire().await.map_err(|_| Error::Cut)?;
         let adapter = tokio::task::spawn_blocking(read).await.map_err(|_| Error::Cut)?;
+        drop(turn);
         let adapter = adapter.map_err(|error| bad(error.to_string()))?;
         let resident = engine.load(version.digest.clone(), adapter).await.map_err(|error| match error {
             tailor_engine::Error::AdapterRefused { problem, .. } => bad(problem),

@@ -13,7 +13,7 @@ async fn what_a_base_will_take_is_known_before_it_is_loaded() {
             let told = demand(&tiny.path(), &options).expect("a base");
             let info = tiny.engine(options).await.info();
             // The file has a header beside the weights.
-            assert!(told.abs_diff(info.kv_bytes + info.resident_bytes) < 16 << 10, "{told} for {info:?}");
+            assert!(told.abs_diff(info.kv_bytes + info.resident_bytes) < 64 << 10, "{told} for {info:?}");
         }
     }
     assert!(device_bytes().is_some_and(|bytes| bytes > 1 << 20));
