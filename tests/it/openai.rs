@@ -5,7 +5,7 @@ use std::process::Command;
 use prost::Message as _;
 use tailor_pb::inference::{GenerateChunk, GenerateRequest};
 
-use crate::support::http::{chunks_of, http, try_http_bytes};
+use crate::support::http::{body_of, chunks_of, http, try_http_bytes};
 use crate::support::{Family, Up, repository};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -42,6 +42,24 @@ async fn grpc_web_is_answered_on_the_same_port_and_a_token_is_asked_of_all() {
     assert!(allowed.starts_with("HTTP/1.1 200") && allowed.contains(r#""object":"list""#), "{allowed}");
     let nowhere = http(gateway, "GET /v1/nowhere HTTP/1.1\r\nAuthorization: Bearer hush\r\n", b"").await;
     assert!(nowhere.starts_with("HTTP/1.1 404") && nowhere.contains("invalid_request_error"), "{nowhere}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_over_the_datasets_limit_is_413_in_openais_shape() {
+    let up = Up::with(&[("TAILOR__DATASET__MAX_UPLOAD_BYTES", "1000")]).await;
+    let form = |rows: &str| {
+        let purpose = "--edge\r\nContent-Disposition: form-data; name=\"purpose\"\r\n\r\nfine-tune\r\n";
+        let file = "--edge\r\nContent-Disposition: form-data; name=\"file\"; filename=\"rows.jsonl\"\r\n\r\n";
+        format!("{purpose}{file}{rows}\r\n--edge--\r\n")
+    };
+    let head = "POST /v1/files HTTP/1.1\r\nContent-Type: multipart/form-data; boundary=edge\r\n";
+    let large = form(&"{\"input\": \"a\", \"target\": \"b\"}\n".repeat(100));
+    let refused = http(&up.addresses.gateway, head, large.as_bytes()).await;
+    assert!(refused.starts_with("HTTP/1.1 413"), "{refused}");
+    let body: serde_json::Value = serde_json::from_str(body_of(&refused)).expect("an error in JSON");
+    assert_eq!(body["error"]["type"], "invalid_request_error", "{body}");
+    let message = body["error"]["message"].as_str().expect("a message");
+    assert!(message.contains("limit of 1000 bytes (dataset.max_upload_bytes)"), "{message}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

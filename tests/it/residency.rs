@@ -2,10 +2,12 @@
 
 use tailor_pb::inference::{GenerateRequest, ListResidentRequest, ListResidentResponse, LoadRequest, PinRequest};
 use tailor_pb::registry::SetAliasRequest;
+use tonic::{Code, Status};
 
 use crate::support::clients::Addresses;
-use crate::support::eventually;
 use crate::support::fleet::Fleet;
+use crate::support::http::{body_of, http};
+use crate::support::{Family, eventually};
 
 async fn list(at: &Addresses) -> ListResidentResponse {
     at.admin().list_resident(ListResidentRequest {}).await.expect("a list").into_inner()
@@ -133,4 +135,82 @@ async fn each_tier_keeps_within_its_budget_and_what_left_comes_back() {
             assert!(disk.size_bytes <= 3400 && disk.count >= 1, "{disk:?}");
         }
     }
+}
+
+/// A little base takes some 400 kB, most of it for the keys and values of one longest sequence: there is room for one.
+const ROOM_FOR_ONE: [(&str, &str); 2] = [("GATEWAY__KV_BYTES", "1"), ("GATEWAY__BASE_BYTES", "600000")];
+
+/// What a base alone says.
+async fn ask(at: &Addresses, base: &str) -> Result<String, Status> {
+    let request =
+        GenerateRequest { base: base.into(), input: "anna sees".into(), max_new_tokens: 12, ..Default::default() };
+    Ok(at.gateway().generate(request).await?.into_inner().text)
+}
+
+async fn ask_again(at: &Addresses, base: &str) -> String {
+    eventually("there is room", async || ask(at, base).await.ok()).await
+}
+
+fn bases(list: &ListResidentResponse) -> Vec<&str> {
+    list.bases.iter().map(|base| base.base.as_str()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_base_leaves_for_another_and_what_left_comes_back_as_it_was() {
+    let fleet = Fleet::start(1, &[0], &ROOM_FOR_ONE).await;
+    fleet.publish(1);
+    fleet.add_base("second", 160);
+    fleet.add_base("third", 192);
+    let at = fleet.at(0, 0);
+    let tuned = say(&at, 1).await;
+    assert_eq!((bases(&list(&at).await), versions(&list(&at).await)), (vec![Family::Llama.base()], vec![(1, false)]));
+    let mut alone = Vec::new();
+    for base in ["second", "third"] {
+        alone.push(ask(&at, base).await.expect("an answer"));
+        let list = list(&at).await;
+        assert_eq!((bases(&list), versions(&list)), (vec![base], vec![]), "the adapter has gone with its base");
+    }
+    // All at once: who finds no room while another is being loaded comes again.
+    let all = tokio::join!(ask_again(&at, "second"), ask_again(&at, "third"), ask_again(&at, Family::Llama.base()));
+    assert_eq!(alone, [all.0, all.1]);
+    assert_eq!(say(&at, 1).await, tuned);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_base_with_a_pinned_adapter_stays_and_the_refusal_says_what_is_there() {
+    let fleet = Fleet::start(1, &[0], &ROOM_FOR_ONE).await;
+    fleet.publish(1);
+    fleet.add_base("second", 160);
+    let at = fleet.at(0, 0);
+    let digest = load(&at, 1).await;
+    let tuned = say(&at, 1).await;
+    at.admin().pin(PinRequest { digest: digest.clone(), pinned: true }).await.expect("pinned");
+    let refused = ask(&at, "second").await.expect_err("no room");
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+    for part in ["base second takes ", "600000 bytes (gateway.base_bytes)", "little-llama with ", "pinned", "raise"] {
+        assert!(refused.message().contains(part), "{part:?} is not in {:?}", refused.message());
+    }
+    let head = "POST /v1/completions HTTP/1.1\r\n";
+    let answer = http(&at.gateway, head, br#"{"model": "second", "prompt": "anna sees"}"#).await;
+    assert!(answer.starts_with("HTTP/1.1 429"), "{answer}");
+    let body: serde_json::Value = serde_json::from_str(body_of(&answer)).expect("an error in JSON");
+    assert_eq!(body["error"]["code"], "rate_limit_exceeded", "{body}");
+    assert_eq!(say(&at, 1).await, tuned, "who uses what is there notices nothing");
+    at.admin().pin(PinRequest { digest, pinned: false }).await.expect("let go");
+    ask(&at, "second").await.expect("now there is room");
+    assert_eq!(bases(&list(&at).await), ["second"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_preloaded_base_stays() {
+    let fleet = Fleet::start(1, &[0], &ROOM_FOR_ONE).await;
+    fleet.publish(0);
+    fleet.add_base("second", 160);
+    let gateway = fleet.another_gateway_with(&[("GATEWAY__PRELOAD", Family::Llama.base())]).await;
+    let at = &gateway.addresses;
+    let refused = ask(at, "second").await.expect_err("no room");
+    for part in ["little-llama with ", "named in gateway.preload"] {
+        assert!(refused.message().contains(part), "{part:?} is not in {:?}", refused.message());
+    }
+    ask(at, Family::Llama.base()).await.expect("it is there");
 }

@@ -103,6 +103,8 @@ async fn a_receiver_is_told_what_callers_wait_for_and_what_engines_hold() {
     assert_eq!(refused.value, 1.0);
 
     let here = ("tailor.base", Family::Llama.base());
+    assert_eq!(of("tailor.bases.resident", &[]).value, 1.0);
+    assert!(of("tailor.bases.bytes", &[here]).value > resident.bases[0].size_bytes as f64, "keys and values count too");
     assert!(usage.steps > 0 && usage.running == 0 && usage.kv_blocks_held == 0, "{usage:?}");
     assert_eq!(of("tailor.engine.steps", &[here]).value, usage.steps as f64);
     for (state, blocks) in [("held", 0), ("free", usage.kv_blocks)] {

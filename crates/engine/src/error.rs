@@ -75,6 +75,14 @@ impl Error {
         Self::Step("its logits are not finite; the adapter's weights may be too large".into())
     }
 
+    /// What is wrong with an adapter, or with the device that was to take it.
+    pub(crate) fn adapter(digest: &Digest, error: tailor_models::Error) -> Self {
+        match error {
+            tailor_models::Error::Torch(error) => Self::device(&error),
+            other => Self::AdapterRefused { digest: digest.clone(), problem: other.to_string() },
+        }
+    }
+
     pub(crate) fn model(error: &tailor_models::Error) -> Self {
         match error {
             tailor_models::Error::Torch(error) => Self::device(error),

@@ -12,7 +12,8 @@ use tailor_domain::Digest;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::error::Error;
-use crate::job::{Command, Event, GenerateJob, Load, Queued, ScoreJob, Scores};
+use crate::job::{Command, Event, GenerateJob, Queued, ScoreJob, Scores};
+use crate::loader::{Loader, Wanted};
 use crate::meter::{Meter, Usage};
 use crate::options::{EngineInfo, EngineOptions, ResidentAdapter};
 use crate::places::{Held, Place, Places};
@@ -30,6 +31,8 @@ pub struct Engine {
 }
 
 struct Inner {
+    /// None only while dropping: it holds the way to the other thread open, and ends first.
+    loader: Option<Loader>,
     /// None only while dropping: closing it is what ends the thread.
     commands: Option<mpsc::Sender<Command>>,
     /// Of requests that have not been started yet.
@@ -58,16 +61,18 @@ impl Engine {
             .name("tailor-engine".into())
             .spawn(move || match Worker::load(&base_dir, options, inbox, shown, measured) {
                 Ok(worker) => {
-                    if ready.send(Ok(worker.info())).is_ok() {
+                    if ready.send(Ok((worker.info(), worker.outline()))).is_ok() {
                         worker.run();
                     }
                 }
                 Err(error) => drop(ready.send(Err(error))),
             })
             .map_err(|error| Error::Step(format!("cannot start the engine's thread: {error}")))?;
-        let info = loaded.await.map_err(|_| Error::Stopped)??;
+        let (info, outline) = loaded.await.map_err(|_| Error::Stopped)??;
+        let loader = Loader::start(outline, commands.clone(), Arc::clone(&resident), Arc::clone(&meter))?;
         Ok(Self {
             inner: Arc::new(Inner {
+                loader: Some(loader),
                 commands: Some(commands),
                 places: Arc::new(Places::new(max_queue, max_queue_tokens)),
                 meter,
@@ -93,12 +98,16 @@ impl Engine {
         self.inner.commands.as_ref().is_none_or(mpsc::Sender::is_closed)
     }
 
-    /// Makes an adapter resident under its digest. Idempotent.
+    /// Makes an adapter resident under its digest. Idempotent. It is prepared beside the steps, not between them; if the caller
+    /// goes away before that has begun, it is not loaded.
     ///
     /// # Errors
     /// It does not fit the base (the message says where), or it is being unloaded.
     pub async fn load(&self, digest: Digest, adapter: tailor_peft::Adapter) -> Result<ResidentAdapter, Error> {
-        self.ask(|reply| Command::Load(Load { digest, adapter: Box::new(adapter), reply })).await
+        let (reply, answer) = oneshot::channel();
+        let loader = self.inner.loader.as_ref().ok_or(Error::Stopped)?;
+        loader.send(Wanted { digest, adapter: Box::new(adapter), reply }).await?;
+        answer.await.map_err(|_| Error::Stopped)?
     }
 
     /// Drops an adapter; returns when its last sequence has ended.
@@ -156,8 +165,10 @@ impl Engine {
 }
 
 impl Drop for Inner {
-    /// Ends the thread (after the step it is in) and waits for it, so that the device is free when the last handle is gone.
+    /// Ends the threads (after what they are in the middle of) and waits for them, so that the device is free when the last
+    /// handle is gone.
     fn drop(&mut self) {
+        drop(self.loader.take());
         drop(self.commands.take());
         let thread = self.thread.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
         if let Some(thread) = thread {

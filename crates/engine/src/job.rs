@@ -200,9 +200,11 @@ pub(crate) enum Command {
     Score(Queued<ScoreJob>, ScoresTo),
 }
 
-/// An adapter that is to become resident.
+/// An adapter that is prepared and is to become resident.
 pub(crate) struct Load {
     pub digest: Digest,
-    pub adapter: Box<tailor_peft::Adapter>,
+    /// The largest rank of its matrices.
+    pub rank: u32,
+    pub prepared: Box<tailor_models::Prepared>,
     pub reply: oneshot::Sender<Result<ResidentAdapter, Error>>,
 }

@@ -6,6 +6,8 @@
 //! they end, fail, or nobody listens any more. One of them failing hurts no other. Text that is scored goes the same way.
 //!
 //! ```text
+//!   ┌──adapters──▶ loader: check, read, round ──┐
+//!   │                                           ▼
 //! Engine ──commands (bounded)──▶ thread: take commands → load one → admit → step → free what ended ─┐
 //!   ▲                                ▲                                                            │
 //!   └──events, one channel a job─────┴────────────────────────────────────────────────────────────┘
@@ -15,10 +17,12 @@ mod answering;
 mod batch;
 mod blocks;
 mod constraint;
+mod demand;
 mod error;
 mod fair;
 mod handle;
 mod job;
+mod loader;
 mod logprobs;
 mod meter;
 mod options;
@@ -32,6 +36,7 @@ mod trace;
 mod worker;
 
 pub use constraint::Constraint;
+pub use demand::{demand, device_bytes};
 pub use error::Error;
 pub use handle::Engine;
 pub use job::{EndReason, Event, GenerateJob, Lease, ScoreJob, Scores};

@@ -1,7 +1,7 @@
 //! The engine's settings, and what it says about itself.
 
 use tailor_domain::{Digest, Family};
-use tailor_models::Compute;
+use tailor_models::{Compute, Config};
 
 use crate::error::Error;
 
@@ -50,14 +50,21 @@ impl EngineOptions {
         within("threads", self.threads, 0..=1024)
     }
 
-    /// Blocks of the cache for a base whose blocks take `block_bytes`: what fits the budget, never less than one longest
-    /// sequence needs, and no more than would ever be of use.
-    pub(crate) fn kv_blocks(&self, info: &EngineInfo, block_bytes: usize) -> usize {
-        let sides = if info.is_encoder_decoder() { 2 } else { 1 };
-        let longest = sides * info.max_context.div_ceil(tailor_models::BLOCK_TOKENS);
+    /// Longest sequence of a base in tokens.
+    pub(crate) fn context(&self, config: &Config) -> usize {
+        let positions = config.max_positions().map_or(usize::MAX, |positions| positions as usize);
+        positions.min(self.max_context)
+    }
+
+    /// Blocks of the cache for a base, and the bytes of each: what fits the budget, never less than one longest sequence
+    /// needs, and no more than would ever be of use.
+    pub(crate) fn kv_blocks(&self, config: &Config) -> (usize, usize) {
+        let block_bytes = config.block_bytes(self.compute);
+        let sides = if config.family() == Family::EncoderDecoder { 2 } else { 1 };
+        let longest = sides * self.context(config).div_ceil(tailor_models::BLOCK_TOKENS);
         let fitting = self.kv_bytes / block_bytes.max(1) as u64;
         let useful = longest.saturating_mul(self.max_batch).saturating_mul(2);
-        usize::try_from(fitting).unwrap_or(usize::MAX).min(useful).max(longest)
+        (usize::try_from(fitting).unwrap_or(usize::MAX).min(useful).max(longest), block_bytes)
     }
 }
 
@@ -73,6 +80,8 @@ pub struct EngineInfo {
     pub family: Family,
     /// Bytes of the base on the device.
     pub resident_bytes: u64,
+    /// Bytes of its keys and values.
+    pub kv_bytes: u64,
     /// Longest sequence in tokens; for an encoder-decoder of either side.
     pub max_context: usize,
     pub vocab_size: usize,

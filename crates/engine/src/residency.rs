@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::PoisonError;
 
 use tailor_domain::Digest;
-use tailor_models::{Base, LoraSet};
+use tailor_models::{Base, LoraSet, Prepared};
 use tailor_torch::guarded;
 use tokio::sync::oneshot;
 
@@ -41,7 +41,8 @@ impl Residency {
         &mut self,
         base: &Base,
         digest: Digest,
-        adapter: &tailor_peft::Adapter,
+        rank: u32,
+        prepared: Prepared,
     ) -> Result<ResidentAdapter, Error> {
         if let Some(resident) = self.adapters.get(&digest) {
             return Ok(resident.info.clone());
@@ -49,21 +50,8 @@ impl Residency {
         if self.is_leaving(&digest) {
             return Err(Error::Unloading { digest });
         }
-        let refused = |error: tailor_models::Error| match error {
-            tailor_models::Error::Torch(error) => Error::device(&error),
-            other => Error::AdapterRefused { digest: digest.clone(), problem: other.to_string() },
-        };
-        let read = || {
-            let mut set = LoraSet::from_adapter(base, adapter)?;
-            set.serve(base)?;
-            Ok(set)
-        };
-        let set = guarded(read).map_err(refused)?;
-        let info = ResidentAdapter {
-            digest: digest.clone(),
-            size_bytes: set.resident_bytes() as u64,
-            rank: adapter.max_rank() as u32,
-        };
+        let set = guarded(|| prepared.install(base)).map_err(|error| Error::adapter(&digest, error))?;
+        let info = ResidentAdapter { digest: digest.clone(), size_bytes: set.resident_bytes() as u64, rank };
         self.adapters.insert(digest, Rc::new(Resident { set, info: info.clone() }));
         self.show();
         Ok(info)

@@ -1,11 +1,12 @@
-//! The thread that owns the model. Between two steps it takes commands, loads an adapter, and lets sequences in and out.
+//! The thread that owns the model. Between two steps it takes commands, puts an adapter that is prepared on the device, and lets
+//! sequences in and out.
 
 use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use tailor_models::{Base, Config, LoadOptions};
+use tailor_models::{Base, Config, LoadOptions, Outline};
 use tailor_torch::guarded;
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot};
@@ -28,7 +29,7 @@ pub struct Worker {
     residency: Residency,
     /// Accepted, their adapters found, not begun. Bounded by the handles' places.
     waiting: FairQueue<(Sequence, Place)>,
-    /// Adapters that have come, not loaded.
+    /// Adapters that lie ready, not on the device.
     loads: VecDeque<Load>,
     batch: Batch,
     meter: Arc<Meter>,
@@ -60,8 +61,8 @@ impl Worker {
             Base::load(folder, &load)
         });
         let base = base.map_err(refused)?;
-        let info = info(&base, options.max_context);
-        let blocks = options.kv_blocks(&info, base.block_bytes());
+        let (blocks, block_bytes) = options.kv_blocks(base.config());
+        let info = info(&base, options.context(base.config()), (blocks * block_bytes) as u64);
         let pool = guarded(|| base.kv_pool(blocks)).map_err(refused)?;
         let vocab_size = info.vocab_size;
         Ok(Self {
@@ -79,6 +80,10 @@ impl Worker {
 
     pub fn info(&self) -> EngineInfo {
         self.info.clone()
+    }
+
+    pub fn outline(&self) -> Outline {
+        self.base.outline()
     }
 
     /// Works until the last handle is gone.
@@ -171,8 +176,8 @@ impl Worker {
 
     /// One between two steps: however many come at once, answers go on between them.
     fn load_one(&mut self) {
-        let Some(Load { digest, adapter, reply }) = self.loads.pop_front() else { return };
-        let _ = reply.send(self.residency.load(&self.base, digest, &adapter));
+        let Some(Load { digest, rank, prepared, reply }) = self.loads.pop_front() else { return };
+        let _ = reply.send(self.residency.load(&self.base, digest, rank, *prepared));
     }
 
     fn admit(&mut self) {
@@ -204,13 +209,13 @@ impl Worker {
     }
 }
 
-fn info(base: &Base, max_context: usize) -> EngineInfo {
+fn info(base: &Base, max_context: usize, kv_bytes: u64) -> EngineInfo {
     let config = base.config();
-    let positions = config.max_positions().map_or(usize::MAX, |positions| positions as usize);
     EngineInfo {
         family: base.family(),
         resident_bytes: base.resident_bytes() as u64,
-        max_context: positions.min(max_context),
+        kv_bytes,
+        max_context,
         vocab_size: config.vocab_size() as usize,
         eos_ids: config.eos_token_ids().to_vec(),
     }

@@ -102,6 +102,16 @@ pub struct Base {
     quantized_parameters: u64,
 }
 
+impl Config {
+    /// The config of a base's folder.
+    ///
+    /// # Errors
+    /// None that is supported, by field; a file that cannot be read.
+    pub fn of_folder(folder: &Path) -> Result<Self> {
+        Ok(read_config(folder)?.0)
+    }
+}
+
 impl Base {
     /// Loads a folder in bitsandbytes' layout (packed weights stay in the map) or a plain one. Nothing requires a
     /// gradient.
@@ -110,17 +120,7 @@ impl Base {
     /// A config that is not supported, by field, before any weight is read; a tensor that is missing, not expected, or
     /// of a shape or type that does not fit.
     pub fn load(folder: &Path, options: &LoadOptions) -> Result<Self> {
-        let path = folder.join("config.json");
-        let found = fs::metadata(&path).map_err(Error::io(&path))?;
-        if !found.is_file() {
-            return Err(Error::config("(file)", "is no regular file")); // a pipe would be waited for
-        }
-        let size = found.len();
-        if size > MAX_CONFIG_BYTES {
-            return Err(Error::config("(file)", format!("{size} bytes; the limit is {MAX_CONFIG_BYTES}")));
-        }
-        let text = fs::read(&path).map_err(Error::io(&path))?;
-        let config = Config::parse(&text)?;
+        let (config, text) = read_config(folder)?;
         let checkpoint = Checkpoint::open(folder)?;
         Self::build(config, text, Source::Checkpoint(&checkpoint), *options)
     }
@@ -357,6 +357,20 @@ impl Base {
         };
         head.constant_weight(pass).filter(|weight| !capped && tailor_torch::fused(weight))
     }
+}
+
+fn read_config(folder: &Path) -> Result<(Config, Vec<u8>)> {
+    let path = folder.join("config.json");
+    let found = fs::metadata(&path).map_err(Error::io(&path))?;
+    if !found.is_file() {
+        return Err(Error::config("(file)", "is no regular file")); // a pipe would be waited for
+    }
+    let size = found.len();
+    if size > MAX_CONFIG_BYTES {
+        return Err(Error::config("(file)", format!("{size} bytes; the limit is {MAX_CONFIG_BYTES}")));
+    }
+    let text = fs::read(&path).map_err(Error::io(&path))?;
+    Ok((Config::parse(&text)?, text))
 }
 
 /// The hidden states of the input itself: [B, P + T, D] → [B, T, D]

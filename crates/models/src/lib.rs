@@ -25,6 +25,7 @@
 //! // Serving: pieces of prompts and single tokens of any number of sequences in one flat batch over a paged cache.
 //! let pool = base.kv_pool(blocks)?;
 //! let logits = base.advance(&[Segment { tokens, past, blocks, adapter, .. }, ..], &pool)?;    // [M, V]
+//! let set = Prepared::for_serving(&base.outline(), &adapter)?.install(&base)?;    // the first half on any thread
 //! let answers = base.generate_greedy(&prompts, &Greedy { max_new, eos }, Some(&set))?;
 //!
 //! // From scratch (pretraining): everything dense, f32, trainable; saved under Hugging Face's names.
@@ -70,7 +71,7 @@ pub use decoding::Decoding;
 pub use error::{Error, Result};
 pub use greedy::{Answering, Greedy};
 pub use linear::{Compute, LinearInfo};
-pub use lora::{Lora, LoraInit, LoraSet};
+pub use lora::{Lora, LoraInit, LoraSet, Outline, Prepared};
 pub use pages::{BLOCK_TOKENS, EncoderInput, KvPool, Segment};
 pub use pass::{Adapters, Pass, Routes};
 pub use texts::Texts;

@@ -4,6 +4,8 @@
 //! detaching and mixing need no change of the model. Beside A and B a set may hold what else PEFT trains with them:
 //! magnitudes (DoRA), biases, and whole tensors in the place of the base's; or, with prompt tuning, virtual tokens alone.
 
+mod prepared;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -17,9 +19,9 @@ use crate::linear::Weight;
 use crate::weights::Site;
 use crate::{Base, Error, LinearInfo, Result};
 
+pub use prepared::{Outline, Prepared};
+
 static SERVED: AtomicU64 = AtomicU64::new(1);
-/// A device's kernel (`low_rank.cu`) reads so many values of B's rows at a time.
-const RANK_STEP: usize = 8;
 
 /// Both factors for one linear layer.
 #[derive(Debug)]
@@ -70,6 +72,10 @@ pub struct LoraSet {
 impl LoraSet {
     pub fn empty(base: &Base) -> Self {
         let (linears, sites) = base.places();
+        Self::on(linears, sites)
+    }
+
+    fn on(linears: Arc<[LinearInfo]>, sites: Arc<[Site]>) -> Self {
         let changes = linears.iter().map(|_| None).collect();
         let whole = sites.iter().map(|_| None).collect();
         Self { linears, changes, sites, whole, prompt: None, served: None }
@@ -261,7 +267,11 @@ impl LoraSet {
     /// # Errors
     /// No token, or embeddings of another size than the base's.
     pub fn set_prompt(&mut self, base: &Base, prompt: Tensor) -> Result<()> {
-        let width = base.embedding().size()[1];
+        self.put_prompt(base.embedding().size()[1], prompt)
+    }
+
+    /// `width`: D.
+    fn put_prompt(&mut self, width: i64, prompt: Tensor) -> Result<()> {
         match prompt.size().as_slice() {
             [tokens, own] if *tokens > 0 && *own == width => {}
             shape => {
@@ -320,7 +330,7 @@ impl LoraSet {
                 Steps::Fused => narrow(&lora.b.f_transpose(0, 1)?)?.f_transpose(0, 1)?,
                 // Rows of whole steps, with zeros behind them.
                 Steps::OnDevice | Steps::Operators => {
-                    let padding = (lora.rank() as usize).next_multiple_of(RANK_STEP) as i64 - lora.rank();
+                    let padding = padded_rank(lora.rank()) - lora.rank();
                     narrow(&lora.b.f_constant_pad_nd([0, padding].as_slice())?)?.f_narrow(1, 0, lora.rank())?
                 }
             };
@@ -331,8 +341,12 @@ impl LoraSet {
         }
         let factors = self.changes.iter_mut().flatten().filter_map(|change| change.lora.as_mut());
         factors.zip(rounded).for_each(|(lora, (a, b))| (lora.a, lora.b) = (a, b));
-        self.served = Some(SERVED.fetch_add(1, Ordering::Relaxed));
+        self.mark_served();
         Ok(())
+    }
+
+    fn mark_served(&mut self) {
+        self.served = Some(SERVED.fetch_add(1, Ordering::Relaxed));
     }
 
     /// Whether [`Self::serve`] has put it into the form that steps read, or there is nothing to put.
@@ -350,7 +364,7 @@ impl LoraSet {
         let lora = self.change(slot)?.lora.as_ref()?;
         let rank = lora.rank() as usize;
         let out = self.linears[slot].out_features as usize;
-        // SAFETY: `serve` has made a buffer of so many values, [R, out], which lives as long as the view.
+        // SAFETY: `serve`, or `Prepared`, has made a buffer of so many values, [R, out], which lives as long as the view.
         let b = unsafe { std::slice::from_raw_parts(lora.b.data_ptr().cast::<bf16>(), out * rank) };
         Some(LowRank { a: crate::fused::values(&lora.a), b, rank, scale: lora.scale as f32, rows })
     }
@@ -406,6 +420,11 @@ impl LoraSet {
         let norms = self.changed().filter_map(|(_, change)| Some(bytes(change.dora.as_ref()?.norm())));
         self.parameters().iter().map(|(_, tensor)| bytes(tensor)).sum::<usize>() + norms.sum::<usize>()
     }
+}
+
+/// Length of B's rows for a device, whose kernel (`low_rank.cu`) reads eight values at a time.
+fn padded_rank(rank: i64) -> i64 {
+    (rank + 7) / 8 * 8
 }
 
 fn is_finite(x: &Tensor) -> std::result::Result<bool, tch::TchError> {

@@ -13,7 +13,7 @@ use crate::fused;
 use crate::lora::LoraSet;
 use crate::pass::{Pass, Routes};
 use crate::spans::{GivenRows, Span};
-use crate::{Base, Config, Error, Result};
+use crate::{Base, Compute, Config, Error, Result};
 
 /// Tokens in a block.
 pub const BLOCK_TOKENS: usize = 16;
@@ -55,11 +55,28 @@ pub struct EncoderInput<'a> {
     pub adapter: Option<&'a LoraSet>,
 }
 
+impl Config {
+    /// Bytes of a block of keys and values.
+    pub fn block_bytes(&self, compute: Compute) -> usize {
+        let (layers, heads, head_dim) = self.kv_shape();
+        2 * layers * heads * head_dim * BLOCK_TOKENS * compute.kind().elt_size_in_bytes()
+    }
+
+    /// Decoder layers, key/value heads, head dimension.
+    fn kv_shape(&self) -> (usize, usize, usize) {
+        match self {
+            Self::Decoder(config) => {
+                (config.layers.len(), config.num_key_value_heads as usize, config.head_dim as usize)
+            }
+            Self::T5(config) => (config.num_decoder_layers as usize, config.num_heads as usize, config.d_kv as usize),
+        }
+    }
+}
+
 impl Base {
     /// Bytes of one block over all layers.
     pub fn block_bytes(&self) -> usize {
-        let (layers, heads, head_dim) = self.kv_shape();
-        2 * layers * heads * head_dim * BLOCK_TOKENS * self.compute().kind().elt_size_in_bytes()
+        self.config().block_bytes(self.compute())
     }
 
     /// Room for so many blocks. On a CPU the system gives the memory as it is first written.
@@ -67,22 +84,12 @@ impl Base {
     /// # Errors
     /// No memory.
     pub fn kv_pool(&self, blocks: usize) -> Result<KvPool> {
-        let (layers, heads, head_dim) = self.kv_shape();
+        let (layers, heads, head_dim) = self.config().kv_shape();
         let size = [(blocks * BLOCK_TOKENS) as i64, heads as i64, head_dim as i64];
         let options = (self.compute().kind(), self.device());
         let empty = || Tensor::f_empty(size.as_slice(), options);
         let layers = (0..layers).map(|_| Ok((empty()?, empty()?))).collect::<Result<_>>()?;
         Ok(KvPool { layers, blocks })
-    }
-
-    /// Decoder layers, key/value heads, head dimension.
-    fn kv_shape(&self) -> (usize, usize, usize) {
-        match self.config() {
-            Config::Decoder(config) => {
-                (config.layers.len(), config.num_key_value_heads as usize, config.head_dim as usize)
-            }
-            Config::T5(config) => (config.num_decoder_layers as usize, config.num_heads as usize, config.d_kv as usize),
-        }
     }
 
     /// Takes the new tokens of all segments through the model.

@@ -43,6 +43,13 @@ impl Coded for Error {
             Self::Unusable { .. } => ErrorCode::Internal,
         }
     }
+
+    fn exceeds(&self) -> Option<&'static str> {
+        match self {
+            Self::TooLarge { setting, .. } => Some(*setting),
+            Self::Full { .. } | Self::Unusable { .. } => None,
+        }
+    }
 }
 
 /// How many bytes a spool takes, and which setting says so.

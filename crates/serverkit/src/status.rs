@@ -16,6 +16,12 @@ pub trait Coded: Display {
         None
     }
 
+    /// The setting whose limit the request itself exceeds: however often it is sent, it never fits. Sent in
+    /// `google.rpc.QuotaFailure`, by which it is told from what only has to wait.
+    fn exceeds(&self) -> Option<&'static str> {
+        None
+    }
+
     /// For a failed precondition: which conditions do not hold, for programs to read.
     fn violations(&self) -> Vec<Violation> {
         Vec::new()
@@ -90,13 +96,24 @@ pub fn status<E: Coded + ?Sized>(error: &E) -> Status {
     }
     let mut details = ErrorDetails::new();
     details.set_error_info(reason(code), "tailor", std::collections::HashMap::new());
-    if code.retryable() {
-        details.set_retry_info(Some(error.retry_after().unwrap_or(RETRY_AFTER)));
+    match error.exceeds() {
+        Some(setting) => {
+            details.add_quota_failure_violation(setting, error.to_string());
+        }
+        None if code.retryable() => {
+            details.set_retry_info(Some(error.retry_after().unwrap_or(RETRY_AFTER)));
+        }
+        None => {}
     }
     for violation in error.violations() {
         details.add_precondition_failure_violation(violation.kind, violation.subject, violation.description);
     }
     Status::with_error_details(grpc_code(code), error.to_string(), details)
+}
+
+/// Whether another service said that the request exceeds one of its limits ([`Coded::exceeds`]).
+pub fn is_too_large(status: &Status) -> bool {
+    status.get_details_quota_failure().is_some()
 }
 
 /// The domain's code of a status that another service sent us, so that it can be passed on.
@@ -129,6 +146,28 @@ mod tests {
         let info = sent.get_details_error_info().expect("error info");
         assert_eq!(info.reason, "INVALID_ARGUMENT");
         assert!(sent.get_details_retry_info().is_none(), "the same request would fail again");
+    }
+
+    #[test]
+    fn what_exceeds_a_limit_is_told_from_what_has_to_wait() {
+        struct Large(Option<&'static str>);
+        impl Display for Large {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("too much")
+            }
+        }
+        impl Coded for Large {
+            fn code(&self) -> ErrorCode {
+                ErrorCode::ResourceExhausted
+            }
+            fn exceeds(&self) -> Option<&'static str> {
+                self.0
+            }
+        }
+        let large = status(&Large(Some("dataset.max_upload_bytes")));
+        assert!(is_too_large(&large) && large.get_details_retry_info().is_none(), "it is never taken");
+        let full = status(&Large(None));
+        assert!(!is_too_large(&full) && full.get_details_retry_info().is_some(), "it may be taken later");
     }
 
     #[test]

@@ -65,4 +65,9 @@ impl Coded for Error {
             Self::Listener(_) => ErrorCode::Internal,
         }
     }
+
+    fn exceeds(&self) -> Option<&'static str> {
+        let Self::Spool(error) = self else { return None };
+        error.exceeds()
+    }
 }

@@ -129,11 +129,14 @@ impl AdapterAdmin for Api {
             return Ok(Response::new(all));
         }
         let bases = self.models.bases.running().await;
-        let bases = bases.iter().map(|(manifest, engine)| pb::ResidentBase {
-            base: manifest.name.to_string(),
-            fingerprint: manifest.fingerprint.to_string(),
-            size_bytes: engine.info().resident_bytes,
-            usage: Some(wire_usage(engine.usage())),
+        let bases = bases.iter().filter_map(|base| {
+            let engine = base.device.engine()?;
+            Some(pb::ResidentBase {
+                base: base.manifest.name.to_string(),
+                fingerprint: base.manifest.fingerprint.to_string(),
+                size_bytes: engine.info().resident_bytes,
+                usage: Some(wire_usage(engine.usage())),
+            })
         });
         let adapters = self.models.resident().iter().map(wire).collect();
         let tiers =

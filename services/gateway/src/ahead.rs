@@ -68,15 +68,20 @@ async fn restore(models: &Arc<Models>, listed: &[Listed]) {
         };
         let Some(version) = version else { continue };
         let restored = async {
+            // What is worth less must not put away the bases of what is worth more.
+            if !models.has_room(&version).await? {
+                return Ok(false);
+            }
             let model = models.ready("", &version).await?;
             model.lease().await?;
             if let Some(adapter) = model.adapter.as_ref().filter(|_| wanted.pinned) {
                 models.pin(&adapter.digest, true)?;
             }
-            Ok::<_, crate::Error>(())
+            Ok::<_, crate::Error>(true)
         };
         match restored.await {
-            Ok(()) => room = left,
+            Ok(true) => room = left,
+            Ok(false) => tracing::info!(reference, "not restored: its base does not fit beside others"),
             Err(error) => tracing::warn!(reference, %error, "an adapter that was resident cannot be restored"),
         }
     }

@@ -1,37 +1,41 @@
-//! Bases in service: fetched, mapped and started at their first use, once, however many ask at the same time.
+//! Bases in service: fetched, mapped and started at their first use, once, however many ask at the same time; put away again,
+//! the longest unused first, where another needs their memory.
+//!
+//! ```text
+//! get ──▶ slot (one start for all who ask) ──▶ files on disk ──▶ room (choice: who goes?) ──▶ engine
+//!                                                                  │
+//!                                                  its adapters forgotten, its threads ended
+//! ```
+//!
+//! Whoever uses a base holds an [`InUse`]; while anybody does, it stays. Making room waits for others that make room, never a
+//! request for a base that is there. On an edge a base is its tokenizer and takes no room.
+
+mod base;
+mod choice;
+mod room;
 
 use std::collections::HashMap;
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError};
 
 use tailor_blobs::Store;
-use tailor_domain::{BaseManifest, BaseName, Digest, Family};
+use tailor_domain::{BaseManifest, BaseName};
 use tailor_engine::{Engine, EngineOptions, GenerateJob};
 use tailor_serverkit::Settings;
 use tailor_text::Tokenizer;
-use tokio::sync::{Mutex, OnceCell};
+use tokio::sync::Mutex;
 
+pub use self::base::{Base, InUse};
+use self::base::{Slots, Started};
+use self::room::Room;
+pub use self::room::Surroundings;
 use crate::device::Device;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::fleet::Fleet;
-
-/// A base that answers.
-pub struct Base {
-    pub manifest: BaseManifest,
-    pub tokenizer: Tokenizer,
-    pub device: Device,
-}
-
-impl Base {
-    pub fn is_encoder_decoder(&self) -> bool {
-        self.manifest.family == Family::EncoderDecoder
-    }
-}
 
 /// What an edge leaves in the store: it needs a base's words, not its weights.
 const WEIGHTS: &str = ".safetensors";
-
-type Slot = Arc<OnceCell<Arc<Base>>>;
 
 pub struct Bases {
     store: Store,
@@ -39,12 +43,18 @@ pub struct Bases {
     options: EngineOptions,
     /// Where an edge has its engines.
     fleet: Option<Arc<Fleet>>,
-    /// By fingerprint: a name may come to mean another base, a fingerprint never.
-    slots: Mutex<HashMap<Digest, Slot>>,
+    slots: Mutex<Slots>,
+    room: Room,
+    /// What names meant when their bases were last started.
+    known: std::sync::Mutex<HashMap<BaseName, BaseManifest>>,
+    /// Counts uses.
+    clock: AtomicU64,
 }
 
 impl Bases {
-    pub fn new(settings: &Settings, store: Store, fleet: Option<Arc<Fleet>>) -> Self {
+    /// # Errors
+    /// A name in `gateway.preload` that is none.
+    pub fn new(settings: &Settings, store: Store, fleet: Option<Arc<Fleet>>, around: Surroundings) -> Result<Self> {
         let options = EngineOptions {
             max_queue: settings.gateway.max_queue,
             max_queue_tokens: settings.gateway.max_queue_tokens,
@@ -53,60 +63,98 @@ impl Bases {
             ..EngineOptions::default()
         };
         let cache_dir = settings.cache_dir.join(if fleet.is_some() { "edge" } else { "bases" });
-        Self { store, cache_dir, options, fleet, slots: Mutex::default() }
+        let (slots, known, clock) = (Mutex::default(), std::sync::Mutex::default(), AtomicU64::new(0));
+        Ok(Self { store, cache_dir, options, fleet, slots, room: Room::new(settings, around)?, known, clock })
     }
 
     /// The running base of a manifest; the first caller starts it and the others wait for the same start.
-    pub async fn get(&self, manifest: &BaseManifest) -> Result<Arc<Base>> {
+    ///
+    /// # Errors
+    /// It cannot be fetched or started; there is no room for it.
+    pub async fn get(&self, manifest: &BaseManifest) -> Result<InUse> {
+        // Nobody puts away what is held by its slot, so from here on the base stays.
         let slot = self.slots.lock().await.entry(manifest.fingerprint.clone()).or_default().clone();
-        slot.get_or_try_init(|| self.start(manifest)).await.cloned()
+        let started = slot.get_or_try_init(|| self.start(manifest)).await?;
+        Ok(started.used(self.clock.fetch_add(1, Ordering::Relaxed)))
     }
 
     #[tracing::instrument(name = "gateway.start_base", skip_all, fields(base = %manifest.name))]
-    async fn start(&self, manifest: &BaseManifest) -> Result<Arc<Base>> {
+    async fn start(&self, manifest: &BaseManifest) -> Result<Started> {
         let folder = self.cache_dir.join(manifest.fingerprint.hex());
-        if let Some(fleet) = &self.fleet {
-            let files: Vec<_> = manifest.files.iter().filter(|file| !file.name.ends_with(WEIGHTS)).cloned().collect();
-            self.store.fetch_folder(&files, &folder).await?;
-            let opened = fleet.open(&manifest.name, &manifest.fingerprint).await?;
-            let max_context = usize::try_from(opened.max_context).unwrap_or(usize::MAX);
-            let device = Device::There { fleet: fleet.clone(), max_context };
-            return Ok(Arc::new(Base { manifest: manifest.clone(), tokenizer: Tokenizer::open(&folder)?, device }));
-        }
-        self.store.fetch_folder(&manifest.files, &folder).await?;
-        let tokenizer = Tokenizer::open(&folder)?;
+        let (tokenizer, device) = match &self.fleet {
+            Some(fleet) => self.open(fleet, manifest, &folder).await?,
+            None => self.load(manifest, &folder).await?,
+        };
+        self.remember(manifest);
+        Ok(Started::new(Base { manifest: manifest.clone(), tokenizer, device }))
+    }
+
+    /// On an engine elsewhere.
+    async fn open(&self, fleet: &Arc<Fleet>, manifest: &BaseManifest, folder: &Path) -> Result<(Tokenizer, Device)> {
+        let files: Vec<_> = manifest.files.iter().filter(|file| !file.name.ends_with(WEIGHTS)).cloned().collect();
+        self.store.fetch_folder(&files, folder).await?;
+        let opened = fleet.open(&manifest.name, &manifest.fingerprint).await?;
+        let max_context = usize::try_from(opened.max_context).unwrap_or(usize::MAX);
+        Ok((Tokenizer::open(folder)?, Device::There { fleet: fleet.clone(), max_context }))
+    }
+
+    /// On this process' device, others put away for it where they must be.
+    async fn load(&self, manifest: &BaseManifest, folder: &Path) -> Result<(Tokenizer, Device)> {
+        self.store.fetch_folder(&manifest.files, folder).await?;
+        let tokenizer = Tokenizer::open(folder)?;
         let options = EngineOptions { compute: manifest.dtype.parse()?, ..self.options.clone() };
-        let engine = Engine::start(folder, options).await?;
-        warm(&engine).await?;
-        let resident_bytes = engine.info().resident_bytes;
-        tracing::info!(base = %manifest.name, fingerprint = %manifest.fingerprint, resident_bytes, "base is resident");
-        Ok(Arc::new(Base { manifest: manifest.clone(), tokenizer, device: Device::here(engine) }))
+        let (there, asked) = (folder.to_owned(), options.clone());
+        let needed = tokio::task::spawn_blocking(move || tailor_engine::demand(&there, &asked)).await;
+        self.room.make(&self.slots, manifest, needed.map_err(|_| Error::Cut)??).await?;
+        let engine = match begin(folder, options).await {
+            Ok(engine) => engine,
+            Err(error) => {
+                self.room.give_back(manifest).await;
+                return Err(error);
+            }
+        };
+        let info = engine.info();
+        let size_bytes = info.resident_bytes.saturating_add(info.kv_bytes);
+        self.room.settle(&self.slots, manifest, size_bytes).await;
+        tracing::info!(base = %manifest.name, fingerprint = %manifest.fingerprint, size_bytes, "base is resident");
+        Ok((tokenizer, Device::here(engine)))
+    }
+
+    /// Whether a base is resident, or would be without another's leaving for it, as far as its files tell.
+    pub async fn has_room_for(&self, manifest: &BaseManifest) -> bool {
+        self.fleet.is_some() || self.room.has(manifest).await
     }
 
     /// What a name meant when its base was last started.
-    pub async fn known(&self, name: &BaseName) -> Option<BaseManifest> {
-        let slots = self.slots.lock().await;
-        let manifests = slots.values().filter_map(|slot| slot.get()).map(|base| &base.manifest);
-        let named = manifests.filter(|manifest| manifest.name == *name);
-        named.max_by_key(|manifest| manifest.created_at_ms).cloned()
+    pub fn known(&self, name: &BaseName) -> Option<BaseManifest> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
     }
 
-    /// What is resident here now, and has made a token, with its engine.
-    pub async fn running(&self) -> Vec<(BaseManifest, Engine)> {
+    fn remember(&self, manifest: &BaseManifest) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.get(&manifest.name).is_none_or(|known| known.created_at_ms <= manifest.created_at_ms) {
+            known.insert(manifest.name.clone(), manifest.clone());
+        }
+    }
+
+    /// What has an engine here now, and has made a token. To be looked at and let go: it keeps nobody from putting the base away,
+    /// but the memory is free only then.
+    pub async fn running(&self) -> Vec<Arc<Base>> {
         let slots = self.slots.lock().await;
-        let bases = slots.values().filter_map(|slot| slot.get());
-        let mut running: Vec<_> =
-            bases.filter_map(|base| Some((base.manifest.clone(), base.device.engine()?.clone()))).collect();
-        running.sort_by(|(a, _), (b, _)| a.name.cmp(&b.name));
+        let bases = slots.values().filter_map(|slot| slot.get()).map(|started| &started.base);
+        let mut running: Vec<_> = bases.filter(|base| base.device.engine().is_some()).cloned().collect();
+        running.sort_by(|a, b| a.manifest.name.cmp(&b.manifest.name));
         running
     }
 }
 
-/// One token, so that a base that cannot make one is found out here, and the first caller does not pay for what is made once.
-async fn warm(engine: &Engine) -> Result<()> {
+/// Starts an engine and has it make one token, so that a base that cannot make one is found out here, and the first caller does
+/// not pay for what is made once.
+async fn begin(folder: &Path, options: EngineOptions) -> Result<Engine> {
+    let engine = Engine::start(folder.to_owned(), options).await?;
     let mut events = engine.generate(GenerateJob::new(vec![0], None, 1)).await?;
     while let Some(event) = events.recv().await {
         event?;
     }
-    Ok(())
+    Ok(engine)
 }

@@ -8,6 +8,7 @@ use tailor_engine::{Constraint, Engine, Event, GenerateJob, Sampling, ScoreJob};
 use tailor_text::Tokenizer;
 use tokio::sync::{OnceCell, mpsc};
 
+use crate::bases::InUse;
 use crate::error::{Error, Result};
 use crate::fleet::{Fleet, Remote};
 use crate::models::Model;
@@ -47,7 +48,11 @@ pub struct Local {
 
 /// The tokens of an answer on their way. Dropping them stops the work.
 pub enum Tokens {
-    Here(mpsc::Receiver<std::result::Result<Event, tailor_engine::Error>>),
+    Here {
+        events: mpsc::Receiver<std::result::Result<Event, tailor_engine::Error>>,
+        /// The base stays until they have come.
+        _base: InUse,
+    },
     There(Box<Remote>),
 }
 
@@ -104,7 +109,7 @@ impl Local {
             span: job.span,
             ..GenerateJob::new(job.prompt_ids, adapter, job.max_new_tokens)
         };
-        Ok(Tokens::Here(self.engine.generate(job).await?))
+        Ok(Tokens::Here { events: self.engine.generate(job).await?, _base: model.base.clone() })
     }
 }
 
@@ -146,7 +151,7 @@ impl Tokens {
     /// The engine gave the sequence up, or is gone.
     pub async fn next(&mut self) -> Result<Option<Event>> {
         match self {
-            Self::Here(events) => Ok(events.recv().await.transpose()?),
+            Self::Here { events, .. } => Ok(events.recv().await.transpose()?),
             Self::There(remote) => remote.next().await,
         }
     }

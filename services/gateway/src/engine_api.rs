@@ -199,8 +199,8 @@ impl EngineService for Api {
 /// What has changed since `told`, which becomes what is told.
 async fn report(models: &Models, serving: bool, told: &mut BTreeMap<Digest, bool>) -> pb::EngineReport {
     let mut report = pb::EngineReport { serving, ..Default::default() };
-    for (_, engine) in models.bases.running().await {
-        let usage = engine.usage();
+    for base in models.bases.running().await {
+        let Some(usage) = base.device.engine().map(tailor_engine::Engine::usage) else { continue };
         report.running += usage.running as u64;
         report.waiting += usage.waiting as u64;
     }

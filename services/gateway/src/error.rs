@@ -26,6 +26,11 @@ pub enum Error {
         "adapter {adapter} ({digest}) is quarantined, since it failed its checks: {reason}; publish another version"
     )]
     Quarantined { adapter: String, digest: Digest, reason: String },
+    #[error(
+        "base {base} takes {needed} bytes; bases may take {limit_bytes} bytes (gateway.base_bytes), and what is resident stays: \
+         {beside}; come again when one of them is idle, or raise the limit"
+    )]
+    NoRoomForBase { base: BaseName, needed: u64, limit_bytes: u64, beside: String },
     #[error("no adapter with digest {0} is resident")]
     NotResident(String),
     #[error("adapter {digest} stays resident: {why}; end that first")]
@@ -89,7 +94,7 @@ impl Error {
             Self::Text(error) => error.code(),
             Self::Engine(error) => error.code(),
             Self::Constrain(error) => error.code(),
-            Self::TenantLimit { .. } => ErrorCode::ResourceExhausted,
+            Self::TenantLimit { .. } | Self::NoRoomForBase { .. } => ErrorCode::ResourceExhausted,
             Self::Cut | Self::Stopping | Self::NoEngine { .. } | Self::EngineLost { .. } => ErrorCode::Unavailable,
             Self::Listen(_) => ErrorCode::Internal,
         }

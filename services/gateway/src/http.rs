@@ -79,7 +79,8 @@ pub fn routes(rollouts: Arc<Rollouts>, hindrances: Hindrances, settings: &Settin
         Router::new().route("/v1/files", post(files::create).get(files::list)).layer(DefaultBodyLimit::disable());
     Ok(Router::new()
         .route("/v1/models", get(models::list))
-        .route("/v1/models/{model}", get(models::retrieve))
+        // A name with a slash in it is no model's, and is told so as any other.
+        .route("/v1/models/{*model}", get(models::retrieve))
         .route("/v1/chat/completions", post(chat::create))
         .route("/v1/completions", post(completions::create))
         .route("/v1/files/{file}", get(files::retrieve).delete(files::delete))

@@ -3,7 +3,7 @@
 //! ```text
 //! grpc, http ──▶ rollout ─▶ routes   (what does this name mean? a table that the registry's watch keeps)
 //!                   └─────▶ models
-//!                             ├──▶ bases    (one engine a base, started at its first use)
+//!                             ├──▶ bases    (one engine a base, started at its first use, put away where another needs room)
 //!                             └──▶ resident (made resident once) ◀── shelf (fetched by digest, kept on disk and in memory)
 //!      ──▶ answer ──▶ device
 //!                       ├──▶ engine   (tokens, made here)

@@ -17,10 +17,10 @@ use tailor_serverkit::meter::{Answers, Asked, Engines};
 use tailor_serverkit::trust::{Keys, check_version};
 use tailor_serverkit::{Settings, status};
 use tailor_trust::Trusted;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Semaphore};
 use tracing::Instrument as _;
 
-use crate::bases::{Base, Bases};
+use crate::bases::{Base, Bases, InUse, Surroundings};
 use crate::error::{Error, Result};
 use crate::fleet::Fleet;
 use crate::reading::DEVICE;
@@ -42,7 +42,7 @@ pub struct AdapterVersion {
 /// known that its caller may use it.
 #[derive(Clone)]
 pub struct Model {
-    pub base: Arc<Base>,
+    pub base: InUse,
     pub adapter: Option<AdapterVersion>,
     /// What the registry says of the adapter's version.
     found: Option<Arc<registry::AdapterVersion>>,
@@ -118,6 +118,8 @@ pub fn of_base(base: &str, found: &registry::AdapterVersion) -> Result<BaseName>
 
 /// Digests that are remembered as bad.
 const MAX_QUARANTINED: usize = 10_000;
+/// Adapters' files that are read at the same time; a thousand that come at once leave the cores to the steps.
+const READ_AT_ONCE: usize = 4;
 
 pub struct Models {
     routes: Arc<Routes>,
@@ -127,8 +129,9 @@ pub struct Models {
     pub meters: Arc<Meters>,
     /// Only what one of these keys has signed is loaded; none: anything.
     trusted: Trusted,
-    resident: Resident,
+    resident: Arc<Resident>,
     shelf: Shelf,
+    reading: Semaphore,
     /// What failed its checks, with the reason. A digest says what it is, so it would fail them again.
     quarantine: Mutex<HashMap<Digest, String>>,
 }
@@ -139,18 +142,20 @@ impl Models {
             requests_per_minute: settings.gateway.tenant_requests_per_minute,
             tokens_per_minute: settings.gateway.tenant_tokens_per_minute,
         };
+        let meters =
+            Arc::new(Meters { answers: Answers::new(settings.gateway.metered_adapters), engines: Engines::default() });
+        let resident = Arc::new(Resident::new(settings.gateway.adapter_bytes));
+        let around = Surroundings { adapters: resident.clone(), routes: routes.clone(), meters: meters.clone() };
         Ok(Self {
             tenants: Arc::new(Tenants::new(limits)),
-            meters: Arc::new(Meters {
-                answers: Answers::new(settings.gateway.metered_adapters),
-                engines: Engines::default(),
-            }),
-            bases: Bases::new(settings, store.clone(), fleet.clone()),
+            meters,
+            bases: Bases::new(settings, store.clone(), fleet.clone(), around)?,
             fleet,
             routes,
             trusted: Keys::of(settings)?.trusted,
-            resident: Resident::new(settings.gateway.adapter_bytes),
+            resident,
             shelf: Shelf::new(settings, store),
+            reading: Semaphore::new(READ_AT_ONCE),
             quarantine: Mutex::default(),
         })
     }
@@ -206,7 +211,7 @@ impl Models {
         Ok(self.model(base, Some((version, found))))
     }
 
-    fn model(self: &Arc<Self>, base: Arc<Base>, adapter: Option<(AdapterVersion, &registry::AdapterVersion)>) -> Model {
+    fn model(self: &Arc<Self>, base: InUse, adapter: Option<(AdapterVersion, &registry::AdapterVersion)>) -> Model {
         let (adapter, found) = adapter.map(|(version, found)| (version, Arc::new(found.clone()))).unzip();
         Model { base, adapter, found, home: Arc::clone(self) }
     }
@@ -230,16 +235,30 @@ impl Models {
         Ok(self.model(base, None))
     }
 
-    async fn base(self: &Arc<Self>, name: &BaseName) -> Result<Arc<Base>> {
+    /// What a base's name means now.
+    async fn manifest(&self, name: &BaseName) -> Result<BaseManifest> {
         let request = registry::GetBaseRequest { name: name.to_string() };
-        let manifest = match self.registry().get_base(request).await {
-            Ok(answer) => BaseManifest::try_from(answer.into_inner())?,
+        match self.registry().get_base(request).await {
+            Ok(answer) => Ok(BaseManifest::try_from(answer.into_inner())?),
             // It goes on being what it was as long as nobody can say otherwise.
-            Err(status) => match self.bases.known(name).await.filter(|_| self.routes.in_grace(&status)) {
-                Some(manifest) => manifest,
-                None => return Err(Error::service("registry")(status)),
+            Err(status) => match self.bases.known(name).filter(|_| self.routes.in_grace(&status)) {
+                Some(manifest) => Ok(manifest),
+                None => Err(Error::service("registry")(status)),
             },
-        };
+        }
+    }
+
+    /// Whether a version's base is ready, or would be without another's leaving for it.
+    ///
+    /// # Errors
+    /// The registry's.
+    pub async fn has_room(&self, found: &registry::AdapterVersion) -> Result<bool> {
+        let manifest = self.manifest(&of_base("", found)?).await?;
+        Ok(self.bases.has_room_for(&manifest).await)
+    }
+
+    async fn base(self: &Arc<Self>, name: &BaseName) -> Result<InUse> {
+        let manifest = self.manifest(name).await?;
         let home = self.clone();
         // A caller that goes away must not leave a start behind that nobody waits for, and the next one begin another.
         let start = async move { home.bases.get(&manifest).await };
@@ -266,7 +285,8 @@ impl Models {
             self.meters.engines.loaded(DEVICE, begun.elapsed(), error);
             loaded
         };
-        let leased = self.resident.lease(version, &base.manifest.name, load).await;
+        let on = (&base.manifest.name, &base.manifest.fingerprint);
+        let leased = self.resident.lease(version, on, load).await;
         if let Err(Error::BadAdapter { problem, .. }) = &leased {
             tracing::warn!(adapter = version.name, digest = %version.digest, problem, "adapter is quarantined");
             self.shelf.drop_files(&version.digest);
@@ -293,7 +313,11 @@ impl Models {
         let name = format!("{}@{}", version.name, version.version);
         let bad = |problem: String| Error::BadAdapter { adapter: name.clone(), problem };
         check_version(found, &self.trusted).map_err(|error| bad(error.to_string()))?;
-        let adapter = Adapter::from_bytes(&files.config, &files.weights, &Limits::default());
+        // Every value is looked at: not on a thread that others' requests go through.
+        let read = move || Adapter::from_bytes(&files.config, &files.weights, &Limits::default());
+        let turn = self.reading.acquire().await.map_err(|_| Error::Cut)?;
+        let adapter = tokio::task::spawn_blocking(read).await.map_err(|_| Error::Cut)?;
+        drop(turn);
         let adapter = adapter.map_err(|error| bad(error.to_string()))?;
         let resident = engine.load(version.digest.clone(), adapter).await.map_err(|error| match error {
             tailor_engine::Error::AdapterRefused { problem, .. } => bad(problem),
@@ -323,16 +347,14 @@ impl Models {
     }
 
     async fn take_off(&self, entry: &Entry) -> Result<()> {
-        for (manifest, engine) in self.bases.running().await {
-            if manifest.name == entry.base {
-                match engine.unload(&entry.version.digest).await {
-                    // Two bases may bear one name, one after the other.
-                    Ok(()) | Err(tailor_engine::Error::UnknownAdapter { .. }) => {}
-                    Err(error) => return Err(error.into()),
-                }
-            }
+        let running = self.bases.running().await;
+        let base = running.into_iter().find(|base| base.manifest.fingerprint == entry.fingerprint);
+        let Some(engine) = base.as_ref().and_then(|base| base.device.engine()) else { return Ok(()) };
+        match engine.unload(&entry.version.digest).await {
+            // The base may have been put away, and have come back without it.
+            Ok(()) | Err(tailor_engine::Error::UnknownAdapter { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
         }
-        Ok(())
     }
 
     /// Pinned adapters stay on the device whatever else is asked for.

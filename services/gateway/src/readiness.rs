@@ -99,8 +99,9 @@ impl Readiness {
         }
         found.extend(not_there(&self.missing()));
         found.extend(self.models.fleet().and_then(|fleet| fleet.hindrance()));
-        for (manifest, engine) in self.models.bases.running().await {
-            let name = &manifest.name;
+        for base in self.models.bases.running().await {
+            let Some(engine) = base.device.engine() else { continue };
+            let name = &base.manifest.name;
             if engine.has_ended() {
                 found.push(format!("the device of base {name} has ended; restart this process"));
             } else if engine.usage().without_progress > self.hang {

@@ -32,6 +32,8 @@ struct Entries {
 pub struct Entry {
     pub version: AdapterVersion,
     pub base: BaseName,
+    /// The base's: on which of those that have borne its name it is.
+    pub fingerprint: Digest,
     /// Bytes on the device.
     pub size_bytes: u64,
     pub pinned: bool,
@@ -66,7 +68,7 @@ impl Resident {
     pub async fn lease(
         &self,
         version: &AdapterVersion,
-        base: &BaseName,
+        (base, fingerprint): (&BaseName, &Digest),
         load: impl Future<Output = Result<u64>>,
     ) -> Result<Lease> {
         if let Some(lease) = self.touch(&version.digest) {
@@ -83,6 +85,7 @@ impl Resident {
         let entry = Entry {
             version: version.clone(),
             base: base.clone(),
+            fingerprint: fingerprint.clone(),
             size_bytes,
             pinned: false,
             lease: Arc::clone(&lease),
@@ -127,6 +130,27 @@ impl Resident {
         };
         let entry = entry.ok_or_else(|| Error::NotResident(digest.to_string()))?;
         Ok(Leaving { entry, _door: door })
+    }
+
+    /// Whether an adapter on this base, by its fingerprint, is pinned or among those that names need.
+    pub fn keep(&self, base: &Digest, needs: &HashSet<Digest>) -> bool {
+        self.entries().by_digest.values().any(|entry| entry.keeps(base, needs))
+    }
+
+    /// Takes all adapters out that are on a base which nobody uses and which is about to go. Unless one of them keeps it: then
+    /// nothing is taken out, and this is false.
+    pub fn forget(&self, base: &Digest, needs: &HashSet<Digest>) -> bool {
+        let mut entries = self.entries();
+        if entries.by_digest.values().any(|entry| entry.keeps(base, needs)) {
+            return false;
+        }
+        let on_it = entries.by_digest.values().filter(|entry| entry.fingerprint == *base);
+        let on_it: Vec<Digest> = on_it.map(|entry| entry.version.digest.clone()).collect();
+        for digest in &on_it {
+            entries.worth.remove(digest);
+            entries.by_digest.remove(digest);
+        }
+        true
     }
 
     /// # Errors
@@ -182,6 +206,10 @@ impl Resident {
 }
 
 impl Entry {
+    fn keeps(&self, base: &Digest, needs: &HashSet<Digest>) -> bool {
+        self.fingerprint == *base && (self.pinned || needs.contains(&self.version.digest))
+    }
+
     fn may_go(&self) -> bool {
         !self.pinned && Arc::strong_count(&self.lease) == 1
     }
@@ -204,12 +232,13 @@ mod tests {
         }
     }
 
-    fn base() -> BaseName {
-        BaseName::try_new("little").expect("a name")
+    fn base() -> (BaseName, Digest) {
+        (BaseName::try_new("little").expect("a name"), Digest::of(b"little"))
     }
 
     async fn load(resident: &Resident, name: &str) -> Lease {
-        let lease = resident.lease(&version(name), &base(), async { Ok(40) }).await.expect("loads");
+        let (base, fingerprint) = base();
+        let lease = resident.lease(&version(name), (&base, &fingerprint), async { Ok(40) }).await.expect("loads");
         while resident.next_to_go(HashSet::new).await.is_some() {}
         lease
     }
@@ -226,11 +255,12 @@ mod tests {
             loads.fetch_add(1, Ordering::Relaxed);
             Ok(40)
         };
-        let failed = resident.lease(&version("a"), &base(), async { Err(Error::Cut) }).await;
+        let (base, fingerprint) = base();
+        let on = (&base, &fingerprint);
+        let failed = resident.lease(&version("a"), on, async { Err(Error::Cut) }).await;
         assert!(failed.is_err() && resident.list().is_empty());
         let version = version("a");
-        let name = base();
-        let all = futures::future::join_all((0..50).map(|_| resident.lease(&version, &name, once()))).await;
+        let all = futures::future::join_all((0..50).map(|_| resident.lease(&version, on, once()))).await;
         assert!(all.iter().all(std::result::Result::is_ok));
         assert_eq!(loads.load(Ordering::Relaxed), 1);
     }
@@ -255,16 +285,35 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_base_takes_its_adapters_along_unless_one_of_them_keeps_it() {
+        let resident = Resident::new(1000);
+        let ((base, little), other, none) = (base(), Digest::of(b"other"), HashSet::new());
+        drop(load(&resident, "a").await);
+        drop(load(&resident, "b").await);
+        resident.lease(&version("c"), (&base, &other), async { Ok(40) }).await.expect("loads");
+        resident.pin(&version("b").digest, true).expect("resident");
+        assert!(resident.keep(&little, &none) && !resident.forget(&little, &none));
+        resident.pin(&version("b").digest, false).expect("resident");
+        let needs = HashSet::from([version("a").digest]);
+        assert!(resident.keep(&little, &needs) && !resident.forget(&little, &needs), "a rollout needs it");
+        assert_eq!(names(&resident), ["a", "b", "c"]);
+        assert!(!resident.keep(&little, &none) && resident.forget(&little, &none));
+        assert_eq!(names(&resident), ["c"], "it is on another base of the same name");
+        assert_eq!(resident.entries().worth.total_bytes(), 40);
+    }
+
+    #[tokio::test]
     async fn loading_one_does_not_wait_for_another() {
         let resident = Resident::new(1000);
         let (release, wait) = tokio::sync::oneshot::channel::<()>();
-        let (slow_version, fast_version, name) = (version("slow"), version("fast"), base());
-        let slow = resident.lease(&slow_version, &name, async {
+        let (slow_version, fast_version, (base, fingerprint)) = (version("slow"), version("fast"), base());
+        let on = (&base, &fingerprint);
+        let slow = resident.lease(&slow_version, on, async {
             let _ = wait.await;
             Ok(40)
         });
         let fast = async {
-            let lease = resident.lease(&fast_version, &name, async { Ok(40) }).await;
+            let lease = resident.lease(&fast_version, on, async { Ok(40) }).await;
             release.send(()).expect("the slow one still waits");
             lease
         };

@@ -88,6 +88,11 @@ impl Coded for Error {
         }
     }
 
+    fn exceeds(&self) -> Option<&'static str> {
+        let Self::Spool(error) = self else { return None };
+        error.exceeds()
+    }
+
     fn violations(&self) -> Vec<Violation> {
         let Self::Gates { gates, .. } = self else { return Vec::new() };
         let violation = |gate: &Gate| Violation {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use tailor_pb::inference::adapter_admin_client::AdapterAdminClient;
 use tailor_pb::inference::rollout_admin_client::RolloutAdminClient;
-use tailor_testkit::{TempDir, free_port};
+use tailor_testkit::{LlamaShape, TempDir, free_port};
 use tonic::transport::Channel;
 
 use super::clients::{Addresses, channel};
@@ -136,9 +136,15 @@ impl Fleet {
 
     /// One more process, edge and engine in one, on the same store.
     pub async fn another_gateway(&self) -> Another {
+        self.another_gateway_with(&[]).await
+    }
+
+    /// As [`Self::another_gateway`], with settings of its own.
+    pub async fn another_gateway_with(&self, settings: &[(&str, &str)]) -> Another {
         let url = new_url();
         let registry = self.registries[0].0.clone();
-        let mut process = self.spawn("tailor-gateway", &url, &[("SERVICES__REGISTRY", &registry)]);
+        let settings = [&[("SERVICES__REGISTRY", registry.as_str())][..], settings].concat();
+        let mut process = self.spawn("tailor-gateway", &url, &settings);
         serving(&url, &mut process).await;
         let nowhere = || "http://127.0.0.1:9".to_owned();
         let addresses = Addresses { dataset: nowhere(), trainer: nowhere(), registry, gateway: url };
@@ -171,6 +177,13 @@ impl Fleet {
         let mut process = self.spawn("tailor-gateway", &url, &[("SERVICES__REGISTRY", &registry)]);
         serving(&url, &mut process).await;
         self.gateways[gateway].1 = process;
+    }
+
+    /// One more decoder with random weights, about as large as the others and like none of them.
+    pub fn add_base(&self, name: &str, feed_forward: usize) {
+        let shape = LlamaShape { vocab: 128, context: 512, feed_forward, ..LlamaShape::default() };
+        let base = Family::write_llama(&self.folder.join(name), &shape).display().to_string();
+        self.cli(0, 0).text(&["base", "add", &base, "--name", name, "--dtype", "f32"]);
     }
 
     /// A base with random weights and so many versions of adapter `grammar` on it, each with other weights.

@@ -4,6 +4,7 @@ mod admission;
 mod answers;
 mod cache;
 mod choosing;
+mod demand;
 mod fairness;
 mod faults;
 mod residency;

@@ -34,6 +34,29 @@ async fn loading_is_idempotent_and_what_is_resident_is_shown() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn one_adapter_that_many_ask_for_at_once_is_there_once_and_who_goes_away_harms_nobody() {
+    let tiny = TinyBase::llama();
+    let engine = tiny.engine(EngineOptions::default()).await;
+    let (digest, adapter) = tiny.adapter(1, 0.1);
+    let loads = (0..20).map(|_| {
+        let (engine, digest, adapter) = (engine.clone(), digest.clone(), adapter.clone());
+        tokio::spawn(async move { engine.load(digest, adapter).await })
+    });
+    let loads: Vec<_> = loads.collect();
+    loads[0].abort();
+    loads[7].abort();
+    let mut loaded = Vec::new();
+    for load in loads {
+        if let Ok(answer) = load.await {
+            loaded.push(answer.expect("loads"));
+        }
+    }
+    assert!(loaded.len() >= 18 && loaded.iter().all(|one| *one == loaded[0]), "{loaded:?}");
+    assert_eq!(engine.resident(), std::slice::from_ref(&loaded[0]));
+    engine.unload(&digest).await.expect("unloads");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_adapter_with_magnitudes_and_its_own_head_answers_beside_others_as_alone() {
     for tiny in TinyBase::all() {
         let engine = tiny.engine(EngineOptions::default()).await;

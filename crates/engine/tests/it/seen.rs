@@ -109,6 +109,20 @@ async fn however_many_adapters_come_at_once_answers_go_on_between_them() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_adapter_is_checked_while_the_device_is_in_the_middle_of_a_step() {
+    let [llama, t5] = TinyBase::all();
+    let engine = llama.engine(EngineOptions::default()).await;
+    let (slow, leave) = held_up(1, 4);
+    let slow = engine.generate(slow).await.expect("accepted");
+    let (digest, adapter) = t5.adapter(1, 0.1);
+    let soon = Duration::from_secs(20);
+    let refused = tokio::time::timeout(soon, engine.load(digest, adapter)).await.expect("nobody gave the step leave");
+    assert!(refused.expect_err("another base").to_string().contains("not in the base"));
+    drop(leave);
+    read(slow).await.expect("whoever was there is answered");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_lease_ends_with_the_work_and_not_with_its_reader() {
     let tiny = TinyBase::llama();
     let engine = tiny.engine(EngineOptions::default()).await;

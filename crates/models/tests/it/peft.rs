@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 
-use tailor_models::{Base, Compute, Greedy, LoadOptions, LoraSet, Pass, Routes};
+use tailor_models::{Base, Compute, Greedy, LoadOptions, LoraSet, Pass, Prepared, Routes};
 use tailor_peft::{Adapter, AdapterConfig, Limits, Tensors};
 use tch::{Device, Kind, Tensor};
 
+use crate::fused::in_pages;
 use crate::{Golden, load, logits, model_folder, prompts, real, relative_difference};
 
 /// Each names in its config the folder of tests/golden/models that it belongs to.
@@ -215,4 +216,31 @@ fn what_does_not_fit_the_base_is_refused_by_path() {
     assert!(set.is_empty());
     let error = LoraSet::from_adapter(&load("llama-tied"), &adapter("saved-t5")).unwrap_err().to_string();
     assert!(error.contains("not in the base"), "{error}");
+}
+
+#[test]
+fn what_another_thread_has_prepared_is_what_the_bases_own_makes_to_the_bit() {
+    for name in CASES {
+        let adapter = adapter(name);
+        let options = LoadOptions { compute: Compute::Bf16, device: Device::Cpu };
+        let base = Base::load(&model_folder(base_name(&adapter)), &options).unwrap();
+        let mut own = LoraSet::from_adapter(&base, &adapter).unwrap();
+        own.serve(&base).unwrap();
+        let prompts = prompts(&Golden::of(base_name(&adapter)));
+        let outline = base.outline();
+        let prepared = std::thread::spawn(move || Prepared::for_serving(&outline, &adapter).unwrap());
+        let set = prepared.join().unwrap().install(&base).unwrap();
+        let (ours, theirs) = (set.parameters(), own.parameters());
+        assert_eq!(ours.len(), theirs.len(), "{name}");
+        for ((path, ours), (other, theirs)) in ours.iter().zip(&theirs) {
+            assert_eq!((path, ours.kind()), (other, theirs.kind()), "{name}");
+            assert!(ours.equal(theirs), "{name}: {path}");
+        }
+        // The rows of B have their padding behind them too.
+        if base.is_fused() && set.virtual_tokens() == 0 {
+            let prompt = prompts.iter().find(|prompt| prompt.len() > 1).expect("a prompt to read in two steps");
+            let logits = |set: &LoraSet| in_pages(&base, &[(prompt.as_slice(), Some(set))]);
+            assert!(logits(&set).equal(&logits(&own)), "{name}");
+        }
+    }
 }

@@ -1,6 +1,6 @@
-//! What engines hold and do: the queue, the cache's blocks, what is resident and where, loads and evictions.
+//! What engines hold and do: the queue, the cache's blocks, bases, which adapters are where, loads and evictions.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -42,6 +42,9 @@ pub struct Engines {
     kv_blocks: Gauge<u64>,
     steps: Counter<u64>,
     tokens: Counter<u64>,
+    bases: Gauge<u64>,
+    base_bytes: Gauge<u64>,
+    base_evictions: Counter<u64>,
     resident: Gauge<u64>,
     resident_bytes: Gauge<u64>,
     loads: Histogram<f64>,
@@ -66,6 +69,9 @@ impl Default for Engines {
             kv_blocks: gauge("tailor.engine.kv_blocks", "{block}", "Blocks of the cache, held by a sequence or not."),
             steps: counter("tailor.engine.steps", "{step}", "Steps made."),
             tokens: counter("tailor.engine.tokens", "{token}", "Tokens computed, found in the cache, and made."),
+            bases: gauge("tailor.bases.resident", "{base}", "Bases that are ready."),
+            base_bytes: gauge("tailor.bases.bytes", "By", "Bytes of a base's weights, and of its keys and values."),
+            base_evictions: counter("tailor.bases.evictions", "{base}", "Bases that were put away for others."),
             resident: gauge("tailor.adapters.resident", "{adapter}", "Adapters that are ready, by tier."),
             resident_bytes: gauge("tailor.adapters.bytes", "By", "Bytes that they take there."),
             loads: meter
@@ -110,6 +116,19 @@ impl Engines {
         ] {
             self.tokens.add(since(now, before), &with(Some(("gen_ai.token.type", kind))));
         }
+    }
+
+    /// Takes in how many bases are ready, and their bytes by name; of one that has left, 0.
+    pub fn bases(&self, count: u64, sizes: &BTreeMap<String, u64>) {
+        self.bases.record(count, &[]);
+        for (base, bytes) in sizes {
+            self.base_bytes.record(*bytes, &[KeyValue::new("tailor.base", base.clone())]);
+        }
+    }
+
+    /// A base was put away to make room.
+    pub fn base_evicted(&self) {
+        self.base_evictions.add(1, &[]);
     }
 
     /// Takes in what is resident. A tier that is empty is to be among it with zeros.

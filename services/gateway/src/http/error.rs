@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tailor_domain::{ErrorCode, Invalid};
 use tailor_serverkit::Coded as _;
-use tailor_serverkit::status::code_of;
+use tailor_serverkit::status::{code_of, is_too_large};
 
 use crate::error::Error;
 
@@ -112,6 +112,10 @@ impl From<Invalid> for ApiError {
 
 impl From<tonic::Status> for ApiError {
     fn from(status: tonic::Status) -> Self {
+        // To wait and send it again, which is what 429 asks for, would be in vain.
+        if is_too_large(&status) {
+            return Self::new(StatusCode::PAYLOAD_TOO_LARGE, status.message());
+        }
         Self::of(code_of(&status), status.message().to_owned())
     }
 }
@@ -131,4 +135,23 @@ impl IntoResponse for ApiError {
 pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     serde_json::from_slice(body)
         .map_err(|error| ApiError::new(StatusCode::BAD_REQUEST, format!("the body cannot be read: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use tailor_serverkit::{spool, status};
+
+    use super::*;
+
+    #[test]
+    fn a_file_over_the_limit_is_too_large_and_a_full_disk_is_not_the_files_fault() {
+        let large = spool::Error::TooLarge { limit_bytes: 9, setting: "dataset.max_upload_bytes" };
+        let refused = ApiError::from(status(&large));
+        let error = refused.body()["error"].clone();
+        assert_eq!((&error["type"], &error["code"]), (&json!("invalid_request_error"), &Value::Null));
+        assert!(error["message"].as_str().is_some_and(|said| said.contains("limit of 9 bytes")), "{error}");
+        assert_eq!(refused.into_response().status(), 413);
+        let full = spool::Error::Full { folder: "/spool".into(), problem: "no space".into() };
+        assert_eq!(ApiError::from(status(&full)).into_response().status(), 429);
+    }
 }

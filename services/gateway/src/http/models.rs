@@ -15,6 +15,9 @@ use crate::error::{Error, Result};
 use crate::models::of_base;
 use crate::rollout::Choice;
 
+/// What a model's name is made of, as errors call it.
+const PARTS: [&str; 4] = ["base", "adapter", "version", "alias"];
+
 pub async fn list(State(http): State<Http>) -> Result<Json<Value>, ApiError> {
     let listed = catalog::list(http.models()).await?;
     let data: Vec<Value> = listed.iter().flat_map(cards).collect();
@@ -81,9 +84,14 @@ pub async fn find(http: &Http, model: &str, caller: &Caller) -> Result<Choice, A
     found.map_err(|error| refused(model, error))
 }
 
-/// An adapter of another base is, by this name, no model either.
+/// An adapter of another base is, by this name, no model either; nor has any model a name that none can have, such as a hub's
+/// `owner/name`.
 fn refused(model: &str, error: Error) -> ApiError {
-    let no_model = error.code() == ErrorCode::NotFound || matches!(error, Error::OtherBase { .. });
+    let no_model = match &error {
+        Error::OtherBase { .. } => true,
+        Error::Invalid(invalid) => PARTS.contains(&invalid.field.as_str()),
+        other => other.code() == ErrorCode::NotFound,
+    };
     if no_model { ApiError::no_model(model, error) } else { error.into() }
 }
 

@@ -118,6 +118,23 @@ async fn what_http_itself_refuses_has_openais_shape_too() {
 }
 
 #[tokio::test]
+async fn a_name_that_no_model_can_have_is_a_model_that_does_not_exist() {
+    let gateway = gateway().await;
+    for model in ["meta-llama/Llama-3", "GPT-4", "little:a/b@1", "little:a@0", "ft:little:a@b/c"] {
+        let chat = format!(r#"{{"model": "{model}", "messages": [{{"role": "user", "content": "x"}}]}}"#);
+        let text = format!(r#"{{"model": "{model}", "prompt": "x"}}"#);
+        let card = format!("GET /v1/models/{model}");
+        for (request, body) in [(CHAT, chat.as_str()), (TEXT, text.as_str()), (card.as_str(), "")] {
+            let answer = gateway.refuses(request, "", body.as_bytes(), 404, &[model, "does not exist"]).await;
+            let said = (&answer.error["code"], &answer.error["param"]);
+            assert_eq!(said, (&"model_not_found".into(), &"model".into()), "{request}");
+        }
+    }
+    // What may be one is asked for, and here the registry is away.
+    gateway.refuses("GET /v1/models/little", "", b"", 503, &[]).await;
+}
+
+#[tokio::test]
 async fn a_file_for_another_purpose_is_refused_and_none_is_listed() {
     let gateway = gateway().await;
     for purpose in ["assistants", "user_data", "batch"] {
