@@ -315,11 +315,11 @@ unsafe fn multiply_once<const ROWS: usize>(part: &Part, packed: &Packed<'_>, sum
             let x = part.values::<ROWS>(block);
             let mut products = [[_mm512_setzero_si512(); 2]; ROWS];
             for piece in 0..2 {
-                let halves = [packed.piece(0, 2 * block + piece), packed.piece(1, 2 * block + piece)];
-                for word in 0..4 {
-                    let levels = [pairs(halves[0][word], table), pairs(halves[1][word], table)];
-                    for at in 0..4 {
-                        add_pair(&mut products, [levels[0][at], levels[1][at]], x.add(piece * PAIRS + word * 4 + at));
+                let (first, second) = (packed.piece(0, 2 * block + piece), packed.piece(1, 2 * block + piece));
+                for (word, (first, second)) in first.into_iter().zip(second).enumerate() {
+                    let levels = pairs(first, table).into_iter().zip(pairs(second, table));
+                    for (at, (first, second)) in levels.enumerate() {
+                        add_pair(&mut products, [first, second], x.add(piece * PAIRS + word * 4 + at));
                     }
                 }
             }

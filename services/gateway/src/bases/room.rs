@@ -80,7 +80,7 @@ impl Room {
         taken.remove(&manifest.fingerprint);
         loop {
             // Requests need the slots: they are not locked while a base goes.
-            let next = self.next_to_go(&mut slots.lock().await, &taken, manifest, needed, &needs, limits)?;
+            let next = self.next_to_go(&mut *slots.lock().await, &taken, manifest, needed, &needs, limits)?;
             let Some((digest, slot)) = next else { break };
             if let Some(slot) = slot {
                 put_away(slot).await;
