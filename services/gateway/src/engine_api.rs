@@ -60,6 +60,14 @@ impl Api {
         self.models.ready(base.as_str(), &version).await
     }
 
+    async fn open(&self, request: pb::OpenBaseRequest) -> Result<Model> {
+        let pb::OpenBaseRequest { base, fingerprint, if_room } = request;
+        if if_room && !self.models.has_room_for(&BaseName::try_new(base.clone())?).await? {
+            return Err(Error::NoFreeRoom(base));
+        }
+        self.model(Some(pb::Target { base, base_fingerprint: fingerprint, ..Default::default() })).await
+    }
+
     async fn begin(&self, request: Request<pb::DecodeRequest>) -> Result<Tokens> {
         let deadline = Caller::of(request.metadata()).deadline;
         let mut request = request.into_inner();
@@ -126,9 +134,7 @@ fn wire(event: Event) -> pb::DecodeEvent {
 #[tonic::async_trait]
 impl EngineService for Api {
     async fn open_base(&self, request: Request<pb::OpenBaseRequest>) -> Result<Response<pb::OpenedBase>, Status> {
-        let pb::OpenBaseRequest { base, fingerprint } = request.into_inner();
-        let target = pb::Target { base, base_fingerprint: fingerprint, ..Default::default() };
-        let model = self.model(Some(target)).await.map_err(|error| status(&error))?;
+        let model = self.open(request.into_inner()).await.map_err(|error| status(&error))?;
         Ok(Response::new(pb::OpenedBase { max_context: model.base.device.max_context() as u64 }))
     }
 
@@ -200,6 +206,7 @@ impl EngineService for Api {
 async fn report(models: &Models, serving: bool, told: &mut BTreeMap<Digest, bool>) -> pb::EngineReport {
     let mut report = pb::EngineReport { serving, ..Default::default() };
     for base in models.bases.running().await {
+        report.bases.push(base.manifest.fingerprint.to_string());
         let Some(usage) = base.device.engine().map(tailor_engine::Engine::usage) else { continue };
         report.running += usage.running as u64;
         report.waiting += usage.waiting as u64;

@@ -31,6 +31,9 @@ pub enum Error {
          {beside}; come again when one of them is idle, or raise the limit"
     )]
     NoRoomForBase { base: BaseName, needed: u64, limit_bytes: u64, beside: String },
+    /// Nobody asked for it with enough weight that another should leave.
+    #[error("base {0} does not fit beside those that are resident")]
+    NoFreeRoom(String),
     #[error("no adapter with digest {0} is resident")]
     NotResident(String),
     #[error("adapter {digest} stays resident: {why}; end that first")]
@@ -94,7 +97,7 @@ impl Error {
             Self::Text(error) => error.code(),
             Self::Engine(error) => error.code(),
             Self::Constrain(error) => error.code(),
-            Self::TenantLimit { .. } | Self::NoRoomForBase { .. } => ErrorCode::ResourceExhausted,
+            Self::TenantLimit { .. } | Self::NoRoomForBase { .. } | Self::NoFreeRoom(_) => ErrorCode::ResourceExhausted,
             Self::Cut | Self::Stopping | Self::NoEngine { .. } | Self::EngineLost { .. } => ErrorCode::Unavailable,
             Self::Listen(_) => ErrorCode::Internal,
         }

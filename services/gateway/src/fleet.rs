@@ -55,26 +55,27 @@ impl Fleet {
         Some(format!("no engine serves: {}", names.join(", ")))
     }
 
-    /// Engines in the order in which they are to be tried.
-    fn order(&self, digest: &str) -> Vec<Arc<Member>> {
-        let views: Vec<_> = self.members.iter().map(|member| member.look(digest)).collect();
+    /// Engines in the order in which they are to be tried for an adapter (or none) on a base, by its fingerprint.
+    fn order(&self, base: &str, digest: &str) -> Vec<Arc<Member>> {
+        let views: Vec<_> = self.members.iter().map(|member| member.look(base, digest)).collect();
         choice::order(digest, &views).into_iter().map(|at| self.members[at].clone()).collect()
     }
 
-    /// Makes a base ready on an engine, and then on all that serve: its requests will go to any of them, and the first to come
-    /// to each should not wait for that.
+    /// Makes a base ready on an engine, and then on all that serve and have room for it: its requests may go to any of them, and
+    /// the first to come to each should not wait for that.
     ///
     /// # Errors
     /// No engine can; what the last one said.
     pub async fn open(&self, base: &BaseName, fingerprint: &Digest) -> Result<pb::OpenedBase> {
-        let request = pb::OpenBaseRequest { base: base.to_string(), fingerprint: fingerprint.to_string() };
+        let (base, fingerprint) = (base.to_string(), fingerprint.to_string());
+        let request = pb::OpenBaseRequest { base, fingerprint: fingerprint.clone(), if_room: false };
         let ask = |member: Arc<Member>| {
             let request = request.clone();
             async move { member.engine().open_base(request).await }
         };
-        let opened = self.first("", None, ask).await?;
+        let opened = self.first((&fingerprint, ""), None, ask).await?;
         for member in self.members.iter().filter(|member| member.view().serving) {
-            let (member, request) = (member.clone(), request.clone());
+            let (member, request) = (member.clone(), pb::OpenBaseRequest { if_room: true, ..request.clone() });
             tokio::spawn(async move {
                 if let Err(status) = member.engine().open_base(request).await {
                     tracing::info!(engine = member.url, problem = status.message(), "a base is not open everywhere");
@@ -95,7 +96,7 @@ impl Fleet {
     /// # Errors
     /// As for [`Self::decode`].
     pub async fn score(&self, target: pb::Target, job: ScoreTokens) -> Result<Vec<Option<f32>>> {
-        let digest = target.digest.clone();
+        let (base, digest) = (target.base_fingerprint.clone(), target.digest.clone());
         let ScoreTokens { prompt_ids, token_ids, tenant, deadline } = job;
         let request = pb::ScoreTokensRequest { target: Some(target), prompt_ids, token_ids, tenant };
         let ask = |member: Arc<Member>| {
@@ -105,7 +106,7 @@ impl Fleet {
             }
             async move { member.engine().score_tokens(request).await }
         };
-        let scored = self.first(&digest, deadline, ask).await?;
+        let scored = self.first((&base, &digest), deadline, ask).await?;
         Ok(scored.scores.into_iter().map(|score| score.logprob).collect())
     }
 
@@ -119,16 +120,21 @@ impl Fleet {
             let request = request.clone();
             async move { member.admin().load(request).await }
         };
-        self.first(digest, None, ask).await
+        self.first(("", digest), None, ask).await
     }
 
     /// The first answer in a request's order of engines: on to the next one where an engine is gone or full, and there is time.
-    async fn first<T, F>(&self, digest: &str, deadline: Option<Instant>, ask: impl Fn(Arc<Member>) -> F) -> Result<T>
+    async fn first<T, F>(
+        &self,
+        (base, digest): (&str, &str),
+        deadline: Option<Instant>,
+        ask: impl Fn(Arc<Member>) -> F,
+    ) -> Result<T>
     where
         F: Future<Output = Result<tonic::Response<T>, Status>>,
     {
         let mut last = None;
-        let mut order = self.order(digest).into_iter();
+        let mut order = self.order(base, digest).into_iter();
         // However it comes to be known, by the engine's word or the transport's own clock, it is the same to the caller.
         let is_late = || deadline.is_some_and(|deadline| deadline <= Instant::now());
         while let Some(member) = order.next() {

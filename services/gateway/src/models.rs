@@ -253,8 +253,15 @@ impl Models {
     /// # Errors
     /// The registry's.
     pub async fn has_room(&self, found: &registry::AdapterVersion) -> Result<bool> {
-        let manifest = self.manifest(&of_base("", found)?).await?;
-        Ok(self.bases.has_room_for(&manifest).await)
+        self.has_room_for(&of_base("", found)?).await
+    }
+
+    /// The same of a base.
+    ///
+    /// # Errors
+    /// The registry's.
+    pub async fn has_room_for(&self, base: &BaseName) -> Result<bool> {
+        Ok(self.bases.has_room_for(&self.manifest(base).await?).await)
     }
 
     async fn base(self: &Arc<Self>, name: &BaseName) -> Result<InUse> {

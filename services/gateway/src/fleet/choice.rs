@@ -16,6 +16,8 @@ pub struct View {
     pub serving: bool,
     /// Sequences that it works on, and requests that wait there.
     pub load: u64,
+    /// Whether it has the request's base: to start one takes far longer than to load an adapter, and another may have to leave.
+    pub has_base: bool,
     /// Where it has the request's adapter.
     pub has: Has,
 }
@@ -44,7 +46,7 @@ pub fn order(digest: &str, views: &[View]) -> Vec<usize> {
         let view = &views[*at];
         let is_crowded = view.load as f64 > bound;
         let load = if everywhere || is_crowded { view.load } else { 0 };
-        (!view.serving, is_crowded, load, Reverse(view.has), Reverse(weight(digest, &view.name)))
+        (!view.serving, !view.has_base, is_crowded, load, Reverse(view.has), Reverse(weight(digest, &view.name)))
     });
     order
 }
@@ -63,6 +65,7 @@ mod tests {
             name: format!("http://engine-{at}:50055"),
             serving: true,
             load: *load,
+            has_base: true,
             has: Has::Nothing,
         };
         loads.iter().enumerate().map(view).collect()
@@ -100,6 +103,16 @@ mod tests {
         views[0].has = Has::OnDevice;
         let order = order("sha256:a", &views);
         assert_eq!(order[2], 0, "it has the adapter, and eight times what the others do");
+    }
+
+    #[test]
+    fn a_request_goes_where_its_base_is_and_to_another_only_after_that() {
+        let mut views = views(&[40, 0, 0]);
+        (views[1].has_base, views[2].has_base) = (false, false);
+        assert_eq!(order("", &views)[0], 0, "though the others have nothing to do");
+        assert_eq!(order("sha256:a", &views)[0], 0);
+        views[0].serving = false;
+        assert_ne!(order("sha256:a", &views)[0], 0);
     }
 
     #[test]

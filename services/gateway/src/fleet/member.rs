@@ -1,6 +1,6 @@
 //! One engine of the fleet, as this edge knows it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -34,6 +34,7 @@ pub struct Member {
 struct Said {
     serving: bool,
     load: u64,
+    bases: HashSet<String>,
     adapters: HashMap<String, Has>,
 }
 
@@ -71,6 +72,7 @@ impl Member {
         let mut said = self.said();
         said.serving = report.serving;
         said.load = report.running + report.waiting;
+        said.bases = report.bases.into_iter().collect();
         for digest in &report.gone {
             said.adapters.remove(digest);
         }
@@ -117,16 +119,17 @@ impl Member {
     }
 
     pub fn view(&self) -> View {
-        self.look("")
+        self.look("", "")
     }
 
-    /// As a request for an adapter sees it.
-    pub fn look(&self, digest: &str) -> View {
+    /// As a request for an adapter sees it; neither name has to be known.
+    pub fn look(&self, base: &str, digest: &str) -> View {
         let said = self.said();
         View {
             name: self.url.clone(),
             serving: said.serving,
             load: said.load.max(self.ours.load(Ordering::Relaxed)),
+            has_base: base.is_empty() || said.bases.contains(base),
             has: said.adapters.get(digest).copied().unwrap_or_default(),
         }
     }

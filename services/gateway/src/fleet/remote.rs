@@ -38,7 +38,7 @@ struct Running {
 
 impl Remote {
     pub(super) async fn begin(fleet: Arc<Fleet>, target: pb::Target, job: TokenJob) -> Result<Self> {
-        let untried = fleet.order(&target.digest).into();
+        let untried = fleet.order(&target.base_fingerprint, &target.digest).into();
         let (deadline, span) = (job.deadline, job.span.clone());
         let request = request(target, job);
         let mut remote = Self { fleet, request, deadline, untried, running: None, tokens: 0, span };

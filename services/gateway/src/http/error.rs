@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use tailor_domain::{ErrorCode, Invalid};
 use tailor_serverkit::Coded as _;
 use tailor_serverkit::status::{code_of, is_too_large};
+use tonic_types::StatusExt as _;
 
 use crate::error::Error;
 
@@ -116,7 +117,8 @@ impl From<tonic::Status> for ApiError {
         if is_too_large(&status) {
             return Self::new(StatusCode::PAYLOAD_TOO_LARGE, status.message());
         }
-        Self::of(code_of(&status), status.message().to_owned())
+        let retry_after = status.get_details_retry_info().and_then(|info| info.retry_delay);
+        Self { retry_after, ..Self::of(code_of(&status), status.message().to_owned()) }
     }
 }
 
