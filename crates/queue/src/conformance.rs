@@ -302,6 +302,8 @@ impl Suite {
 
     async fn a_seat_is_for_who_can_run_the_job(&self) {
         self.enqueue_for(Class::Gpu, 1).await;
+        // Among jobs of one moment either may count as the one that has waited longest.
+        sleep(self.unit / 10).await;
         self.enqueue_for(Class::Cpu, 2).await;
         let older = self.lease_as(Class::Gpu, LONG).await.expect("queued");
         let younger = self.lease_as(Class::Cpu, LONG).await.expect("queued");

@@ -44,6 +44,8 @@ impl Made {
     fn order(self) -> &'static [usize; BLOCK] {
         match self {
             #[cfg(target_arch = "x86_64")]
+            Made::Blocks => &FOURTHS,
+            #[cfg(target_arch = "x86_64")]
             Made::Columns => &COLUMNS,
             _ => &ORDER,
         }
@@ -272,6 +274,18 @@ const ORDER: [usize; BLOCK] = {
     let mut place = 0;
     while place < BLOCK {
         order[place] = element(place);
+        place += 1;
+    }
+    order
+};
+
+/// The same for few rows by AVX-512.
+#[cfg(target_arch = "x86_64")]
+const FOURTHS: [usize; BLOCK] = {
+    let mut order = [0; BLOCK];
+    let mut place = 0;
+    while place < BLOCK {
+        order[place] = place % 16 * 4 + avx512::NEIGHBOUR[place / 16];
         place += 1;
     }
     order

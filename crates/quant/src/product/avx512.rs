@@ -3,7 +3,7 @@
 //! Two rows of the weight lie in a register, one in each half. `vpermw` looks up 32 levels at a time by the low five bits of
 //! each lane; the table has every level twice, so that the fifth may be anything. Eight blocks' products are added up across
 //! their lanes by a tree, which leaves a block in each lane, and are brought under their scales together: for 128 weights that is
-//! 9 instructions to unpack, shared by all rows of x, and 7 a row.
+//! 8 instructions to unpack, shared by all rows of x, and 7 a row.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -48,17 +48,20 @@ unsafe fn both<T>(first: *const T, second: *const T) -> __m512i {
     _mm512_inserti64x4::<1>(_mm512_castsi256_si512(first), second)
 }
 
-/// Levels of a block of each row, in the order of [`super::element`].
+/// Which of four neighbours each vector of levels has: a lane's four numbers, from the low bits up (the high four of a byte come
+/// first).
+pub(super) const NEIGHBOUR: [usize; 4] = [1, 0, 3, 2];
+
+/// Levels of a block of each row: every fourth value in each vector. What looks up takes the low five bits of a lane, the fifth of
+/// which may be anything.
 #[inline]
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")]
 fn levels(bytes: __m512i, table: __m512i) -> [__m512i; 4] {
-    // Each byte twice in a lane: its low number is in the low bits, and its high number four further up.
-    let (low, high) = (_mm512_unpacklo_epi8(bytes, bytes), _mm512_unpackhi_epi8(bytes, bytes));
     [
-        _mm512_permutexvar_epi16(_mm512_srli_epi16::<4>(low), table),
-        _mm512_permutexvar_epi16(_mm512_srli_epi16::<4>(high), table),
-        _mm512_permutexvar_epi16(low, table),
-        _mm512_permutexvar_epi16(high, table),
+        _mm512_permutexvar_epi16(bytes, table),
+        _mm512_permutexvar_epi16(_mm512_srli_epi16::<4>(bytes), table),
+        _mm512_permutexvar_epi16(_mm512_srli_epi16::<8>(bytes), table),
+        _mm512_permutexvar_epi16(_mm512_srli_epi16::<12>(bytes), table),
     ]
 }
 
@@ -95,18 +98,41 @@ unsafe fn block<const ROWS: usize>(w: [__m512i; 4], x: *const i16) -> [__m512i; 
     sums
 }
 
-/// The sums of eight blocks' lanes: of both rows of the weight the first four blocks, then the last four.
+/// Pairs of lanes of two registers, added up: the first one's, then the other's, in every second lane.
 #[inline]
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")]
-fn across(blocks: [__m512i; STRIDE]) -> __m512i {
-    let two = |a, b| _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
-    let four = |a, b| _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
-    let [a, b, c, d, e, f, g, h] = blocks;
-    let (first, last) = (four(two(a, b), two(c, d)), four(two(e, f), two(g, h)));
-    _mm512_add_epi32(
-        _mm512_shuffle_i32x4::<0b10_00_10_00>(first, last),
-        _mm512_shuffle_i32x4::<0b11_01_11_01>(first, last),
-    )
+fn two<const ROWS: usize>(a: [__m512i; ROWS], b: [__m512i; ROWS]) -> [__m512i; ROWS] {
+    std::array::from_fn(|row| {
+        _mm512_add_epi32(_mm512_unpacklo_epi32(a[row], b[row]), _mm512_unpackhi_epi32(a[row], b[row]))
+    })
+}
+
+/// The same of two results of [`two`].
+#[inline]
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")]
+fn four<const ROWS: usize>(a: [__m512i; ROWS], b: [__m512i; ROWS]) -> [__m512i; ROWS] {
+    std::array::from_fn(|row| {
+        _mm512_add_epi32(_mm512_unpacklo_epi64(a[row], b[row]), _mm512_unpackhi_epi64(a[row], b[row]))
+    })
+}
+
+/// The sums of eight blocks' lanes, for ROWS rows of x: of both rows of the weight the first four blocks, then the last four. `one`
+/// makes a block's; each level of the tree is done as soon as it can be, so that nothing has to leave the registers.
+#[inline]
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")]
+fn across<const ROWS: usize>(mut one: impl FnMut() -> [__m512i; ROWS]) -> [__m512i; ROWS] {
+    let mut half = || {
+        let first = two(one(), one());
+        four(first, two(one(), one()))
+    };
+    let (first, last) = (half(), half());
+    std::array::from_fn(|row| {
+        let (first, last) = (first[row], last[row]);
+        _mm512_add_epi32(
+            _mm512_shuffle_i32x4::<0b10_00_10_00>(first, last),
+            _mm512_shuffle_i32x4::<0b11_01_11_01>(first, last),
+        )
+    })
 }
 
 /// Eight floats of each of two rows in the order of [`across`], and back.
@@ -136,25 +162,30 @@ unsafe fn add<const ROWS: usize>(
     }
     let mut x = part.x.values.as_ptr();
     for at in (0..part.blocks).step_by(STRIDE) {
-        let mut products = [[_mm512_setzero_si512(); STRIDE]; ROWS];
-        let mut one = |place: usize| {
+        let mut one = || {
             // Hints that may point behind the end: the rows after the next.
             _mm_prefetch::<_MM_HINT_T1>(first.wrapping_add(AHEAD).cast());
             _mm_prefetch::<_MM_HINT_T1>(second.wrapping_add(AHEAD).cast());
             // SAFETY: a block has 32 bytes, and ROWS·64 values; one past the end at most.
             unsafe {
                 let sums = block::<ROWS>(levels(both(first, second), table), x);
-                products.iter_mut().zip(sums).for_each(|(products, sum)| products[place] = sum);
                 (first, second) = (first.add(BLOCK / 2), second.add(BLOCK / 2));
                 x = x.add(ROWS * BLOCK);
+                sums
             }
         };
-        if part.blocks - at >= STRIDE {
-            // A number the compiler knows, so that it does without counting.
-            (0..STRIDE).for_each(&mut one);
+        let mut left = part.blocks - at;
+        let products = if left >= STRIDE {
+            across(one)
         } else {
-            (0..part.blocks - at).for_each(&mut one);
-        }
+            across(|| {
+                if left == 0 {
+                    return [_mm512_setzero_si512(); ROWS];
+                }
+                left -= 1;
+                one()
+            })
+        };
         // SAFETY: scales are padded with zeros to whole strides.
         let scales = interleaved(_mm512_castsi512_ps(unsafe { both(first_scales.add(at), second_scales.add(at)) }));
         for (row, (acc, products)) in acc.iter_mut().zip(products).enumerate() {
@@ -162,7 +193,7 @@ unsafe fn add<const ROWS: usize>(
             let of_x = unsafe { _mm256_loadu_ps(part.x.scales.as_ptr().add(row * part.x.scale_stride + at)) };
             let of_x = _mm512_castps256_ps512(of_x);
             let of_x = _mm512_shuffle_f32x4::<0b01_01_00_00>(of_x, of_x);
-            *acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(across(products)), _mm512_mul_ps(scales, of_x), *acc);
+            *acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), _mm512_mul_ps(scales, of_x), *acc);
         }
     }
     for (row, acc) in acc.into_iter().enumerate() {

@@ -11,12 +11,11 @@ use half::bf16;
 
 use super::BLOCK;
 use super::amx::{OUTS, SIDE, STEP, TILE, columns};
+use super::avx512::NEIGHBOUR;
 
 /// Values of a row that are unpacked together, and their steps.
 pub(super) const CHUNK: usize = 2 * BLOCK;
 pub(super) const STEPS: usize = CHUNK / STEP;
-/// Of which of four neighbours a step has the values: the high four bits of a byte come first.
-const NEIGHBOUR: [usize; STEPS] = [1, 0, 3, 2];
 
 /// A row's length in whole chunks.
 pub(super) const fn padded(width: usize) -> usize {
