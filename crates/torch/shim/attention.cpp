@@ -1,5 +1,5 @@
-// softmax(q·kᵀ·scale + mask)·v by libtorch's fused kernel, on what is kept in bf16 between forward and backward: in bf16
-// with gradients of our own; in f32 where this processor has no bf16 product.
+// softmax(q·kᵀ·scale + mask)·v on what is kept in bf16 between forward and backward: by block products of bf16; by libtorch's
+// fused kernel in f32 where this processor has no bf16 product.
 
 #include "attention.h"
 
@@ -24,19 +24,23 @@ Tensor gathered(const Tensor& gradient, const Tensor& of) {
   return gradient.reshape({size[0], size[1], -1, size[2], size[3]}).sum(2).to(of.scalar_type());
 }
 
-// In which the kernel computes.
-at::ScalarType kernel_type(const Tensor& q) {
-  return product_type(q) == at::kBFloat16 && has_attention_gradient(q) ? at::kBFloat16 : at::kFloat;
+// Whether it goes by block products of bf16.
+bool blocks(const Tensor& q) { return product_type(q) == at::kBFloat16 && has_attention_blocks(q); }
+
+std::pair<Tensor, Tensor> in_f32(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& mask,
+                                 bool causal, double scale) {
+  const int64_t groups = q.size(1) / k.size(1);
+  const auto wide = [](const Tensor& x) { return x.to(at::kFloat); };
+  const auto [y, log_sums] = at::_scaled_dot_product_flash_attention_for_cpu(
+      wide(q), spread(wide(k), groups), spread(wide(v), groups), 0.0, causal, mask, scale);
+  return {y.to(q.scalar_type()), log_sums};
 }
 
 struct Attend : torch::autograd::Function<Attend> {
   static Tensor forward(AutogradContext* ctx, const Tensor& q, const Tensor& k, const Tensor& v,
                         const std::optional<Tensor>& mask, bool causal, double scale) {
-    const int64_t groups = q.size(1) / k.size(1);
-    const auto type = kernel_type(q);
-    const auto [y, log_sums] = at::_scaled_dot_product_flash_attention_for_cpu(
-        q.to(type), spread(k.to(type), groups), spread(v.to(type), groups), 0.0, causal, mask, scale);
-    const Tensor out = y.to(q.scalar_type());
+    const auto [out, log_sums] =
+        blocks(q) ? attention_forward(q, k, v, mask, causal, scale) : in_f32(q, k, v, mask, causal, scale);
     ctx->save_for_backward({q, k, v, out, log_sums, mask.value_or(Tensor())});
     ctx->saved_data["causal"] = causal;
     ctx->saved_data["scale"] = scale;
@@ -51,7 +55,7 @@ struct Attend : torch::autograd::Function<Attend> {
     const Tensor &q = saved[0], &k = saved[1], &v = saved[2];
     const bool causal = ctx->saved_data["causal"].toBool();
     const double scale = ctx->saved_data["scale"].toDouble();
-    if (kernel_type(q) == at::kBFloat16) {
+    if (blocks(q)) {
       auto [gq, gk, gv] = attention_gradient({q, k, v, saved[3], saved[4], mask, causal, scale}, gradients[0]);
       return {gq, gk, gv, Tensor(), Tensor(), Tensor()};
     }
@@ -79,7 +83,7 @@ int32_t tailor_attend(const void* q, const void* k, const void* v, const void* m
     // What is left to libtorch: a single token's, which has kernels of its own, and where the mask's gradient is wanted.
     const bool plain = query.size(2) > 1 && (!seen || !seen->requires_grad());
     const bool narrow = query.scalar_type() == at::kBFloat16;
-    if (plain && narrow && (product_type(query) != at::kBFloat16 || has_attention_gradient(query))) {
+    if (plain && narrow && (product_type(query) != at::kBFloat16 || has_attention_blocks(query))) {
       if (seen && seen->scalar_type() == at::kBool) {
         seen = at::zeros(seen->sizes(), query.options().dtype(at::kFloat))
                    .masked_fill_(seen->logical_not(), -std::numeric_limits<float>::infinity());

@@ -1,8 +1,9 @@
-// What attention's forward pass keeps, and its gradients (`attention_gradient.cpp`).
+// Attention's forward pass (`attention_forward.cpp`), what it keeps, and its gradients (`attention_gradient.cpp`).
 #pragma once
 #include "support.h"
 
 #include <optional>
+#include <utility>
 
 namespace tailor {
 
@@ -19,8 +20,12 @@ struct AttentionGradients {
   at::Tensor q, k, v;
 };
 
-// Whether this processor has what [`attention_gradient`] is made of, and `q` is of its type and width.
-bool has_attention_gradient(const at::Tensor& q);
+// Whether this processor has what the two passes are made of (`attention_blocks.h`), and `q` is of its type and width.
+bool has_attention_blocks(const at::Tensor& q);
+
+// A pass' output and log-sums.
+std::pair<at::Tensor, at::Tensor> attention_forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                                    const std::optional<at::Tensor>& mask, bool causal, double scale);
 
 AttentionGradients attention_gradient(const AttentionPass& pass, const at::Tensor& gradient);
 

@@ -1,17 +1,14 @@
 // The gradients of softmax(q·kᵀ·scale + mask)·v in bf16, block by block (FlashAttention-2, arXiv 2307.08691 §3.1,
-// algorithm 2), by libtorch's block products (`cpublas::brgemm`, which are the processor's tiles where it has some).
-// libtorch's own kernel makes the same five products by calls that reach a quarter of their speed.
+// algorithm 2). libtorch's own kernel makes the same five products by calls that reach a quarter of the block products' speed.
 //
 // Scores are made the other way round, [keys, queries]. What belongs to a query (its log-sum, the edge of what it sees)
 // then lies along a register, and Pᵀ and dSᵀ lie as the products for the gradients of keys and values read them.
 
 #include "attention.h"
-#include "rows.h"
+#include "attention_blocks.h"
 
 #include <ATen/Parallel.h>
-#include <ATen/native/CPUBlas.h>
 
-#include <algorithm>
 #include <array>
 #include <vector>
 
@@ -19,67 +16,9 @@ namespace tailor {
 namespace {
 
 using at::Tensor;
-using Bits = uint16_t;
 
-// Keys and queries of a block. A product's right side lies in panels of so many columns at most, pairs of rows beside
-// each other, which is what the block products take.
-constexpr int64_t kKeys = 64, kQueries = 512, kPanel = 64;
-// Whole steps of a width.
-constexpr int64_t kStep = 16;
-
-int64_t whole(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
-
-// C [m, n] = or += A [m, k]·B [k, n], of which n columns are one panel.
-void multiply(int64_t m, int64_t n, int64_t k, const Bits* a, int64_t a_stride, const Bits* panel, float* c,
-              int64_t c_stride, bool add) {
-  at::native::cpublas::brgemm(m, n, k, a_stride, n, c_stride, add, reinterpret_cast<const at::BFloat16*>(a),
-                              reinterpret_cast<const at::BFloat16*>(panel), c);
-}
-
-// Rows of one head, `stride` apart.
-struct Rows {
-  const Bits* at;
-  int64_t stride, count, width;
-
-  const Bits* row(int64_t i) const { return at + i * stride; }
-
-  Rows from(int64_t first, int64_t most) const { return {row(first), stride, std::min(most, count - first), width}; }
-};
-
-// xᵀ [width, padded rows] as panels of its columns: [padded/64, width/2, 64, 2].
-void place_turned(const Rows& x, int64_t padded, Bits* to) {
-  const int64_t pairs = x.width / 2;
-  auto* out = reinterpret_cast<uint32_t*>(to);
-  for (int64_t i = 0; i < padded; ++i) {
-    uint32_t* column = out + i / kPanel * pairs * kPanel + i % kPanel;
-    if (i < x.count) {
-      const Bits* row = x.row(i);
-      for (int64_t pair = 0; pair < pairs; ++pair) {
-        std::memcpy(column + pair * kPanel, row + 2 * pair, sizeof(uint32_t));
-      }
-    } else {
-      for (int64_t pair = 0; pair < pairs; ++pair) column[pair * kPanel] = 0;
-    }
-  }
-}
-
-// x [padded rows, width] as panels of its columns: [width/64, padded/2, 64 or the rest, 2].
-TAILOR_VECTORS void interleave(const Bits* even, const Bits* odd, Bits* to, int64_t count) {
-  for (int64_t j = 0; j < count; ++j) {
-    to[2 * j] = even[j];
-    to[2 * j + 1] = odd[j];
-  }
-}
-void place(const Rows& x, int64_t padded, Bits* to) {
-  const std::vector<Bits> none(x.width);
-  for (int64_t first = 0; first < x.width; first += kPanel) {
-    const int64_t columns = std::min(kPanel, x.width - first);
-    for (int64_t i = 0; i < padded; i += 2, to += 2 * columns) {
-      const auto row = [&](int64_t i) { return (i < x.count ? x.row(i) : none.data()) + first; };
-      interleave(row(i), row(i + 1), to, columns);
-    }
-  }
-}
+// Keys and queries of a block.
+constexpr int64_t kKeys = 64, kQueries = 512;
 
 // xᵀ [width, padded rows], row by row.
 void turn(const Rows& x, int64_t padded, Bits* to) {
@@ -238,25 +177,7 @@ void of_head(const Head& head, Room& room) {
   }
 }
 
-Rows rows_of(const Tensor& x, int64_t batch, int64_t head) {
-  const auto* data = static_cast<const Bits*>(x.const_data_ptr());
-  return {data + batch * x.stride(0) + head * x.stride(1), x.stride(2), x.size(2), x.size(3)};
-}
-
-// With values of a row beside each other.
-Tensor beside(const Tensor& x) { return x.stride(3) == 1 ? x : x.contiguous(); }
-
-// [B, H, T, Dh] that lies in memory as [B, T, H, Dh], as the layers around it want it.
-Tensor heads_inside(at::IntArrayRef size, const Tensor& like) {
-  return at::empty({size[0], size[2], size[1], size[3]}, like.options()).transpose(1, 2);
-}
-
 }  // namespace
-
-bool has_attention_gradient(const Tensor& q) {
-  static const bool packs = at::native::cpublas::could_pack(at::kBFloat16);
-  return packs && q.scalar_type() == at::kBFloat16 && q.size(3) % kStep == 0;
-}
 
 AttentionGradients attention_gradient(const AttentionPass& pass, const Tensor& gradient) {
   const Tensor q = beside(pass.q), k = beside(pass.k), v = beside(pass.v), out = beside(pass.out);
