@@ -68,16 +68,24 @@ TAILOR_VECTORS void narrow(const float* from, float factor, Bits* to, int64_t co
   for (int64_t j = 0; j < count; ++j) store(to + j, from[j] * factor);
 }
 
-// One thread's room: a head's keys and values as right sides, and what is made of a block of its queries.
+// One thread's room: a head's keys and values as right sides, a block of queries that is not whole, and what is made of a block.
 struct Room {
   int64_t width, keys;  // padded
-  std::vector<Bits> k_turned, v, weights;
+  std::vector<Bits> k_turned, v, q, weights;
   std::vector<float> scores, sums;
 
   Room(int64_t width, int64_t all_keys)
-      : width(width), keys(whole(all_keys, kPanel)), k_turned(keys * width), v(keys * width),
+      : width(width), keys(whole(all_keys, kPanel)), k_turned(keys * width), v(keys * width), q(kQueries * width),
         weights(kQueries * kKeys), scores(kQueries * kKeys), sums(kQueries * width) {}
 };
+
+// A block of queries with rows of whatever behind the last: block products are compiled for each number of rows, and lengths
+// differ from batch to batch.
+std::pair<const Bits*, int64_t> whole_block(const Rows& q, Room& room) {
+  if (q.count == kQueries) return {q.at, q.stride};
+  for (int64_t i = 0; i < q.count; ++i) std::copy_n(q.row(i), q.width, &room.q[i * q.width]);
+  return {room.q.data(), q.width};
+}
 
 // A head: its rows, the mask [T, S] or null, and where its output goes.
 struct Head {
@@ -94,13 +102,14 @@ struct Head {
 void block(const Head& head, Room& room, int64_t first) {
   const Rows q = head.q.from(first, kQueries);
   const int64_t width = room.width;
+  const auto [queries, stride] = whole_block(q, room);
   float most[kQueries], sums[kQueries] = {};
   std::fill_n(most, q.count, kNone);
   const int64_t end = head.causal ? std::min(head.k.count, first + q.count) : head.k.count;
   for (int64_t key = 0; key < end; key += kKeys) {
     const int64_t count = std::min(kKeys, end - key), padded = whole(count, kPanel);
     for (int64_t j = 0; j < padded; j += kPanel) {
-      multiply(q.count, kPanel, width, q.at, q.stride, &room.k_turned[(key + j) * width], &room.scores[j], kKeys, false);
+      multiply(kQueries, kPanel, width, queries, stride, &room.k_turned[(key + j) * width], &room.scores[j], kKeys, false);
     }
     for (int64_t i = 0; i < q.count; ++i) {
       float* scores = &room.scores[i * kKeys];
@@ -122,7 +131,7 @@ void block(const Head& head, Room& room, int64_t first) {
     }
     for (int64_t column = 0; column < width; column += kPanel) {
       const int64_t columns = std::min(kPanel, width - column);
-      multiply(q.count, columns, padded, room.weights.data(), kKeys, &room.v[column * room.keys + key * columns],
+      multiply(kQueries, columns, padded, room.weights.data(), kKeys, &room.v[column * room.keys + key * columns],
                &room.sums[column], width, key > 0);
     }
   }
