@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tailor_domain::Digest;
 use tailor_pb::inference::{GenerateRequest, ListResidentRequest, ListResidentResponse, LoadRequest, UnloadRequest};
-use tailor_pb::registry::{GetVersionRequest, SetAliasRequest};
+use tailor_pb::registry::GetVersionRequest;
 use tonic::Code;
 
 use crate::support::answers::{self, stream};
@@ -131,17 +131,6 @@ async fn adapters_that_push_each_other_out_while_they_are_in_use_answer_as_if_al
     pushed_out(Served::ByOne).await;
 }
 
-async fn move_alias(at: &Addresses, version: u64) {
-    let request = SetAliasRequest {
-        adapter: "grammar".into(),
-        alias: "production".into(),
-        version,
-        who: "ops".into(),
-        ..Default::default()
-    };
-    at.registry().set_alias(request).await.expect("moved");
-}
-
 async fn replaced(served: Served) {
     const STREAMS: usize = 6;
     let stage = Stage::with(served, 2, &[]).await;
@@ -154,14 +143,14 @@ async fn replaced(served: Served) {
     }
     assert_ne!(alone[0], alone[1], "the versions can be told apart");
     let neighbours = Neighbours::start(at, "grammar@1").await;
-    move_alias(at, 1).await;
+    at.point(1, "").await;
     let mut seen = [0u32; 2];
     for moves in 0..6u64 {
         let begun = Arc::new(AtomicUsize::new(0));
         let begin = |_| tokio::spawn(stream(at.clone(), long("grammar@production"), begun.clone()));
         let streams: Vec<_> = (0..STREAMS).map(begin).collect();
         eventually("all have begun", async || (begun.load(Ordering::SeqCst) == STREAMS).then_some(())).await;
-        move_alias(at, 2 - moves % 2).await;
+        at.point(2 - moves % 2, "").await;
         for stream in streams {
             let said = stream.await.expect("no stream is forgotten");
             let which = said.end.expect("an answer").adapter_version as usize - 1;

@@ -1,7 +1,6 @@
 //! The tiers between object storage and the device: what is where, what outlives a restart, what is fetched ahead.
 
 use tailor_pb::inference::{GenerateRequest, ListResidentRequest, ListResidentResponse, LoadRequest, PinRequest};
-use tailor_pb::registry::SetAliasRequest;
 use tonic::{Code, Status};
 
 use crate::support::clients::Addresses;
@@ -34,17 +33,6 @@ async fn say(at: &Addresses, version: u64) -> String {
         ..Default::default()
     };
     at.gateway().generate(request).await.expect("an answer").into_inner().text
-}
-
-async fn set_alias(at: &Addresses, version: u64) {
-    let request = SetAliasRequest {
-        adapter: "grammar".into(),
-        alias: "production".into(),
-        version,
-        who: "ops".into(),
-        ..Default::default()
-    };
-    at.registry().set_alias(request).await.expect("moved");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -100,11 +88,11 @@ async fn what_an_alias_comes_to_mean_is_fetched_before_it_is_asked_for() {
     let fleet = Fleet::start(1, &[0], &[]).await;
     fleet.publish(3);
     let at = fleet.at(0, 0);
-    set_alias(&at, 1).await;
+    at.point(1, "").await;
     eventually("it is in memory", async || (count(&list(&at).await, "memory") == 1).then_some(())).await;
     assert_eq!(versions(&list(&at).await), [], "and not on the device: nobody uses it");
     say(&at, 1).await;
-    set_alias(&at, 2).await;
+    at.point(2, "").await;
     eventually("it follows the version that is in use", async || {
         (versions(&list(&at).await) == [(1, false), (2, false)]).then_some(())
     })

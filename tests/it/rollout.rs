@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use tailor_pb::inference::{self, Caller, GenerateRequest, ReportQualityRequest, RouteRequest};
-use tailor_pb::registry::{self, SetAliasRequest};
+use tailor_pb::registry;
 use tokio::task::JoinSet;
 use tonic::{Code, Status};
 
@@ -27,15 +27,7 @@ async fn route(fleet: &Fleet, gateway: usize, caller: Option<Caller>) -> Result<
 }
 
 async fn point(fleet: &Fleet, registry: usize, version: u64, why: &str) -> Instant {
-    let request = SetAliasRequest {
-        adapter: "grammar".into(),
-        alias: "production".into(),
-        version,
-        who: "ops".into(),
-        why: why.into(),
-        ..Default::default()
-    };
-    fleet.at(registry, 0).registry().set_alias(request).await.expect("moved");
+    fleet.at(registry, 0).point(version, why).await;
     Instant::now()
 }
 

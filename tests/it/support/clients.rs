@@ -138,6 +138,19 @@ impl Addresses {
         self.job(id).await
     }
 
+    /// Points `grammar@production` at a version.
+    pub async fn point(&self, version: u64, why: &str) {
+        let request = tailor_pb::registry::SetAliasRequest {
+            adapter: "grammar".into(),
+            alias: "production".into(),
+            version,
+            who: "ops".into(),
+            why: why.into(),
+            ..Default::default()
+        };
+        self.registry().set_alias(request).await.expect("moved");
+    }
+
     /// How many versions an adapter has.
     pub async fn versions(&self, adapter: &str) -> usize {
         let request =

@@ -269,39 +269,28 @@ fn magnitude(input: &[f32; BLOCK], scale: f32) -> f32 {
     sums.iter().sum()
 }
 
-const ORDER: [usize; BLOCK] = {
+/// Which element of a block stands in each place.
+const fn order(made: Made) -> [usize; BLOCK] {
     let mut order = [0; BLOCK];
     let mut place = 0;
     while place < BLOCK {
-        order[place] = element(place);
+        order[place] = match made {
+            #[cfg(target_arch = "x86_64")]
+            Made::Blocks => place % 16 * 4 + avx512::NEIGHBOUR[place / 16],
+            #[cfg(target_arch = "x86_64")]
+            Made::Columns => place / 8 * 8 + columns::PAIRED[place % 8],
+            _ => element(place),
+        };
         place += 1;
     }
     order
-};
+}
 
-/// The same for few rows by AVX-512.
+const ORDER: [usize; BLOCK] = order(Made::Integers);
 #[cfg(target_arch = "x86_64")]
-const FOURTHS: [usize; BLOCK] = {
-    let mut order = [0; BLOCK];
-    let mut place = 0;
-    while place < BLOCK {
-        order[place] = place % 16 * 4 + avx512::NEIGHBOUR[place / 16];
-        place += 1;
-    }
-    order
-};
-
-/// The same for columns.
+const FOURTHS: [usize; BLOCK] = order(Made::Blocks);
 #[cfg(target_arch = "x86_64")]
-const COLUMNS: [usize; BLOCK] = {
-    let mut order = [0; BLOCK];
-    let mut place = 0;
-    while place < BLOCK {
-        order[place] = place / 8 * 8 + columns::PAIRED[place % 8];
-        place += 1;
-    }
-    order
-};
+const COLUMNS: [usize; BLOCK] = order(Made::Columns);
 
 #[cfg(test)]
 mod tests {
