@@ -26,7 +26,10 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(target_arch = "x86_64")]
+mod chunks;
+#[cfg(target_arch = "x86_64")]
 mod columns;
+mod integers;
 #[cfg(target_arch = "x86_64")]
 mod layout;
 mod lines;

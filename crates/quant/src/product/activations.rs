@@ -1,14 +1,14 @@
-//! The rows of x: as floats, and as the integers that the 4-bit kernels multiply with.
+//! The rows of x: as floats, and as what the kernels multiply with.
 
+#[cfg(target_arch = "x86_64")]
+use super::chunks::{Chunk, chunks};
+use super::integers::{Made, quantize_block};
 use super::lines::Lines;
 use super::workers::{Workers, spread};
-use super::{Activations, BLOCK, GROUP, LARGEST_ACTIVATION, LARGEST_BLOCK, STRIDE, element};
+use super::{Activations, BLOCK, GROUP, STRIDE};
 #[cfg(target_arch = "x86_64")]
-use super::{amx, avx512, columns, layout};
+use super::{amx, avx512, integers, layout};
 use crate::Instructions;
-
-/// Below this magnitude a block counts as zero: its reciprocal would leave f32.
-const SMALLEST: f32 = 1e-30;
 
 /// Rows of x [M, K] with what was made of them.
 ///
@@ -21,35 +21,9 @@ pub struct Inputs {
     rows: usize,
     width: usize,
     floats: Vec<f32>, // [M, K]
-    values: Lines,    // [M/8, K/64, 8, 64]
-    scales: Vec<f32>, // [M/8, K/64 (to a multiple of 8), 8]
+    values: Lines,    // [M/8, K/64, 8, 64]; for columns [chunks, M/8, blocks of a chunk, 8, 64]
+    scales: Vec<f32>, // [M/8, K/64 (to a multiple of 8), 8]; for columns as the values
     made: Made,
-}
-
-/// What was made of the floats.
-#[derive(Default, Clone, Copy, PartialEq, Eq)]
-enum Made {
-    #[default]
-    Nothing,
-    Integers,
-    /// The same for AVX-512 and few rows: scales row by row.
-    Blocks,
-    /// The same for AVX-512 and many rows: a block's values as pairs that are unpacked together.
-    Columns,
-    Tiles,
-}
-
-impl Made {
-    /// Element of a block that stands in each place.
-    fn order(self) -> &'static [usize; BLOCK] {
-        match self {
-            #[cfg(target_arch = "x86_64")]
-            Made::Blocks => &FOURTHS,
-            #[cfg(target_arch = "x86_64")]
-            Made::Columns => &COLUMNS,
-            _ => &ORDER,
-        }
-    }
 }
 
 impl Inputs {
@@ -131,12 +105,12 @@ impl Inputs {
         Activations { values, scales, scale_stride: 0 }
     }
 
-    /// Where a group's values and scales begin: [blocks, rows, 64] and [blocks, rows].
+    /// Where a group's values and scales of a chunk begin: [blocks, rows, 64] and [blocks, rows].
     #[cfg(target_arch = "x86_64")]
-    pub(super) fn columns(&self, group: usize) -> (*const i16, *const f32) {
+    pub(super) fn columns(&self, group: usize, chunk: Chunk) -> (*const i16, *const f32) {
         debug_assert!(self.is_for_columns() && group < self.groups());
-        let values = &self.values.values()[group * GROUP * self.width..];
-        (values.as_ptr(), self.scales[group * GROUP * self.padded_blocks()..].as_ptr())
+        let first = chunk.before * self.rows + group * GROUP * chunk.count;
+        (self.values.values()[first * BLOCK..].as_ptr(), self.scales[first..].as_ptr())
     }
 
     /// Makes what products need, with 4-bit weights or without, by the best instructions there are.
@@ -201,16 +175,32 @@ impl Inputs {
             let (group, at) = (row / GROUP, row % GROUP);
             let members = GROUP.min(rows - group * GROUP);
             let input = floats[row * width..(row + 1) * width].as_chunks::<BLOCK>().0;
+            // SAFETY: no other row has these places, which are within the buffers; what is made for AVX-512 is made where it is.
+            let put = |block: usize, place: usize, scale: usize| unsafe {
+                let output = &mut *values.0.add(place * BLOCK).cast::<[i16; BLOCK]>();
+                *scales.0.add(scale) = match made {
+                    #[cfg(target_arch = "x86_64")]
+                    Made::Blocks | Made::Columns => integers::quantize_block_avx512(&input[block], output, made),
+                    _ => quantize_block(&input[block], output, made),
+                };
+            };
+            #[cfg(target_arch = "x86_64")]
+            if made == Made::Columns {
+                let one = |chunk: Chunk| {
+                    let first = chunk.before * rows + group * GROUP * chunk.count + at;
+                    chunk.blocks().enumerate().for_each(|(i, block)| {
+                        let place = first + i * members;
+                        put(block, place, place);
+                    });
+                };
+                return chunks(blocks).for_each(one);
+            }
             let scale_place = |block: usize| match made {
                 Made::Blocks => row * padded + block,
                 _ => group * GROUP * padded + block * members + at,
             };
-            for (block, input) in input.iter().enumerate() {
-                let place = group * GROUP * width + (block * members + at) * BLOCK;
-                // SAFETY: no other row has this place, which is within the buffer.
-                let output = unsafe { &mut *values.0.add(place).cast::<[i16; BLOCK]>() };
-                // SAFETY: as above.
-                unsafe { *scales.0.add(scale_place(block)) = quantize_block(input, output, made) };
+            for block in 0..blocks {
+                put(block, group * GROUP * blocks + block * members + at, scale_place(block));
             }
             for block in blocks..padded {
                 // SAFETY: as above.
@@ -232,125 +222,10 @@ pub(super) struct Shared<T>(pub *mut T);
 // SAFETY: whoever writes through it does so to a place that nobody else has.
 unsafe impl<T: Send> Sync for Shared<T> {}
 
-/// Gives the scale.
-#[inline]
-fn quantize_block(input: &[f32; BLOCK], output: &mut [i16; BLOCK], made: Made) -> f32 {
-    // As integers, magnitudes have the order of floats, with infinity and not-a-number last.
-    let largest = input.iter().fold(0u32, |largest, value| largest.max(value.to_bits() & 0x7fff_ffff));
-    let largest = f32::from_bits(largest);
-    if !(SMALLEST..).contains(&largest) || !largest.is_finite() {
-        *output = [0; BLOCK];
-        return if largest.is_finite() { 0.0 } else { f32::NAN };
-    }
-    let steps = match made {
-        Made::Blocks | Made::Columns => LARGEST_ACTIVATION.min(LARGEST_BLOCK / magnitude(input, 1.0 / largest)),
-        _ => LARGEST_ACTIVATION,
-    };
-    let inverse = steps / largest;
-    let mut natural = [0i16; BLOCK];
-    for (value, input) in natural.iter_mut().zip(input) {
-        // Adding 1.5·2²³ leaves the nearest integer, ties to even, in the low bits.
-        let shifted = input * inverse + 12_582_912.0;
-        *value = shifted.to_bits() as i16;
-    }
-    for (value, element) in output.iter_mut().zip(made.order()) {
-        *value = natural[*element];
-    }
-    largest / steps
-}
-
-/// Σ |x| · `scale`, in sixteen sums.
-#[inline]
-fn magnitude(input: &[f32; BLOCK], scale: f32) -> f32 {
-    let mut sums = [0f32; 16];
-    for input in input.as_chunks::<16>().0 {
-        sums.iter_mut().zip(input).for_each(|(sum, x)| *sum += x.abs() * scale);
-    }
-    sums.iter().sum()
-}
-
-/// Which element of a block stands in each place.
-const fn order(made: Made) -> [usize; BLOCK] {
-    let mut order = [0; BLOCK];
-    let mut place = 0;
-    while place < BLOCK {
-        order[place] = match made {
-            #[cfg(target_arch = "x86_64")]
-            Made::Blocks => place % 16 * 4 + avx512::NEIGHBOUR[place / 16],
-            #[cfg(target_arch = "x86_64")]
-            Made::Columns => place / 8 * 8 + columns::PAIRED[place % 8],
-            _ => element(place),
-        };
-        place += 1;
-    }
-    order
-}
-
-const ORDER: [usize; BLOCK] = order(Made::Integers);
-#[cfg(target_arch = "x86_64")]
-const FOURTHS: [usize; BLOCK] = order(Made::Blocks);
-#[cfg(target_arch = "x86_64")]
-const COLUMNS: [usize; BLOCK] = order(Made::Columns);
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::product::{Alone, LARGEST_LEVEL};
-
-    #[test]
-    fn order_names_every_element_once() {
-        for made in [Made::Integers, Made::Blocks, Made::Columns] {
-            let mut seen = *made.order();
-            seen.sort_unstable();
-            assert_eq!(seen, std::array::from_fn(|i| i));
-        }
-    }
-
-    #[test]
-    fn integers_are_within_half_a_step_of_the_floats() {
-        let input: [f32; BLOCK] = std::array::from_fn(|i| ((i * 37 % 64) as f32 - 31.0) * 0.013);
-        let mut output = [0; BLOCK];
-        let scale = quantize_block(&input, &mut output, Made::Integers);
-        for (place, value) in output.iter().enumerate() {
-            let error = (f32::from(*value) * scale - input[ORDER[place]]).abs();
-            assert!(error <= 0.501 * scale, "{error} of {scale} at {place}");
-        }
-        for made in [Made::Integers, Made::Blocks, Made::Columns] {
-            assert_eq!(quantize_block(&[0.0; BLOCK], &mut output, made), 0.0);
-            assert!(quantize_block(&[f32::INFINITY; BLOCK], &mut output, made).is_nan());
-            let mut spoiled = input;
-            spoiled[17] = f32::NAN;
-            assert!(quantize_block(&spoiled, &mut output, made).is_nan());
-        }
-    }
-
-    #[test]
-    fn a_blocks_integers_leave_room_for_the_sum_of_its_products() {
-        let one_of = |at: usize| std::array::from_fn(|i| if i == at { -3.0e38 } else { 1e-3 });
-        let inputs: [[f32; BLOCK]; 5] = [
-            [3.0e38; BLOCK],
-            std::array::from_fn(|i| if i % 2 == 0 { 1.0 } else { -1.0 }),
-            std::array::from_fn(|i| (i as f32 * 0.7).sin()),
-            std::array::from_fn(|i| 1e-29 * (i as f32 + 0.5)),
-            one_of(5),
-        ];
-        for input in inputs {
-            let natural = [Made::Columns, Made::Blocks].map(|made| {
-                let (mut ordered, mut natural) = ([0; BLOCK], [0; BLOCK]);
-                let scale = quantize_block(&input, &mut ordered, made);
-                made.order().iter().zip(ordered).for_each(|(element, value)| natural[*element] = value);
-                (natural, scale)
-            });
-            assert_eq!(natural[0], natural[1], "few rows and many");
-            let (natural, scale) = natural[0];
-            let together: i64 = natural.iter().map(|value| i64::from(*value).abs()).sum();
-            assert!(together * LARGEST_LEVEL as i64 <= i64::from(i32::MAX), "{together}");
-            for (value, input) in natural.iter().zip(input) {
-                let error = (f32::from(*value) * scale - input).abs();
-                assert!(error <= 0.501 * scale, "{error} of {scale}");
-            }
-        }
-    }
+    use crate::product::Alone;
 
     #[test]
     fn room_is_used_again_for_fewer_rows() {

@@ -9,8 +9,10 @@
 
 use std::arch::x86_64::*;
 use std::cell::RefCell;
+use std::ops::Range;
 
 use super::avx512::{add_products, table};
+use super::chunks::{Chunk, chunks};
 use super::lines::Lines;
 use super::tiles::Tile;
 use super::{BLOCK, GROUP, Inputs, Levels, Matrix, STRIDE, by_rows};
@@ -23,6 +25,8 @@ const TURNED: usize = OUTS * BLOCK;
 /// Bytes of each row that are turned together, and the pairs of values in them.
 const PIECE: usize = 16;
 const PAIRS: usize = PIECE;
+/// Groups of x's rows whose sums are kept while a tile's chunks go by: 512 KiB.
+const BUNCH: usize = 64;
 /// Which of eight values make the four pairs of a word. A number that is looked up lies in the low bits of either half of a lane
 /// (the high four of a byte come first), so each shift of a word brings up two that are four apart.
 pub(super) const PAIRED: [usize; 8] = [1, 5, 0, 4, 3, 7, 2, 6];
@@ -30,20 +34,16 @@ pub(super) const PAIRED: [usize; 8] = [1, 5, 0, 4, 3, 7, 2, 6];
 type Sums = [[[f32; LANES]; STRIDE]; 2];
 
 /// What a thread unpacks into.
+#[derive(Default)]
 struct Room {
-    levels: Lines,    // [blocks, 32, 2, 16, 2]
+    levels: Lines,    // [blocks of a chunk, 32, 2, 16, 2]
     scales: Vec<f32>, // as they lie in the matrix
     turned: Vec<f32>, // [blocks (to a multiple of 8), 2, 16]
-    sums: [Sums; GROUP],
+    sums: Vec<Sums>,  // [rows of x]
 }
 
 thread_local! {
-    static ROOM: RefCell<Box<Room>> = RefCell::new(Box::new(Room {
-        levels: Lines::default(),
-        scales: Vec::new(),
-        turned: Vec::new(),
-        sums: [[[[0.0; LANES]; STRIDE]; 2]; GROUP],
-    }));
+    static ROOM: RefCell<Room> = RefCell::default();
 }
 
 /// Outputs of a 4-bit weight for all rows of x.
@@ -58,18 +58,14 @@ pub(super) unsafe fn work(tile: &Tile<'_>, matrix: &Matrix<'_>) {
         // The rows that are not there are the last one again; what comes of them is not looked at.
         let row = |at: usize| matrix.bytes(tile.first + at.min(tile.count - 1), 0..blocks).as_ptr();
         let packed = Packed { rows: std::array::from_fn(row), blocks, levels: matrix.levels() };
-        if x.groups() == 1 {
+        let groups = x.groups();
+        for first in (0..groups).step_by(BUNCH) {
+            let bunch = first..groups.min(first + BUNCH);
             // SAFETY: as the caller says; whole rows, and scales for all blocks.
-            unsafe { room.multiply_once(&packed, x) };
-            return room.finish(tile, matrix.unit(), 0);
-        }
-        room.levels.grow(blocks * TURNED);
-        // SAFETY: as the caller says; whole rows, and room for their levels.
-        unsafe { packed.unpack(room.levels.values_mut().as_mut_ptr()) };
-        for group in 0..x.groups() {
-            // SAFETY: as the caller says; levels and scales are there for all blocks.
-            unsafe { room.multiply(x, group, blocks) };
-            room.finish(tile, matrix.unit(), group);
+            unsafe {
+                room.multiply(&packed, x, bunch.clone());
+                room.finish(tile, matrix.unit(), bunch);
+            }
         }
     });
 }
@@ -98,37 +94,54 @@ impl Room {
         }
     }
 
-    /// # Safety
-    /// As [`multiply`].
-    unsafe fn multiply(&mut self, x: &Inputs, group: usize, blocks: usize) {
-        let part = Part { scales: self.turned.as_ptr(), x: x.columns(group), blocks };
-        let (levels, sums) = (self.levels.values().as_ptr(), self.sums.as_mut_ptr());
-        // SAFETY: as the caller says.
-        unsafe { by_rows!(multiply[x.group_rows(group)](&part, levels, sums)) }
+    /// Room for the sums of so many rows of x. They begin with the first chunk of a class; a class without any has zeros.
+    fn begin(&mut self, rows: usize, blocks: usize) {
+        if blocks < STRIDE {
+            self.sums.clear();
+        }
+        if self.sums.len() < rows {
+            self.sums.resize(rows, [[[0.0; LANES]; STRIDE]; 2]);
+        }
     }
 
     /// # Safety
-    /// As [`multiply_once`].
-    unsafe fn multiply_once(&mut self, packed: &Packed<'_>, x: &Inputs) {
-        let part = Part { scales: self.turned.as_ptr(), x: x.columns(0), blocks: packed.blocks };
-        let sums = self.sums.as_mut_ptr();
-        // SAFETY: as the caller says.
-        unsafe { by_rows!(multiply_once[x.rows()](&part, packed, sums)) }
+    /// As [`multiply`].
+    unsafe fn multiply(&mut self, packed: &Packed<'_>, x: &Inputs, groups: Range<usize>) {
+        self.begin(groups.len() * GROUP, packed.blocks);
+        for chunk in chunks(packed.blocks) {
+            self.levels.grow(chunk.count * TURNED);
+            // SAFETY: as the caller says; there is room for a chunk's levels.
+            unsafe { packed.unpack(chunk, self.levels.values_mut().as_mut_ptr()) };
+            let levels = self.levels.values().as_ptr();
+            for (at, group) in groups.clone().enumerate() {
+                let part = Part { scales: self.turned.as_ptr(), x: x.columns(group, chunk) };
+                let sums = self.sums[at * GROUP..].as_mut_ptr();
+                // SAFETY: as the caller says.
+                unsafe { by_rows!(multiply[x.group_rows(group)](&part, chunk, levels, sums)) }
+            }
+        }
     }
 
     /// Sums to outputs.
-    fn finish(&self, tile: &Tile<'_>, unit: f32, group: usize) {
+    ///
+    /// # Safety
+    /// [`super::avx512::available`]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn finish(&self, tile: &Tile<'_>, unit: f32, groups: Range<usize>) {
+        let rows = groups.start * GROUP..tile.x.rows().min(groups.end * GROUP);
         let mut values = [0f32; OUTS];
-        for (at, sums) in self.sums.iter().enumerate().take(tile.x.group_rows(group)) {
-            let row = group * GROUP + at;
+        for (row, sums) in rows.zip(&self.sums) {
             for (values, s) in values.as_chunks_mut::<LANES>().0.iter_mut().zip(sums) {
-                // As `total` adds up.
-                *values = std::array::from_fn(|lane| {
-                    let half = |class: usize| s[class][lane] + s[class + 4][lane];
-                    (half(0) + half(2)) + (half(1) + half(3))
-                });
+                // SAFETY: as many values as lanes.
+                unsafe {
+                    let s = |class: usize| _mm512_loadu_ps(s[class].as_ptr());
+                    // As `total` adds up.
+                    let half = |class: usize| _mm512_add_ps(s(class), s(class + 4));
+                    let [even, odd] = [0, 1].map(|class| _mm512_add_ps(half(class), half(class + 2)));
+                    let total = _mm512_mul_ps(_mm512_add_ps(even, odd), _mm512_set1_ps(unit));
+                    _mm512_storeu_ps(values.as_mut_ptr(), total);
+                }
             }
-            values[..tile.count].iter_mut().for_each(|value| *value *= unit);
             tile.write_run(row, &values[..tile.count]);
         }
     }
@@ -173,33 +186,41 @@ impl Packed<'_> {
     #[inline]
     #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")]
     unsafe fn piece(&self, half: usize, piece: usize) -> [__m512i; 4] {
-        let rows: &[*const u8; LANES] = &self.rows.as_chunks::<LANES>().0[half];
-        // A hint that may point behind the end: the same rows of the tile after this.
-        let next = OUTS * self.blocks * (BLOCK / 2) + piece / LANES * LANES * PIECE;
-        let ahead = rows[piece % LANES].wrapping_add(next);
-        for line in (0..LANES * PIECE).step_by(64) {
-            _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(line).cast());
-        }
         // SAFETY: as the caller says.
-        unsafe { turn(rows, piece * PIECE) }
+        unsafe { turn(&self.rows.as_chunks::<LANES>().0[half], piece * PIECE) }
     }
 
-    /// Levels of whole rows, side by side: a pair of values of each row in a lane.
+    /// Hints that some of the next tile will be read: of as many bytes as the `number`th block has. Its rows follow this one's, so
+    /// the blocks' numbers may come in any order that is from front to back on the whole.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn ask(&self, number: usize) {
+        const BYTES: usize = OUTS * BLOCK / 2;
+        let next = self.rows[0].wrapping_add(BYTES * (self.blocks + number));
+        for line in (0..BYTES).step_by(64) {
+            _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(line).cast());
+        }
+    }
+
+    /// Levels of a chunk of whole rows, side by side: a pair of values of each row in a lane.
     ///
     /// # Safety
     /// [`super::avx512::available`]; so many blocks are there in each row, and room for all.
     #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")]
-    unsafe fn unpack(&self, out: *mut i16) {
+    unsafe fn unpack(&self, chunk: Chunk, out: *mut i16) {
         let table = table(self.levels);
-        for half in 0..2 {
-            for piece in 0..self.blocks * 2 {
-                // SAFETY: as the caller says.
-                let words = unsafe { self.piece(half, piece) };
-                for (word, numbers) in words.into_iter().enumerate() {
-                    for (at, levels) in pairs(numbers, table).into_iter().enumerate() {
-                        let place = (piece * PAIRS + word * 4 + at) * 2 + half;
-                        // SAFETY: as above.
-                        unsafe { _mm512_storeu_si512(out.cast::<__m512i>().add(place).cast(), levels) };
+        for (at, block) in chunk.blocks().enumerate() {
+            self.ask(chunk.before + at);
+            for half in 0..2 {
+                for piece in 0..2 {
+                    // SAFETY: as the caller says.
+                    let words = unsafe { self.piece(half, 2 * block + piece) };
+                    for (word, numbers) in words.into_iter().enumerate() {
+                        for (pair, levels) in pairs(numbers, table).into_iter().enumerate() {
+                            let place = ((2 * at + piece) * PAIRS + word * 4 + pair) * 2 + half;
+                            // SAFETY: as above.
+                            unsafe { _mm512_storeu_si512(out.cast::<__m512i>().add(place).cast(), levels) };
+                        }
                     }
                 }
             }
@@ -223,23 +244,22 @@ fn pairs(numbers: __m512i, table: __m512i) -> [__m512i; 4] {
 /// What both ways to multiply read beside levels.
 struct Part {
     scales: *const f32, // [blocks, 2, 16]
-    /// Values [blocks, rows, 64] and their scales [blocks, rows].
+    /// Values [blocks of a chunk, rows, 64] and their scales [blocks of a chunk, rows].
     x: (*const i16, *const f32),
-    blocks: usize,
 }
 
 impl Part {
-    /// A block's values, of ROWS rows: pairs, row by row.
+    /// A block's values, of ROWS rows: pairs, row by row. `at`: its number in the chunk.
     ///
     /// # Safety
     /// There are so many blocks.
     #[inline(always)]
-    unsafe fn values<const ROWS: usize>(&self, block: usize) -> *const i32 {
+    unsafe fn values<const ROWS: usize>(&self, at: usize) -> *const i32 {
         // SAFETY: as the caller says.
-        unsafe { self.x.0.add(block * ROWS * BLOCK).cast() }
+        unsafe { self.x.0.add(at * ROWS * BLOCK).cast() }
     }
 
-    /// acc + products brought under their scales.
+    /// acc + products brought under their scales. `at`: the block's number in the chunk.
     ///
     /// # Safety
     /// [`super::avx512::available`]; there are so many blocks.
@@ -247,7 +267,7 @@ impl Part {
     #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")]
     unsafe fn add_scaled<const ROWS: usize>(
         &self,
-        block: usize,
+        (at, block): (usize, usize),
         products: [[__m512i; 2]; ROWS],
         mut add: impl FnMut(usize, usize, __m512, __m512),
     ) {
@@ -256,7 +276,7 @@ impl Part {
             let scales = self.scales.add(block * OUTS);
             let scales = [_mm512_loadu_ps(scales), _mm512_loadu_ps(scales.add(LANES))];
             for (row, products) in products.into_iter().enumerate() {
-                let of_x = _mm512_set1_ps(*self.x.1.add(block * ROWS + row));
+                let of_x = _mm512_set1_ps(*self.x.1.add(at * ROWS + row));
                 for (half, (products, scales)) in products.into_iter().zip(scales).enumerate() {
                     add(row, half, _mm512_cvtepi32_ps(products), _mm512_mul_ps(scales, of_x));
                 }
@@ -265,69 +285,45 @@ impl Part {
     }
 }
 
-/// All blocks of a tile's outputs by ROWS rows of x.
+/// A chunk of a tile's outputs by ROWS rows of x, added to their sums.
 ///
 /// # Safety
-/// [`super::avx512::available`]; levels, scales and values of all blocks are there, and room for the rows' sums.
+/// [`super::avx512::available`]; levels, scales and values of the chunk's blocks are there, and the rows' sums.
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn multiply<const ROWS: usize>(part: &Part, levels: *const i16, sums: *mut Sums) {
-    for class in 0..STRIDE {
-        let mut acc = [[_mm512_setzero_ps(); 2]; ROWS];
-        for block in (class..part.blocks).step_by(STRIDE) {
-            // SAFETY: as the caller says.
-            unsafe {
-                let levels = levels.add(block * TURNED).cast::<__m512i>();
-                let x = part.values::<ROWS>(block);
-                let mut products = [[_mm512_setzero_si512(); 2]; ROWS];
-                for pair in 0..BLOCK / 2 {
-                    let w = [
-                        _mm512_loadu_si512(levels.add(2 * pair).cast()),
-                        _mm512_loadu_si512(levels.add(2 * pair + 1).cast()),
-                    ];
-                    add_pair(&mut products, w, x.add(pair));
-                }
-                part.add_scaled(block, products, |row, half, products, scales| {
-                    acc[row][half] = _mm512_fmadd_ps(products, scales, acc[row][half]);
-                });
-            }
-        }
-        for (row, acc) in acc.into_iter().enumerate() {
-            for (half, acc) in acc.into_iter().enumerate() {
-                // SAFETY: as the caller says.
-                unsafe { _mm512_storeu_ps((*sums.add(row))[half][class].as_mut_ptr(), acc) };
-            }
-        }
-    }
-}
-
-/// The same from packed rows, of which nothing is kept: for rows of x that are one group.
-///
-/// # Safety
-/// As [`multiply`]; the rows have all blocks.
-#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn multiply_once<const ROWS: usize>(part: &Part, packed: &Packed<'_>, sums: *mut Sums) {
-    let table = table(packed.levels);
+unsafe fn multiply<const ROWS: usize>(part: &Part, chunk: Chunk, levels: *const i16, sums: *mut Sums) {
     // SAFETY: as the caller says.
-    unsafe { std::slice::from_raw_parts_mut(sums, ROWS) }.fill([[[0.0; LANES]; STRIDE]; 2]);
-    for block in 0..part.blocks {
+    let sum = |row: usize, half: usize| unsafe { (*sums.add(row))[half][chunk.class()].as_mut_ptr() };
+    let mut acc = [[_mm512_setzero_ps(); 2]; ROWS];
+    if !chunk.begins() {
+        // SAFETY: as above.
+        acc = std::array::from_fn(|row| std::array::from_fn(|half| unsafe { _mm512_loadu_ps(sum(row, half)) }));
+    }
+    for (at, block) in chunk.blocks().enumerate() {
         // SAFETY: as the caller says.
         unsafe {
-            let x = part.values::<ROWS>(block);
-            let mut products = [[_mm512_setzero_si512(); 2]; ROWS];
-            for piece in 0..2 {
-                let (first, second) = (packed.piece(0, 2 * block + piece), packed.piece(1, 2 * block + piece));
-                for (word, (first, second)) in first.into_iter().zip(second).enumerate() {
-                    let levels = pairs(first, table).into_iter().zip(pairs(second, table));
-                    for (at, (first, second)) in levels.enumerate() {
-                        add_pair(&mut products, [first, second], x.add(piece * PAIRS + word * 4 + at));
-                    }
-                }
+            let levels = levels.add(at * TURNED).cast::<__m512i>();
+            let x = part.values::<ROWS>(at);
+            // The next block, of this group or of the one after it.
+            for line in 0..0 * ROWS {
+                _mm_prefetch::<_MM_HINT_T0>(x.wrapping_add(ROWS * BLOCK / 2 + 16 * line).cast());
             }
-            // In memory, since registers are full: a block's sums are added up once for 32 products of each.
-            part.add_scaled(block, products, |row, half, products, scales| {
-                let acc = (*sums.add(row))[half][block % STRIDE].as_mut_ptr();
-                _mm512_storeu_ps(acc, _mm512_fmadd_ps(products, scales, _mm512_loadu_ps(acc)));
+            let mut products = [[_mm512_setzero_si512(); 2]; ROWS];
+            for pair in 0..BLOCK / 2 {
+                let w = [
+                    _mm512_loadu_si512(levels.add(2 * pair).cast()),
+                    _mm512_loadu_si512(levels.add(2 * pair + 1).cast()),
+                ];
+                add_pair(&mut products, w, x.add(pair));
+            }
+            part.add_scaled((at, block), products, |row, half, products, scales| {
+                acc[row][half] = _mm512_fmadd_ps(products, scales, acc[row][half]);
             });
+        }
+    }
+    for (row, acc) in acc.into_iter().enumerate() {
+        for (half, acc) in acc.into_iter().enumerate() {
+            // SAFETY: as above.
+            unsafe { _mm512_storeu_ps(sum(row, half), acc) };
         }
     }
 }
