@@ -67,6 +67,27 @@ struct Attend : torch::autograd::Function<Attend> {
   }
 };
 
+// A mask as a term of the scores, [.., .., T, S] in f32.
+std::optional<Tensor> as_term(std::optional<Tensor> mask) {
+  if (mask && mask->scalar_type() == at::kBool) {
+    mask = at::zeros(mask->sizes(), mask->options().dtype(at::kFloat))
+               .masked_fill_(mask->logical_not(), -std::numeric_limits<float>::infinity());
+  } else if (mask) {
+    mask = mask->to(at::kFloat);
+  }
+  while (mask && mask->dim() < 4) mask = mask->unsqueeze(0);
+  return mask;
+}
+
+// Queries in f32 over keys and values in bf16, as they are kept for serving.
+Tensor over_narrow(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& mask, bool causal,
+                   double scale, bool grouped) {
+  if (product_type(k) == at::kBFloat16 && has_attention_blocks(k)) {
+    return attention_fine(q, k, v, as_term(mask), causal, scale);
+  }
+  return at::scaled_dot_product_attention(q, k.to(at::kFloat), v.to(at::kFloat), mask, 0.0, causal, scale, grouped);
+}
+
 }  // namespace
 }  // namespace tailor
 
@@ -80,18 +101,15 @@ int32_t tailor_attend(const void* q, const void* k, const void* v, const void* m
     const at::Tensor &query = tensor(q), &key = tensor(k), &value = tensor(v);
     std::optional<at::Tensor> seen;
     if (mask != nullptr) seen = tensor(mask);
+    if (query.scalar_type() == at::kFloat && key.scalar_type() == at::kBFloat16) {
+      *result = handle(over_narrow(query, key, value, seen, causal, scale, grouped));
+      return;
+    }
     // What is left to libtorch: a single token's, which has kernels of its own, and where the mask's gradient is wanted.
     const bool plain = query.size(2) > 1 && (!seen || !seen->requires_grad());
     const bool narrow = query.scalar_type() == at::kBFloat16;
     if (plain && narrow && (product_type(query) != at::kBFloat16 || has_attention_blocks(query))) {
-      if (seen && seen->scalar_type() == at::kBool) {
-        seen = at::zeros(seen->sizes(), query.options().dtype(at::kFloat))
-                   .masked_fill_(seen->logical_not(), -std::numeric_limits<float>::infinity());
-      } else if (seen) {
-        seen = seen->to(at::kFloat);
-      }
-      while (seen && seen->dim() < 4) seen = seen->unsqueeze(0);
-      *result = handle(Attend::apply(query, key, value, seen, causal, scale));
+      *result = handle(Attend::apply(query, key, value, as_term(seen), causal, scale));
       return;
     }
     *result = handle(at::scaled_dot_product_attention(query, key, value, seen, 0.0, causal, scale, grouped));

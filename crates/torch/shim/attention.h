@@ -20,12 +20,18 @@ struct AttentionGradients {
   at::Tensor q, k, v;
 };
 
-// Whether this processor has what the two passes are made of (`attention_blocks.h`), and `q` is of its type and width.
-bool has_attention_blocks(const at::Tensor& q);
+// Whether this processor has what the two passes are made of (`attention_blocks.h`), and `x`, keys or queries, is of their type
+// and width.
+bool has_attention_blocks(const at::Tensor& x);
 
 // A pass' output and log-sums.
 std::pair<at::Tensor, at::Tensor> attention_forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                                                     const std::optional<at::Tensor>& mask, bool causal, double scale);
+
+// The output in f32 of queries in f32 beside keys and values in bf16, which nobody wants a gradient of. Queries and weights count
+// with 16 significant bits.
+at::Tensor attention_fine(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                          const std::optional<at::Tensor>& mask, bool causal, double scale);
 
 AttentionGradients attention_gradient(const AttentionPass& pass, const at::Tensor& gradient);
 

@@ -49,9 +49,9 @@ bool has_block_products() {
 
 }  // namespace
 
-bool has_attention_blocks(const at::Tensor& q) {
+bool has_attention_blocks(const at::Tensor& x) {
   static const bool there = has_block_products();
-  return there && q.scalar_type() == at::kBFloat16 && q.size(3) % kStep == 0;
+  return there && x.scalar_type() == at::kBFloat16 && x.size(3) % kStep == 0;
 }
 
 Rows rows_of(const at::Tensor& x, int64_t batch, int64_t head) {

@@ -60,7 +60,10 @@ pub fn gated(gate: &Tensor, up: &Tensor, activation: Gate) -> Result<Tensor> {
 }
 
 /// `softmax(q·kᵀ·scale + mask)·v` by libtorch's fused kernels: in the type of q, or in f32 where the processor has no bf16
-/// product. In bf16 the backward pass is the shim's own (FlashAttention-2, arXiv 2307.08691 §3.1).
+/// product. In bf16 both passes are the shim's own where there are block products (FlashAttention-2, arXiv 2307.08691 §3.1).
+///
+/// On a CPU q may be in f32 beside keys and values in bf16, which gives an output in f32 that knows no gradient: 16 significant
+/// bits of q and of the weights count.
 ///
 /// # Shapes
 /// `q` [B, H, T, Dh], `k` and `v` [B, K, S, Dh] with K dividing H; `mask` of booleans or terms, broadcast to

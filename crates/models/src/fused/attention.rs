@@ -111,7 +111,9 @@ impl Attend<'_> {
             (first as usize..segment.past + segment.tokens.len()).map(|at| slot(segment.blocks, at) as i64).collect();
         let slots = Tensor::f_from_slice(&slots)?;
         let gather = |pages: &Tensor| -> Result<Tensor> {
-            let rows = pages.f_index_select(0, &slots)?.f_to_kind(Kind::Float)?;
+            let rows = pages.f_index_select(0, &slots)?;
+            // Where scores are capped, the operators want one type.
+            let rows = if self.softcap.is_some() { rows.f_to_kind(Kind::Float)? } else { rows };
             Ok(rows.f_transpose(0, 1)?.f_unsqueeze(0)?) // [1, K, S, Dh]
         };
         let attended =

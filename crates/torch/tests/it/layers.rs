@@ -128,6 +128,43 @@ fn attention_over_bf16_equals_attention() {
     }
 }
 
+/// As a prompt is attended to beside keys that are kept in bf16.
+#[test]
+fn attention_of_f32_over_bf16_is_as_exact_as_f32_and_looks_at_no_neighbour() {
+    for (queries, keys, width) in [(9, 9, 16), (64, 64, 64), (150, 150, 80), (530, 530, 16), (30, 2100, 128)] {
+        let q = random(&[1, 4, queries, width]);
+        let [k, v] = [0, 1].map(|_| random(&[1, 2, keys, width]).to_kind(Kind::BFloat16));
+        let seen = random(&[1, 1, queries, keys]).gt(-1.0);
+        let seen = seen.logical_or(&Tensor::arange(keys, (Kind::Int64, tch::Device::Cpu)).eq(0));
+        for (mask, causal) in [(None, true), (None, false), (Some(&seen), false)] {
+            let [wide_k, wide_v] = [&k, &v].map(|x| x.to_kind(Kind::Double).repeat_interleave_self_int(2, 1, None));
+            let exact = Tensor::scaled_dot_product_attention(
+                &q.to_kind(Kind::Double),
+                &wide_k,
+                &wide_v,
+                mask,
+                0.0,
+                causal,
+                0.3,
+                false,
+            );
+            for products in [false, true] {
+                set_bf16_products(products);
+                let ours = attend(&q, &k, &v, mask, causal, 0.3).unwrap();
+                assert_eq!(ours.kind(), Kind::Float);
+                let error = self::error(&ours, &exact);
+                assert!(error <= 5e-5, "{queries} × {keys} × {width}, bf16 products {products}: off by {error}");
+                if mask.is_none() {
+                    let some = queries / 2 + 1; // one alone has kernels of its own
+                    let alone = attend(&q.narrow(2, 0, some), &k, &v, None, causal, 0.3).unwrap();
+                    let moved = self::error(&alone, &ours.narrow(2, 0, some));
+                    assert!(moved <= 1e-6, "{moved} with other neighbours");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn projections_of_one_input_equal_plain_operators() {
     for dtype in [Float::F32, Float::Bf16] {
