@@ -1,5 +1,7 @@
 //! The tiers between object storage and the device: what is where, what outlives a restart, what is fetched ahead.
 
+mod open_again;
+
 use tailor_pb::inference::{GenerateRequest, ListResidentRequest, ListResidentResponse, LoadRequest, PinRequest};
 use tonic::{Code, Status};
 

@@ -14,19 +14,20 @@ mod base;
 mod choice;
 mod room;
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 
 use tailor_blobs::Store;
-use tailor_domain::{BaseManifest, BaseName};
+use tailor_domain::{BaseManifest, BaseName, Digest};
 use tailor_engine::{Engine, EngineOptions, GenerateJob};
 use tailor_serverkit::Settings;
 use tailor_text::Tokenizer;
 use tokio::sync::Mutex;
 
-pub use self::base::{Base, InUse};
+pub use self::base::{Base, InUse, Wanted};
 use self::base::{Slots, Started};
 use self::room::Room;
 pub use self::room::Surroundings;
@@ -34,6 +35,8 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::fleet::Fleet;
 
+/// Where uses are counted from; what the process before has used is older than that.
+const FIRST_USE: u64 = 1 << 32;
 /// What an edge leaves in the store: it needs a base's words, not its weights.
 const WEIGHTS: &str = ".safetensors";
 
@@ -63,7 +66,7 @@ impl Bases {
             ..EngineOptions::default()
         };
         let cache_dir = settings.cache_dir.join(if fleet.is_some() { "edge" } else { "bases" });
-        let (slots, known, clock) = (Mutex::default(), std::sync::Mutex::default(), AtomicU64::new(0));
+        let (slots, known, clock) = (Mutex::default(), std::sync::Mutex::default(), AtomicU64::new(FIRST_USE));
         Ok(Self { store, cache_dir, options, fleet, slots, room: Room::new(settings, around)?, known, clock })
     }
 
@@ -71,19 +74,22 @@ impl Bases {
     ///
     /// # Errors
     /// It cannot be fetched or started; there is no room for it.
-    pub async fn get(&self, manifest: &BaseManifest) -> Result<InUse> {
+    pub async fn get(&self, manifest: &BaseManifest, wanted: Wanted) -> Result<InUse> {
         // Nobody puts away what is held by its slot, so from here on the base stays.
         let slot = self.slots.lock().await.entry(manifest.fingerprint.clone()).or_default().clone();
-        let started = slot.get_or_try_init(|| self.start(manifest)).await?;
-        Ok(started.used(self.clock.fetch_add(1, Ordering::Relaxed)))
+        let started = slot.get_or_try_init(|| self.start(manifest, wanted)).await?;
+        Ok(started.used(match wanted {
+            Wanted::Now => self.clock.fetch_add(1, Ordering::Relaxed),
+            Wanted::Again { place } => (FIRST_USE - 1).saturating_sub(place),
+        }))
     }
 
     #[tracing::instrument(name = "gateway.start_base", skip_all, fields(base = %manifest.name))]
-    async fn start(&self, manifest: &BaseManifest) -> Result<Started> {
+    async fn start(&self, manifest: &BaseManifest, wanted: Wanted) -> Result<Started> {
         let folder = self.cache_dir.join(manifest.fingerprint.hex());
         let (tokenizer, device) = match &self.fleet {
             Some(fleet) => self.open(fleet, manifest, &folder).await?,
-            None => self.load(manifest, &folder).await?,
+            None => self.load(manifest, &folder, wanted).await?,
         };
         self.remember(manifest);
         Ok(Started::new(Base { manifest: manifest.clone(), tokenizer, device }))
@@ -99,13 +105,17 @@ impl Bases {
     }
 
     /// On this process' device, others put away for it where they must be.
-    async fn load(&self, manifest: &BaseManifest, folder: &Path) -> Result<(Tokenizer, Device)> {
+    async fn load(&self, manifest: &BaseManifest, folder: &Path, wanted: Wanted) -> Result<(Tokenizer, Device)> {
+        // Where its files alone are too many they are not fetched for nothing.
+        if wanted != Wanted::Now && !self.room.has(manifest).await {
+            return Err(Error::NoFreeRoom(manifest.name.to_string()));
+        }
         self.store.fetch_folder(&manifest.files, folder).await?;
         let tokenizer = Tokenizer::open(folder)?;
         let options = EngineOptions { compute: manifest.dtype.parse()?, ..self.options.clone() };
         let (there, asked) = (folder.to_owned(), options.clone());
         let needed = tokio::task::spawn_blocking(move || tailor_engine::demand(&there, &asked)).await;
-        self.room.make(&self.slots, manifest, needed.map_err(|_| Error::Cut)??).await?;
+        self.room.make(&self.slots, manifest, needed.map_err(|_| Error::Cut)??, wanted).await?;
         let engine = match begin(folder, options).await {
             Ok(engine) => engine,
             Err(error) => {
@@ -145,6 +155,17 @@ impl Bases {
         let mut running: Vec<_> = bases.filter(|base| base.device.engine().is_some()).cloned().collect();
         running.sort_by(|a, b| a.manifest.name.cmp(&b.manifest.name));
         running
+    }
+
+    /// What [`Self::running`] gives by name and fingerprint, the last used first.
+    pub async fn by_use(&self) -> Vec<(BaseName, Digest)> {
+        let slots = self.slots.lock().await;
+        let here = slots.values().filter_map(|slot| slot.get()).filter(|one| one.base.device.engine().is_some());
+        let mut here: Vec<&Started> = here.collect();
+        // Uses go on meanwhile: each is looked at once.
+        here.sort_by_cached_key(|started| Reverse(started.last_used()));
+        let names = here.iter().map(|started| &started.base.manifest);
+        names.map(|manifest| (manifest.name.clone(), manifest.fingerprint.clone())).collect()
     }
 }
 

@@ -101,8 +101,8 @@ pub async fn start(
     let serving = match fleet {
         Some(fleet) => serving.beside("fleet", fleet.follow(stop.clone())),
         None => {
-            let list = settings.cache_dir.join("adapters").join("resident.json");
-            serving.beside("ahead", ahead::attend(models.clone(), list, stop.clone()))
+            let cache_dir = settings.cache_dir.clone();
+            serving.beside("ahead", ahead::attend(models.clone(), readiness.clone(), cache_dir, stop.clone()))
         }
     };
     Ok(serving

@@ -20,7 +20,7 @@ use tailor_trust::Trusted;
 use tokio::sync::{Mutex, Semaphore};
 use tracing::Instrument as _;
 
-use crate::bases::{Base, Bases, InUse, Surroundings};
+use crate::bases::{Base, Bases, InUse, Surroundings, Wanted};
 use crate::error::{Error, Result};
 use crate::fleet::Fleet;
 use crate::reading::DEVICE;
@@ -116,6 +116,16 @@ pub fn of_base(base: &str, found: &registry::AdapterVersion) -> Result<BaseName>
     Ok(its_base)
 }
 
+/// # Errors
+/// [`Error::OtherBaseNow`].
+fn check_fingerprint(found: &BaseManifest, wanted: &Digest) -> Result<()> {
+    if found.fingerprint == *wanted {
+        return Ok(());
+    }
+    let (base, found) = (found.name.clone(), found.fingerprint.clone());
+    Err(Error::OtherBaseNow { base, wanted: wanted.clone(), found })
+}
+
 /// Digests that are remembered as bad.
 const MAX_QUARANTINED: usize = 10_000;
 /// Adapters' files that are read at the same time; a thousand that come at once leave the cores to the steps.
@@ -180,7 +190,7 @@ impl Models {
             if base.is_empty() {
                 return Err(Error::NoModel);
             }
-            let base = self.base(&BaseName::try_new(base)?).await?;
+            let base = self.base(&BaseName::try_new(base)?, Wanted::Now).await?;
             return Ok(self.model(base, None));
         }
         let found = self.resolve(adapter).await?;
@@ -189,9 +199,26 @@ impl Models {
 
     /// Makes a version's base ready. `base` is what the caller named, if anything.
     pub async fn ready(self: &Arc<Self>, base: &str, found: &registry::AdapterVersion) -> Result<Model> {
+        self.ready_for(base, found, Wanted::Now).await
+    }
+
+    /// As [`Self::ready`], for a version that the process before had on the device; `place` as in [`Wanted::Again`].
+    ///
+    /// # Errors
+    /// Another base would have to leave, too.
+    pub async fn ready_again(self: &Arc<Self>, found: &registry::AdapterVersion, place: u64) -> Result<Model> {
+        self.ready_for("", found, Wanted::Again { place }).await
+    }
+
+    async fn ready_for(
+        self: &Arc<Self>,
+        base: &str,
+        found: &registry::AdapterVersion,
+        wanted: Wanted,
+    ) -> Result<Model> {
         let adapter = found.adapter.as_str();
         let its_base = of_base(base, found)?;
-        let base = self.base(&its_base).await?;
+        let base = self.base(&its_base, wanted).await?;
         let fingerprint = base.manifest.fingerprint.to_string();
         if fingerprint != found.base_fingerprint {
             let wanted = found.base_fingerprint.clone();
@@ -227,12 +254,19 @@ impl Models {
     /// # Errors
     /// The base of that name is another.
     pub async fn base_of(self: &Arc<Self>, name: &BaseName, fingerprint: &Digest) -> Result<Model> {
-        let base = self.base(name).await?;
-        if base.manifest.fingerprint != *fingerprint {
-            let found = base.manifest.fingerprint.clone();
-            return Err(Error::OtherBaseNow { base: name.clone(), wanted: fingerprint.clone(), found });
-        }
+        let base = self.base(name, Wanted::Now).await?;
+        check_fingerprint(&base.manifest, fingerprint)?;
         Ok(self.model(base, None))
+    }
+
+    /// Opens a base that the process before had open; `place` as in [`Wanted::Again`].
+    ///
+    /// # Errors
+    /// The base of that name is another, or is gone; another base would have to leave for it.
+    pub async fn open_again(self: &Arc<Self>, name: &BaseName, fingerprint: &Digest, place: u64) -> Result<()> {
+        let manifest = self.manifest(name).await?;
+        check_fingerprint(&manifest, fingerprint)?;
+        self.open(manifest, Wanted::Again { place }).await.map(drop)
     }
 
     /// What a base's name means now.
@@ -248,15 +282,7 @@ impl Models {
         }
     }
 
-    /// Whether a version's base is ready, or would be without another's leaving for it.
-    ///
-    /// # Errors
-    /// The registry's.
-    pub async fn has_room(&self, found: &registry::AdapterVersion) -> Result<bool> {
-        self.has_room_for(&of_base("", found)?).await
-    }
-
-    /// The same of a base.
+    /// Whether a base is ready, or would be without another's leaving for it.
     ///
     /// # Errors
     /// The registry's.
@@ -264,11 +290,15 @@ impl Models {
         Ok(self.bases.has_room_for(&self.manifest(base).await?).await)
     }
 
-    async fn base(self: &Arc<Self>, name: &BaseName) -> Result<InUse> {
+    async fn base(self: &Arc<Self>, name: &BaseName, wanted: Wanted) -> Result<InUse> {
         let manifest = self.manifest(name).await?;
+        self.open(manifest, wanted).await
+    }
+
+    async fn open(self: &Arc<Self>, manifest: BaseManifest, wanted: Wanted) -> Result<InUse> {
         let home = self.clone();
         // A caller that goes away must not leave a start behind that nobody waits for, and the next one begin another.
-        let start = async move { home.bases.get(&manifest).await };
+        let start = async move { home.bases.get(&manifest, wanted).await };
         tokio::spawn(start.in_current_span()).await.unwrap_or(Err(Error::Cut))
     }
 

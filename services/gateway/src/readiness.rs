@@ -4,11 +4,11 @@
 //! It can when the registry has told it what aliases mean, the bases that it must have from the start have made a token each,
 //! and no device has been at one piece of work for longer than `gateway.hang_ms`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tailor_domain::BaseName;
+use tailor_domain::{BaseName, ErrorCode};
 use tailor_serverkit::Settings;
 use tailor_serverkit::server::Hindrances;
 use tokio::sync::watch;
@@ -33,6 +33,8 @@ pub struct Readiness {
     patience: Duration,
     /// Why bases that must be there are not.
     missing: Mutex<BTreeMap<BaseName, String>>,
+    /// Those of them that what may come later waits for.
+    awaited: watch::Sender<BTreeSet<BaseName>>,
     found: watch::Sender<Vec<String>>,
 }
 
@@ -42,6 +44,7 @@ impl Readiness {
     pub fn new(models: Arc<Models>, settings: &Settings) -> Result<Self> {
         let gateway = &settings.gateway;
         let preload = gateway.preloaded()?;
+        let awaited = watch::Sender::new(preload.iter().cloned().collect());
         let missing = preload.iter().map(|base| (base.clone(), "it is being loaded".to_owned())).collect();
         let found = std::iter::once(UNTOLD.to_owned()).chain(not_there(&missing)).collect();
         Ok(Self {
@@ -50,6 +53,7 @@ impl Readiness {
             hang: Duration::from_millis(gateway.hang_ms),
             patience: Duration::from_millis(gateway.outage_grace_ms.max(gateway.alias_ttl_ms)).max(LEAST_PATIENCE),
             missing: Mutex::new(missing),
+            awaited,
             found: watch::Sender::new(found),
         })
     }
@@ -87,9 +91,27 @@ impl Readiness {
         while let Err(error) = self.models.find(base.as_str(), "").await {
             tracing::warn!(%base, %error, "a base that must be there cannot be loaded; trying again");
             self.missing().insert(base.clone(), error.to_string());
+            // Who is away may come back. What is wrong otherwise may stay so, and others need not wait for that.
+            if error.code() != ErrorCode::Unavailable {
+                self.settle(base);
+            }
             tokio::time::sleep(PAUSE).await;
         }
         self.missing().remove(base);
+        self.settle(base);
+    }
+
+    fn settle(&self, base: &BaseName) {
+        self.awaited.send_modify(|awaited| {
+            awaited.remove(base);
+        });
+    }
+
+    /// Returns once each base that must be there is, or cannot be as things are.
+    pub async fn preloaded(&self) {
+        let mut awaited = self.awaited.subscribe();
+        // Fails only where the sender is gone, and that is ours.
+        let _ = awaited.wait_for(|awaited| awaited.is_empty()).await;
     }
 
     async fn look(&self) -> Vec<String> {

@@ -171,10 +171,16 @@ impl Fleet {
 
     /// Ends a gateway and starts another at its address.
     pub async fn replace_gateway(&mut self, gateway: usize, registry: usize) {
+        self.replace_gateway_with(gateway, registry, &[]).await;
+    }
+
+    /// As [`Self::replace_gateway`], with settings of its own.
+    pub async fn replace_gateway_with(&mut self, gateway: usize, registry: usize, settings: &[(&str, &str)]) {
         self.gateways[gateway].1.kill();
         let url = self.gateways[gateway].0.clone();
         let registry = self.registries[registry].0.clone();
-        let mut process = self.spawn("tailor-gateway", &url, &[("SERVICES__REGISTRY", &registry)]);
+        let settings = [&[("SERVICES__REGISTRY", registry.as_str())][..], settings].concat();
+        let mut process = self.spawn("tailor-gateway", &url, &settings);
         serving(&url, &mut process).await;
         self.gateways[gateway].1 = process;
     }

@@ -38,6 +38,16 @@ impl Deref for InUse {
     }
 }
 
+/// What a base is opened for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// A request: others leave for it where they must.
+    Now,
+    /// The process before had it, and used so many others after it. It comes back beside what is there, and nobody has used it
+    /// by that.
+    Again { place: u64 },
+}
+
 /// A base that was started.
 pub struct Started {
     pub base: Arc<Base>,
@@ -56,9 +66,10 @@ impl Started {
         Self { base: Arc::new(base), lease: Arc::default(), last_used: AtomicU64::new(0) }
     }
 
-    /// `now` grows from use to use.
-    pub fn used(&self, now: u64) -> InUse {
-        self.last_used.store(now, Ordering::Relaxed);
+    /// `at` grows from use to use.
+    pub fn used(&self, at: u64) -> InUse {
+        // What is told of the process before is older than any use in this one.
+        self.last_used.fetch_max(at, Ordering::Relaxed);
         InUse { base: Arc::clone(&self.base), _lease: Arc::clone(&self.lease) }
     }
 

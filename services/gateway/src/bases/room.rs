@@ -8,7 +8,7 @@ use tailor_domain::{BaseManifest, BaseName, Digest};
 use tailor_serverkit::Settings;
 use tokio::sync::{Mutex, OnceCell};
 
-use super::base::{Slot, Slots};
+use super::base::{Slot, Slots, Wanted};
 use super::choice::{self, Limits, Stays, Taker};
 use crate::error::{Error, Result};
 use crate::models::Meters;
@@ -62,22 +62,30 @@ impl Room {
     /// Takes `needed` bytes for a base, once those have gone that must.
     ///
     /// # Errors
-    /// It would not fit even then; nobody goes for that.
-    pub async fn make(&self, slots: &Mutex<Slots>, manifest: &BaseManifest, needed: u64) -> Result<()> {
+    /// It would not fit even then, and nobody goes for that; or it is not wanted enough that anybody should go.
+    pub async fn make(&self, slots: &Mutex<Slots>, manifest: &BaseManifest, needed: u64, wanted: Wanted) -> Result<()> {
         let give_up_at = Instant::now() + PATIENCE;
         loop {
-            match self.try_make(slots, manifest, needed).await {
-                Err(Error::NoRoomForBase { .. }) if Instant::now() < give_up_at => tokio::time::sleep(LOOK_EVERY).await,
+            match self.try_make(slots, manifest, needed, wanted).await {
+                Err(Error::NoRoomForBase { .. }) if wanted == Wanted::Now && Instant::now() < give_up_at => {
+                    tokio::time::sleep(LOOK_EVERY).await;
+                }
                 made => return made,
             }
         }
     }
 
-    async fn try_make(&self, slots: &Mutex<Slots>, manifest: &BaseManifest, needed: u64) -> Result<()> {
+    async fn try_make(&self, slots: &Mutex<Slots>, manifest: &BaseManifest, needed: u64, wanted: Wanted) -> Result<()> {
         let limits = self.limits().await;
         let needs = self.around.routes.table().held();
         let mut taken = self.taken.lock().await;
         taken.remove(&manifest.fingerprint);
+        if wanted != Wanted::Now {
+            let takers = self.takers(&slots.lock().await, &taken, &needs);
+            if choice::next_to_go(&manifest.name, needed, &takers, limits)?.is_some() {
+                return Err(Error::NoFreeRoom(manifest.name.to_string()));
+            }
+        }
         loop {
             // Requests need the slots: they are not locked while a base goes.
             let next = self.next_to_go(&mut *slots.lock().await, &taken, manifest, needed, &needs, limits)?;
@@ -97,7 +105,7 @@ impl Room {
     /// A base that was started takes so many bytes: others may have to go for what was not expected. It is there, whether they
     /// can or not.
     pub async fn settle(&self, slots: &Mutex<Slots>, manifest: &BaseManifest, size_bytes: u64) {
-        if let Err(error) = self.try_make(slots, manifest, size_bytes).await {
+        if let Err(error) = self.try_make(slots, manifest, size_bytes, Wanted::Now).await {
             tracing::warn!(base = %manifest.name, %error, "a base takes more than was expected, and more than bases may");
             let took = Taken { name: manifest.name.clone(), size_bytes };
             self.taken.lock().await.insert(manifest.fingerprint.clone(), took);
@@ -128,13 +136,7 @@ impl Room {
         limits: Limits,
     ) -> Result<Option<(Digest, Option<Slot>)>> {
         loop {
-            let takers = taken.iter().map(|(digest, taken)| {
-                let (last_used, stays) = self.look(slots, digest);
-                let stays = stays.or_else(|| self.around.adapters.keep(digest, needs).then_some(Stays::Adapters));
-                let (name, size_bytes) = (taken.name.clone(), taken.size_bytes);
-                Taker { digest: digest.clone(), name, size_bytes, last_used, stays }
-            });
-            let takers: Vec<Taker> = takers.collect();
+            let takers = self.takers(slots, taken, needs);
             let Some(digest) = choice::next_to_go(&manifest.name, needed, &takers, limits)? else { return Ok(None) };
             // Somebody may have pinned one of its adapters since; then it is another's turn.
             if self.around.adapters.forget(&digest, needs) {
@@ -142,6 +144,17 @@ impl Room {
                 return Ok(Some((digest, slot)));
             }
         }
+    }
+
+    /// All that take room, and why those stay that do.
+    fn takers(&self, slots: &Slots, taken: &HashMap<Digest, Taken>, needs: &HashSet<Digest>) -> Vec<Taker> {
+        let takers = taken.iter().map(|(digest, taken)| {
+            let (last_used, stays) = self.look(slots, digest);
+            let stays = stays.or_else(|| self.around.adapters.keep(digest, needs).then_some(Stays::Adapters));
+            let (name, size_bytes) = (taken.name.clone(), taken.size_bytes);
+            Taker { digest: digest.clone(), name, size_bytes, last_used, stays }
+        });
+        takers.collect()
     }
 
     /// When a base was last used, and whether it stays for its own sake.
