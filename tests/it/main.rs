@@ -26,6 +26,7 @@ mod plan;
 mod ranks;
 mod readiness;
 mod reflection;
+mod registry_away;
 mod residency;
 mod rollout;
 mod sentencepiece;

@@ -15,10 +15,9 @@ mod choice;
 mod room;
 
 use std::cmp::Reverse;
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError};
 
 use tailor_blobs::Store;
 use tailor_domain::{BaseManifest, BaseName, Digest};
@@ -48,8 +47,6 @@ pub struct Bases {
     fleet: Option<Arc<Fleet>>,
     slots: Mutex<Slots>,
     room: Room,
-    /// What names meant when their bases were last started.
-    known: std::sync::Mutex<HashMap<BaseName, BaseManifest>>,
     /// Counts uses.
     clock: AtomicU64,
 }
@@ -66,8 +63,8 @@ impl Bases {
             ..EngineOptions::default()
         };
         let cache_dir = settings.cache_dir.join(if fleet.is_some() { "edge" } else { "bases" });
-        let (slots, known, clock) = (Mutex::default(), std::sync::Mutex::default(), AtomicU64::new(FIRST_USE));
-        Ok(Self { store, cache_dir, options, fleet, slots, room: Room::new(settings, around)?, known, clock })
+        let (slots, clock) = (Mutex::default(), AtomicU64::new(FIRST_USE));
+        Ok(Self { store, cache_dir, options, fleet, slots, room: Room::new(settings, around)?, clock })
     }
 
     /// The running base of a manifest; the first caller starts it and the others wait for the same start.
@@ -91,7 +88,6 @@ impl Bases {
             Some(fleet) => self.open(fleet, manifest, &folder).await?,
             None => self.load(manifest, &folder, wanted).await?,
         };
-        self.remember(manifest);
         Ok(Started::new(Base { manifest: manifest.clone(), tokenizer, device }))
     }
 
@@ -133,18 +129,6 @@ impl Bases {
     /// Whether a base is resident, or would be without another's leaving for it, as far as its files tell.
     pub async fn has_room_for(&self, manifest: &BaseManifest) -> bool {
         self.fleet.is_some() || self.room.has(manifest).await
-    }
-
-    /// What a name meant when its base was last started.
-    pub fn known(&self, name: &BaseName) -> Option<BaseManifest> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
-    }
-
-    fn remember(&self, manifest: &BaseManifest) {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.get(&manifest.name).is_none_or(|known| known.created_at_ms <= manifest.created_at_ms) {
-            known.insert(manifest.name.clone(), manifest.clone());
-        }
     }
 
     /// What has an engine here now, and has made a token. To be looked at and let go: it keeps nobody from putting the base away,

@@ -264,22 +264,9 @@ impl Models {
     /// # Errors
     /// The base of that name is another, or is gone; another base would have to leave for it.
     pub async fn open_again(self: &Arc<Self>, name: &BaseName, fingerprint: &Digest, place: u64) -> Result<()> {
-        let manifest = self.manifest(name).await?;
+        let manifest = self.routes.base(name).await?;
         check_fingerprint(&manifest, fingerprint)?;
         self.open(manifest, Wanted::Again { place }).await.map(drop)
-    }
-
-    /// What a base's name means now.
-    async fn manifest(&self, name: &BaseName) -> Result<BaseManifest> {
-        let request = registry::GetBaseRequest { name: name.to_string() };
-        match self.registry().get_base(request).await {
-            Ok(answer) => Ok(BaseManifest::try_from(answer.into_inner())?),
-            // It goes on being what it was as long as nobody can say otherwise.
-            Err(status) => match self.bases.known(name).filter(|_| self.routes.in_grace(&status)) {
-                Some(manifest) => Ok(manifest),
-                None => Err(Error::service("registry")(status)),
-            },
-        }
     }
 
     /// Whether a base is ready, or would be without another's leaving for it.
@@ -287,15 +274,16 @@ impl Models {
     /// # Errors
     /// The registry's.
     pub async fn has_room_for(&self, base: &BaseName) -> Result<bool> {
-        Ok(self.bases.has_room_for(&self.manifest(base).await?).await)
+        let manifest = self.routes.base(base).await?;
+        Ok(self.bases.has_room_for(&manifest).await)
     }
 
     async fn base(self: &Arc<Self>, name: &BaseName, wanted: Wanted) -> Result<InUse> {
-        let manifest = self.manifest(name).await?;
+        let manifest = self.routes.base(name).await?;
         self.open(manifest, wanted).await
     }
 
-    async fn open(self: &Arc<Self>, manifest: BaseManifest, wanted: Wanted) -> Result<InUse> {
+    async fn open(self: &Arc<Self>, manifest: Arc<BaseManifest>, wanted: Wanted) -> Result<InUse> {
         let home = self.clone();
         // A caller that goes away must not leave a start behind that nobody waits for, and the next one begin another.
         let start = async move { home.bases.get(&manifest, wanted).await };

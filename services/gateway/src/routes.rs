@@ -2,9 +2,11 @@
 //!
 //! The table is taken for true as long as the registry has confirmed it within `gateway.alias_ttl_ms`; later, and for
 //! everything that is no alias, the registry is asked. So an alias that has been moved is followed within that time,
-//! whatever happens to the watch. Only where no registry answers at all does a name go on meaning what it last meant, for
-//! `gateway.outage_grace_ms`: nobody can have moved it through a registry that is away.
+//! whatever happens to the watch. What a base's name means is asked, and taken for true for the same time. Only where no
+//! registry answers at all does a name go on meaning what it last meant, for `gateway.outage_grace_ms`: nobody can have moved
+//! it through a registry that is away.
 
+mod base_names;
 mod follow;
 mod table;
 
@@ -12,7 +14,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tailor_domain::{AdapterName, AdapterRef, AliasName, ErrorCode, Rollout, Selector, Version};
+use tailor_domain::{
+    AdapterName, AdapterRef, AliasName, BaseManifest, BaseName, ErrorCode, Rollout, Selector, Version,
+};
 use tailor_pb::registry;
 use tailor_pb::registry::adapter_registry_client::AdapterRegistryClient;
 use tailor_pb::registry::rollout_registry_client::RolloutRegistryClient;
@@ -21,6 +25,7 @@ use tailor_serverkit::status::code_of;
 use tailor_serverkit::{Settings, connect, server};
 use tonic::{Code, Status};
 
+use self::base_names::BaseNames;
 pub use self::table::{Route, Table};
 use crate::error::{Error, Result};
 
@@ -38,6 +43,7 @@ pub struct Routes {
     grace: Duration,
     /// What references that are no alias were last said to mean, for when no registry answers.
     said: Mutex<HashMap<String, registry::AdapterVersion>>,
+    base_names: BaseNames,
 }
 
 /// References that are remembered; beyond it all are forgotten.
@@ -51,6 +57,7 @@ impl Routes {
             fresh: Duration::from_millis(settings.gateway.alias_ttl_ms),
             grace: Duration::from_millis(settings.gateway.outage_grace_ms),
             said: Mutex::default(),
+            base_names: BaseNames::default(),
         })
     }
 
@@ -91,6 +98,27 @@ impl Routes {
                     Ok(Found { route, from_table: true })
                 }
                 _ => Err(Error::Service { service: "registry", status: Box::new(status) }),
+            },
+        }
+    }
+
+    /// What a base's name means now.
+    ///
+    /// # Errors
+    /// The registry's answer: NOT_FOUND, or UNAVAILABLE for longer than the grace.
+    pub async fn base(&self, name: &BaseName) -> Result<Arc<BaseManifest>> {
+        let ask = || async move {
+            let request = registry::GetBaseRequest { name: name.to_string() };
+            let found = self.registry().get_base(request).await?.into_inner();
+            let manifest = BaseManifest::try_from(found).map_err(|error| Status::internal(error.to_string()))?;
+            Ok::<_, Status>(Arc::new(manifest))
+        };
+        match self.base_names.find(name, self.fresh, ask).await {
+            Ok(manifest) => Ok(manifest),
+            // It goes on being what it was as long as nobody can say otherwise.
+            Err(status) => match self.base_names.last(name).filter(|_| self.in_grace(&status)) {
+                Some(manifest) => Ok(manifest),
+                None => Err(Error::service("registry")(status)),
             },
         }
     }

@@ -43,9 +43,10 @@ pub struct Gateway {
     pub adapter_memory_bytes: u64,
     /// Disk (`cache_dir`) for the files of adapters.
     pub adapter_disk_bytes: u64,
-    /// How long after the registry last said so an alias' target may be taken for true. Later the registry is asked.
+    /// How long after the registry last said so an alias' target, or what a base's name means, may be taken for true. Later the
+    /// registry is asked.
     pub alias_ttl_ms: u64,
-    /// How long aliases go on meaning what they last meant while no registry answers; 0: not at all.
+    /// How long aliases, versions and bases go on meaning what they last meant while no registry answers; 0: not at all.
     pub outage_grace_ms: u64,
     /// Pages that may call from a browser: origins (`https://host[:port]`) parted by commas, or `*` for all. Empty: none.
     pub cors_origins: String,

@@ -5,7 +5,7 @@ use axum::extract::State;
 use serde_json::{Value, json};
 use tailor_domain::rollout::Caller;
 use tailor_domain::{BaseName, ErrorCode};
-use tailor_pb::{inference as pb, registry};
+use tailor_pb::inference as pb;
 
 use super::Http;
 use super::error::ApiError;
@@ -39,10 +39,8 @@ pub async fn retrieve(State(http): State<Http>, Name(model): Name) -> Result<Jso
 }
 
 async fn base(http: &Http, name: &str) -> Result<Value> {
-    let name = BaseName::try_new(name)?;
-    let found = http.models().registry().get_base(registry::GetBaseRequest { name: name.to_string() }).await;
-    let found = found.map_err(Error::service("registry"))?.into_inner();
-    Ok(card(&found.name, 0, &found.name, &found.fingerprint))
+    let found = http.models().routes().base(&BaseName::try_new(name)?).await?;
+    Ok(card(found.name.as_str(), 0, found.name.as_str(), found.fingerprint.as_str()))
 }
 
 async fn version(http: &Http, id: &str, base: &str, adapter: &str) -> Result<Value> {
@@ -98,6 +96,7 @@ fn refused(model: &str, error: Error) -> ApiError {
 #[cfg(test)]
 mod tests {
     use axum::response::IntoResponse as _;
+    use tailor_pb::registry;
 
     use super::*;
 
