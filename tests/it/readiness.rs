@@ -1,7 +1,5 @@
 //! Health that means that an answer would come: bases loaded and warmed, aliases known, a device that moves.
 
-use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -9,8 +7,7 @@ use tailor_pb::inference::GenerateRequest;
 
 use crate::support::cluster::health;
 use crate::support::http::{body_of, try_http};
-use crate::support::process::repository;
-use crate::support::{Cluster, Family, Service, Up, eventually};
+use crate::support::{Cluster, Family, Hang, Service, Up, eventually};
 
 /// `/readyz`: the status code and what it says.
 async fn readyz(url: &str) -> Option<(u16, Value)> {
@@ -68,22 +65,10 @@ async fn a_gateway_is_ready_when_its_bases_have_answered_and_the_registry_has_sp
     waits_for(&gateway, true).await;
 }
 
-/// The library that holds the device thread, built by the C compiler that Rust links with.
-fn build_hang(folder: &Path) -> String {
-    let (source, library) = (repository().join("tests/hang/hang.c"), folder.join("hang.so"));
-    let built =
-        Command::new("cc").args(["-shared", "-fPIC", "-O1", "-pthread", "-o"]).arg(&library).arg(source).status();
-    assert!(built.expect("a C compiler").success());
-    library.display().to_string()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_device_that_hangs_takes_the_gateway_out_of_service_until_it_moves_again() {
-    let tools = tailor_testkit::TempDir::new();
-    let (library, hang) = (build_hang(tools.path()), tools.join("hang"));
-    let named = hang.display().to_string();
-    let settings =
-        [("LD_PRELOAD", library.as_str()), ("TAILOR_TEST_HANG", &named), ("TAILOR__GATEWAY__HANG_MS", "1500")];
+    let hang = Hang::build();
+    let settings = [&hang.environment()[..], &[("TAILOR__GATEWAY__HANG_MS", "1500")]].concat();
     let up = Up::with(&settings).await;
     up.add_base_and_rows(Family::Llama).await;
     let gateway = up.addresses.gateway.clone();
@@ -99,13 +84,13 @@ async fn a_device_that_hangs_takes_the_gateway_out_of_service_until_it_moves_aga
     let before = ask().await;
     waits_for(&gateway, true).await;
 
-    std::fs::write(&hang, "").expect("hangs it");
+    hang.hold();
     // Idle, it is not missed; with something to do it is.
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert_eq!(readyz(&gateway).await.map(|(status, _)| status), Some(200));
     let (during, why) = tokio::join!(ask(), async {
         let why = waits_for(&gateway, false).await;
-        std::fs::remove_file(&hang).expect("lets it go");
+        hang.let_go();
         why
     });
     assert!(why.contains("the device of base little-llama hangs") && why.contains("1.5 s"), "{why}");

@@ -8,6 +8,7 @@ pub mod cluster;
 pub mod faults;
 pub mod fleet;
 pub mod gate;
+pub mod hang;
 pub mod http;
 pub mod networks;
 pub mod process;
@@ -21,6 +22,7 @@ pub use clients::Training;
 pub use cluster::{Cluster, Service};
 pub use fleet::Fleet;
 pub use gate::Gate;
+pub use hang::Hang;
 pub use process::{Process, program, repository};
 pub use up::Up;
 
