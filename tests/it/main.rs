@@ -13,6 +13,7 @@ mod demo;
 mod edges;
 mod embedded;
 mod evaluation;
+mod given_up;
 mod golden;
 mod house;
 mod hub;
