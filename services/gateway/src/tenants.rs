@@ -52,6 +52,11 @@ impl Bucket {
         self.since = now;
     }
 
+    /// Whether nothing is lost where it is forgotten.
+    fn is_full(&self) -> bool {
+        self.limit == 0.0 || self.level >= self.limit
+    }
+
     /// When so much will be there, or all that fits; zero is now.
     fn wait_for(&self, amount: f64) -> Duration {
         if self.limit == 0.0 {
@@ -90,7 +95,7 @@ impl Tenants {
             buckets.retain(|_, account| {
                 account.requests.fill(now);
                 account.tokens.fill(now);
-                account.requests.level < account.requests.limit || account.tokens.level < account.tokens.limit
+                !(account.requests.is_full() && account.tokens.is_full())
             });
         }
         let account = buckets.entry(tenant.to_owned()).or_insert_with(|| Account {
@@ -187,6 +192,23 @@ mod tests {
         let error = tenants.reserve("a", 1, now).expect_err("a debt");
         assert!(wait(&error) > Duration::from_secs(120), "{error}");
         assert!(tenants.reserve("a", 100, now + Duration::from_secs(181)).is_ok());
+    }
+
+    #[test]
+    fn a_tenant_that_owes_nothing_is_forgotten_whichever_limit_there_is() {
+        for (requests_per_minute, tokens_per_minute) in [(2, 100), (2, 0), (0, 100)] {
+            let (tenants, now) = (tenants(requests_per_minute, tokens_per_minute), Instant::now());
+            for n in 0..MAX_REMEMBERED {
+                tenants.reserve(&format!("tenant {n}"), 1, now).expect("enough").used(1);
+            }
+            assert_eq!(tenants.lock().len(), MAX_REMEMBERED);
+            drop(tenants.reserve("another", 1, now + Duration::from_secs(90)).expect("enough"));
+            let left = tenants.lock().len();
+            assert_eq!(
+                left, 1,
+                "{requests_per_minute} requests, {tokens_per_minute} tokens: the others are full again"
+            );
+        }
     }
 
     #[test]
