@@ -1,5 +1,7 @@
 //! Aliases and rollouts with several gateways and registries: who is answered by what, and how soon a move is followed.
 
+mod unpaid;
+
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 

@@ -54,28 +54,42 @@ pub struct Piece {
     pub tokens: Vec<SaidToken>,
 }
 
+/// Whose budget an answer is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Payer {
+    Tenant,
+    Nobody,
+}
+
 /// Starts generating.
 pub async fn generate(model: &Model, ask: Ask) -> Result<Answer> {
+    start(model, ask, Payer::Tenant).await
+}
+
+async fn start(model: &Model, ask: Ask, payer: Payer) -> Result<Answer> {
     let operation = match &ask.prompt {
         Prompt::Messages { .. } => "chat",
         Prompt::Raw(_) | Prompt::Ids(_) | Prompt::Input { .. } => "text_completion",
     };
     let asked = model.asked(operation);
     let meter = model.meters().answers.begin(&asked);
-    let begun = begin(model, ask, operation, meter).await;
+    let begun = begin(model, ask, operation, meter, payer).await;
     if let Err(error) = &begun {
         model.meters().answers.refused(&asked, status::reason(error.code()));
     }
     begun
 }
 
-async fn begin(model: &Model, ask: Ask, operation: &'static str, meter: AnswerMeter) -> Result<Answer> {
+async fn begin(model: &Model, ask: Ask, operation: &'static str, meter: AnswerMeter, payer: Payer) -> Result<Answer> {
     let begun = Instant::now();
     let prompt_ids = ask.prompt.ids(model)?;
     let prompt_tokens = prompt_ids.len() as u32;
     let max_new_tokens = new_tokens(&model.base, ask.max_new_tokens, prompt_tokens);
     let tokens = u64::from(prompt_tokens) + u64::from(max_new_tokens);
-    let reservation = model.tenants().reserve(&ask.tenant, tokens, Instant::now())?;
+    let reservation = match payer {
+        Payer::Tenant => model.tenants().reserve(&ask.tenant, tokens, Instant::now())?,
+        Payer::Nobody => model.tenants().free(),
+    };
     let tokenizer = model.base.tokenizer.clone();
     let span = tracing::info_span!(
         "gateway.answer",
@@ -117,9 +131,9 @@ async fn begin(model: &Model, ask: Ask, operation: &'static str, meter: AnswerMe
     })
 }
 
-/// The text of a whole answer, for those who do not wait for its pieces.
-pub async fn whole(model: &Model, ask: Ask) -> Result<String> {
-    let mut answer = generate(model, ask).await?;
+/// The text of a whole answer that no caller hears, and none pays for: a rollout's trial, or its shadow.
+pub async fn unheard(model: &Model, ask: Ask) -> Result<String> {
+    let mut answer = start(model, ask, Payer::Nobody).await?;
     let mut whole = String::new();
     while let Some(piece) = answer.next().await? {
         whole.push_str(&piece.text);

@@ -89,7 +89,7 @@ impl Api {
                     // Of an answer that nobody has heard to its end, nothing can be said.
                     if let Some(turn) = choice.turn.filter(|_| !to.is_closed()) {
                         let ask = ask.clone();
-                        turn.answered(whole, move |model| async move { answer::whole(&model, ask).await });
+                        turn.answered(whole, move |model| async move { answer::unheard(&model, ask).await });
                     }
                     return Ok(end);
                 }

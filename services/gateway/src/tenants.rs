@@ -120,6 +120,11 @@ impl Tenants {
         Ok(reservation(tokens))
     }
 
+    /// Nothing, for what no tenant has asked for.
+    pub fn free(self: &Arc<Self>) -> Reservation {
+        Reservation { tenants: Arc::clone(self), tenant: String::new(), reserved: 0, used: 0 }
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Account>> {
         self.buckets.lock().unwrap_or_else(PoisonError::into_inner)
     }

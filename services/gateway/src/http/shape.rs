@@ -208,7 +208,7 @@ async fn whole(begun: Begun) -> Result<(Answer, Piece), Error> {
 /// Says to a rollout that its side has answered; `text` is the first answer, to `ask`, and may get a shadow.
 pub fn answered(turn: Option<Turn>, ask: Ask, text: String) {
     if let Some(turn) = turn {
-        turn.answered(text, move |model| async move { answer::whole(&model, ask).await });
+        turn.answered(text, move |model| async move { answer::unheard(&model, ask).await });
     }
 }
 

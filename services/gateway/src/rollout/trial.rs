@@ -57,7 +57,7 @@ async fn run(models: &Arc<Models>, version: &registry::AdapterVersion, golden: O
         max_new_tokens: if golden.is_some() { GOLDEN_TOKENS } else { ANY_TOKENS },
         ..Default::default()
     };
-    let said = answer::whole(&model, request.try_into()?).await?;
+    let said = answer::unheard(&model, request.try_into()?).await?;
     let name = format!("{}@{}", version.adapter, version.version);
     match golden {
         Some(golden) if !golden.expect.is_empty() && golden.expect != said => {
