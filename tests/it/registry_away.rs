@@ -99,3 +99,24 @@ async fn a_base_that_is_known_answers_while_the_registry_is_away_also_where_it_h
     .await;
     assert!(status.message().contains("base third does not exist"), "{status}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn engines_behind_an_edge_go_by_what_they_know_while_the_registry_is_away_as_a_single_gateway_does() {
+    let mut fleet = Fleet::with_engines(1, &[]).await;
+    fleet.publish(2);
+    let at = fleet.at(0, 0);
+    let asked = [request(Family::Llama.base(), "", 0), request("", "grammar@1", 0)];
+    let mut before = Vec::new();
+    for request in &asked {
+        before.push(answers::ask(&at, request.clone()).await.expect("an answer").text);
+    }
+    fleet.kill_registry(0);
+    tokio::time::sleep(OLD).await;
+    for _ in 0..2 {
+        for (request, before) in asked.iter().zip(&before) {
+            assert_eq!(answers::ask(&at, request.clone()).await.expect("it is known").text, *before);
+        }
+    }
+    let status = answers::ask(&at, request("", "grammar@2", 0)).await.expect_err("nobody has asked for it before");
+    assert_eq!(status.code(), Code::Unavailable, "{status}");
+}

@@ -51,7 +51,7 @@ impl Api {
         if target.digest.is_empty() {
             return self.models.base_of(&base, &Digest::try_new(target.base_fingerprint)?).await;
         }
-        let version = self.models.routes().version(&target.adapter, Version(target.version)).await;
+        let version = self.models.routes().version_or_remembered(&target.adapter, Version(target.version)).await;
         let version = version.map_err(Error::service("registry"))?;
         if version.digest != target.digest {
             let problem = format!("version {} has digest {}, not {}", version.version, version.digest, target.digest);

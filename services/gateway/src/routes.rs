@@ -80,7 +80,9 @@ impl Routes {
     pub async fn find(&self, reference: &str) -> Result<Found> {
         let reference: AdapterRef = reference.parse()?;
         let Selector::Alias(alias) = &reference.selector else {
-            let target = self.resolve_or_remember(&reference.to_string()).await.map_err(Error::service("registry"))?;
+            let reference = reference.to_string();
+            let target = self.or_remember(&reference, self.resolve(&reference)).await;
+            let target = target.map_err(Error::service("registry"))?;
             return Ok(Found { route: Arc::new(Route::fixed(target)), from_table: false });
         };
         let known = self.table.find(reference.adapter.as_str(), alias.as_str());
@@ -128,10 +130,15 @@ impl Routes {
         code_of(status) == ErrorCode::Unavailable && self.table.confirmed_within(self.grace)
     }
 
-    async fn resolve_or_remember(&self, reference: &str) -> Result<registry::AdapterVersion, Status> {
-        let resolved = self.resolve(reference).await;
+    /// What the registry answers of a reference, or what it last did, while none answers.
+    async fn or_remember(
+        &self,
+        reference: &str,
+        asked: impl Future<Output = Result<registry::AdapterVersion, Status>>,
+    ) -> Result<registry::AdapterVersion, Status> {
+        let answer = asked.await;
         let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        match resolved {
+        match answer {
             Ok(target) => {
                 if said.len() >= MAX_SAID {
                     said.clear();
@@ -172,6 +179,15 @@ impl Routes {
     pub async fn version(&self, adapter: &str, version: Version) -> Result<registry::AdapterVersion, Status> {
         let request = registry::GetVersionRequest { adapter: adapter.to_owned(), version: version.0 };
         Ok(self.registry().get_version(request).await?.into_inner())
+    }
+
+    /// A version that an edge has resolved: as [`Self::version`], and while no registry answers as it last was.
+    pub async fn version_or_remembered(
+        &self,
+        adapter: &str,
+        version: Version,
+    ) -> Result<registry::AdapterVersion, Status> {
+        self.or_remember(&format!("{adapter}@{version}"), self.version(adapter, version)).await
     }
 
     /// Waits until this table has a rollout's entry, so that whoever asked for it finds it in force; not for long, since the
