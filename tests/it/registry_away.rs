@@ -1,6 +1,6 @@
 //! What a gateway asks the registry for bases, and what it goes by while no registry answers.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tailor_pb::inference::{GenerateRequest, GenerateResponse};
 use tailor_pb::registry::GetRetentionRequest;
@@ -119,4 +119,29 @@ async fn engines_behind_an_edge_go_by_what_they_know_while_the_registry_is_away_
     }
     let status = answers::ask(&at, request("", "grammar@2", 0)).await.expect_err("nobody has asked for it before");
     assert_eq!(status.code(), Code::Unavailable, "{status}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_hangs_is_not_waited_for_by_whoever_asks_for_what_is_known() {
+    let mut fleet = Fleet::start(1, &[0], &[]).await;
+    fleet.publish(1);
+    let at = fleet.at(0, 0);
+    at.point(1, "").await;
+    let asked =
+        [request(Family::Llama.base(), "", 0), request("", "grammar@1", 0), request("", "grammar@production", 0)];
+    let mut before = Vec::new();
+    for request in &asked {
+        before.push(answers::ask(&at, request.clone()).await.expect("an answer").text);
+    }
+    fleet.registry(0).signal("STOP");
+    tokio::time::sleep(OLD).await;
+    let begun = Instant::now();
+    let again = asked.iter().map(|request| answers::ask(&at, request.clone()));
+    for (said, before) in futures::future::join_all(again).await.into_iter().zip(&before) {
+        assert_eq!(said.expect("it is known").text, *before);
+    }
+    assert!(begun.elapsed() < Duration::from_secs(20), "long before its connections are given up");
+    fleet.registry(0).signal("CONT");
+    let status = ask(&at, "third").await.expect_err("no such base");
+    assert_eq!(status.code(), Code::NotFound, "{status}");
 }

@@ -11,7 +11,7 @@ mod follow;
 mod table;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tailor_domain::{
@@ -48,6 +48,9 @@ pub struct Routes {
 
 /// References that are remembered; beyond it all are forgotten.
 const MAX_SAID: usize = 10_000;
+/// A registry that is there answers sooner. One whose process is stopped keeps its connections, and nothing else would say so for
+/// long.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 impl Routes {
     pub fn new(settings: &Settings) -> Result<Self> {
@@ -92,7 +95,8 @@ impl Routes {
         {
             return Ok(Found { route: route.clone(), from_table: true });
         }
-        match self.ask(&reference, alias).await {
+        let is_known = known.as_ref().is_some_and(|route| route.target.is_some());
+        match self.or_silence(is_known, self.ask(&reference, alias)).await {
             Ok(route) => Ok(Found { route: Arc::new(route), from_table: false }),
             Err(status) => match known {
                 Some(route) if route.target.is_some() && self.in_grace(&status) => {
@@ -115,7 +119,8 @@ impl Routes {
             let manifest = BaseManifest::try_from(found).map_err(|error| Status::internal(error.to_string()))?;
             Ok::<_, Status>(Arc::new(manifest))
         };
-        match self.base_names.find(name, self.fresh, ask).await {
+        let is_known = self.base_names.last(name).is_some();
+        match self.or_silence(is_known, self.base_names.find(name, self.fresh, ask)).await {
             Ok(manifest) => Ok(manifest),
             // It goes on being what it was as long as nobody can say otherwise.
             Err(status) => match self.base_names.last(name).filter(|_| self.in_grace(&status)) {
@@ -130,14 +135,29 @@ impl Routes {
         code_of(status) == ErrorCode::Unavailable && self.table.confirmed_within(self.grace)
     }
 
+    /// What the registry answers, or that it is away, if it does not say a word. `is_known`: whether there is something to go by
+    /// then; without it there is nothing better than to wait.
+    async fn or_silence<T>(
+        &self,
+        is_known: bool,
+        answer: impl Future<Output = Result<T, Status>>,
+    ) -> Result<T, Status> {
+        if !is_known || !self.table.confirmed_within(self.grace) {
+            return answer.await;
+        }
+        let silent = |_| Status::unavailable(format!("no word of the registry for {} s", PATIENCE.as_secs()));
+        tokio::time::timeout(PATIENCE, answer).await.map_err(silent)?
+    }
+
     /// What the registry answers of a reference, or what it last did, while none answers.
     async fn or_remember(
         &self,
         reference: &str,
         asked: impl Future<Output = Result<registry::AdapterVersion, Status>>,
     ) -> Result<registry::AdapterVersion, Status> {
-        let answer = asked.await;
-        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_known = self.said().contains_key(reference);
+        let answer = self.or_silence(is_known, asked).await;
+        let mut said = self.said();
         match answer {
             Ok(target) => {
                 if said.len() >= MAX_SAID {
@@ -148,6 +168,10 @@ impl Routes {
             }
             Err(status) => said.get(reference).filter(|_| self.in_grace(&status)).cloned().ok_or(status),
         }
+    }
+
+    fn said(&self) -> MutexGuard<'_, HashMap<String, registry::AdapterVersion>> {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The registry's answer for an alias, its rollout with it.

@@ -156,6 +156,10 @@ impl Fleet {
         cli.env("TAILOR_STATE", self.folder.join("state").display().to_string())
     }
 
+    pub fn registry(&mut self, registry: usize) -> &mut Process {
+        &mut self.registries[registry].1
+    }
+
     /// SIGKILL: no last word.
     pub fn kill_registry(&mut self, registry: usize) {
         self.registries[registry].1.kill();
