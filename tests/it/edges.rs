@@ -181,6 +181,8 @@ async fn what_an_engine_that_hangs_has_not_begun_moves_though_its_connections_st
     }
     let score = ScoreRequest { adapter: "grammar@1".into(), text: "anna sees".into(), ..Default::default() };
     at.gateway().score(score).await.expect("the other engine scores");
+    let held = at.admin().list_resident(ListResidentRequest {}).await.expect("what the other holds").into_inner();
+    assert_eq!(held.bases.len(), 1, "{held:?}");
     assert!(begun.elapsed() < Duration::from_secs(20), "long before its connections are given up");
     fleet.engine(home).signal("CONT");
     fleet.engine(1 - home).kill();

@@ -163,7 +163,10 @@ impl Fleet {
     where
         F: Future<Output = Result<tonic::Response<T>, Status>>,
     {
-        let said = futures::future::join_all(self.members.iter().map(|member| ask(member.admin()))).await;
+        // What one that hangs holds is not waited for, where others can say what they hold.
+        let several = self.members.len() > 1;
+        let said = self.members.iter().map(|member| member.or_silence(several, ask(member.admin())));
+        let said = futures::future::join_all(said).await;
         let said: Vec<_> = said.into_iter().map(|said| said.map(tonic::Response::into_inner)).collect();
         if said.iter().all(|said| said.as_ref().is_err_and(may_go_elsewhere)) {
             return Err(self.nowhere(said.into_iter().find_map(Result::err)));
