@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tailor_pb::inference::{GenerateRequest, ListResidentRequest, PinRequest};
+use tailor_pb::inference::{ChatMessage, GenerateRequest, ListResidentRequest, PinRequest, ScoreRequest};
 use tonic::{Code, Request};
 use tonic_types::StatusExt as _;
 
@@ -135,4 +135,40 @@ async fn the_least_used_adapter_leaves_when_memory_is_full_and_comes_back_when_i
     gateway.generate(ask("one")).await.expect("an answer");
     let resident = admin.list_resident(ListResidentRequest {}).await.expect("a list").into_inner();
     assert!(resident.adapters.iter().any(|adapter| adapter.digest == digest), "what is pinned stays: {resident:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_too_large_to_be_tokenised_is_refused_by_field_and_limit_whatever_is_asked_of_it() {
+    const LIMIT: usize = 1 << 20;
+    let up = Up::start().await;
+    up.add_base_and_rows(Family::Llama).await;
+    let mut gateway = up.addresses.gateway();
+    let score = || ScoreRequest { base: Family::Llama.base().into(), text: "anna".into(), ..Default::default() };
+    let long = "a".repeat(LIMIT + 1);
+    for (field, request) in [
+        ("text", ScoreRequest { text: long.clone(), ..score() }),
+        ("text", ScoreRequest { token_ids: vec![5; LIMIT / 4], ..score() }),
+        ("prompt", ScoreRequest { prompt: long.clone(), ..score() }),
+        ("prompt", ScoreRequest { prompt_ids: vec![5; LIMIT / 4 + 1], ..score() }),
+    ] {
+        let refused = gateway.score(request).await.expect_err("too large");
+        assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+        let says = refused.message();
+        assert!(says.starts_with(&format!("{field}: ")) && says.ends_with("the limit is 1048576"), "{field}: {says}");
+    }
+    // Small on its way, and large where the template says it a thousand times.
+    let many = "{input}".repeat(1000);
+    let turn = ChatMessage { role: "user".into(), content: "b".repeat(100) };
+    for request in [
+        GenerateRequest { input: long.clone(), ..request(1) },
+        GenerateRequest { input: long.clone(), raw: true, ..request(1) },
+        GenerateRequest { input: "b".repeat(2000), prompt_template: many.clone(), ..request(1) },
+        GenerateRequest { messages: vec![turn; 20], prompt_template: many, ..request(1) },
+    ] {
+        let refused = gateway.generate(request).await.expect_err("too large");
+        assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+        let says = refused.message();
+        assert!(says.starts_with("input: ") && says.ends_with("the limit is 1048576"), "{says}");
+    }
+    gateway.score(score()).await.expect("scores");
 }

@@ -70,6 +70,12 @@ impl PromptTemplate {
         Ok(Self { literals })
     }
 
+    /// Bytes that [`Self::render`] makes of an input of so many: it may stand in the template any number of times.
+    pub fn rendered_bytes(&self, input: usize) -> usize {
+        let literals: usize = self.literals.iter().map(String::len).sum();
+        self.literals.len().saturating_sub(1).saturating_mul(input).saturating_add(literals)
+    }
+
     pub fn render(&self, input: &str) -> String {
         self.literals.join(input)
     }
@@ -91,6 +97,7 @@ mod tests {
     fn a_template_renders_and_reads_back_as_it_is_kept() {
         let template = PromptTemplate::parse("Correct {text} as JSON {{}}: {input}", Some("text")).expect("valid");
         assert_eq!(template.render("a {b} c"), "Correct a {b} c as JSON {}: a {b} c");
+        assert_eq!(template.rendered_bytes(7), template.render("a {b} c").len());
         assert_eq!(template.to_string(), "Correct {input} as JSON {{}}: {input}");
         assert_eq!(PromptTemplate::parse(&template.to_string(), None).expect("own output"), template);
         assert_eq!(PromptTemplate::parse("", None).expect("empty").render("x"), "x");

@@ -10,7 +10,7 @@ use tailor_serverkit::status;
 use tailor_text::Tokenizer;
 use tailor_text::tokenizer::TextStream;
 
-use crate::ask::{Ask, MaxNew, Prompt};
+use crate::ask::{Ask, MaxNew, Prompt, check_size};
 use crate::bases::Base;
 use crate::caller::Caller;
 use crate::device::{ScoreTokens, TokenJob, Tokens};
@@ -250,6 +250,8 @@ fn is_ours(error: &Error) -> bool {
 
 /// The log-probability of each given token.
 pub async fn score(model: &Model, request: &pb::ScoreRequest, caller: &Caller) -> Result<Vec<pb::ScoredToken>> {
+    check_size("prompt", request.prompt.len() + size_of_val(&request.prompt_ids[..]))?;
+    check_size("text", request.text.len() + size_of_val(&request.token_ids[..]))?;
     let tokenizer = &model.base.tokenizer;
     let prompt_ids = match (&request.prompt_ids[..], request.prompt.as_str()) {
         ([], "") => Vec::new(),

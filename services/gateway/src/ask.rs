@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::stop::{MAX_STOP_BYTES, MAX_STOPS};
 
-/// Longest input in bytes, checked before it is tokenised.
+/// Longest input in bytes, in all places of its template, checked before it is rendered and tokenised.
 const MAX_INPUT_BYTES: usize = 1 << 20;
 
 #[derive(Debug, Clone)]
@@ -74,25 +74,42 @@ impl Ask {
 impl Prompt {
     /// The ids as training rendered them: the adapter's template, then the base's chat template where it has one.
     pub fn ids(&self, model: &Model) -> Result<Vec<u32>> {
-        let size = match self {
-            Self::Raw(text) | Self::Input { text, .. } => text.len(),
-            Self::Ids(ids) => ids.len() * size_of::<u32>(),
-            Self::Messages { messages, .. } => messages.iter().map(|message| message.text().len()).sum(),
-        };
-        if size > MAX_INPUT_BYTES {
-            return Err(Invalid::new("input", format!("{size} bytes; the limit is {MAX_INPUT_BYTES}")).into());
-        }
         match self {
-            Self::Raw(text) => Ok(model.base.tokenizer.encode_with_special(text)?),
-            Self::Ids(ids) => Ok(ids.clone()),
-            Self::Input { text, template } => Ok(builder(model, template)?.prompt(text)?.ids),
+            Self::Raw(text) => {
+                check_size("input", text.len())?;
+                Ok(model.base.tokenizer.encode_with_special(text)?)
+            }
+            Self::Ids(ids) => {
+                check_size("input", size_of_val(&ids[..]))?;
+                Ok(ids.clone())
+            }
+            Self::Input { text, template } => {
+                let template = parse(model, template)?;
+                check_size("input", template.rendered_bytes(text.len()))?;
+                Ok(builder(model, template)?.prompt(text)?.ids)
+            }
             Self::Messages { messages, tools, template } => {
+                let template = parse(model, template)?;
+                let size = |message: &Message| match message.role() {
+                    "user" => template.rendered_bytes(message.text().len()),
+                    _ => message.text().len(),
+                };
+                check_size("input", messages.iter().map(size).fold(0, usize::saturating_add))?;
                 let options = ChatOptions { tools: tools.clone(), ..ChatOptions::default() };
                 let prompt = builder(model, template)?.conversation(messages, &options);
                 Ok(prompt.map_err(refused_chat)?.ids)
             }
         }
     }
+}
+
+/// # Errors
+/// So many bytes are not tokenised.
+pub fn check_size(field: &str, size: usize) -> Result<(), Invalid> {
+    if size > MAX_INPUT_BYTES {
+        return Err(Invalid::new(field, format!("{size} bytes; the limit is {MAX_INPUT_BYTES}")));
+    }
+    Ok(())
 }
 
 /// A conversation comes from the caller: what its template does not take is the caller's to change.
@@ -103,12 +120,16 @@ fn refused_chat(error: tailor_text::Error) -> Error {
     }
 }
 
-fn builder(model: &Model, template: &str) -> Result<ExampleBuilder> {
+/// The template that is given, or the adapter's.
+fn parse(model: &Model, template: &str) -> Result<PromptTemplate> {
     let template = match (template, &model.adapter) {
         ("", Some(version)) => version.prompt_template.as_str(),
         (given, _) => given,
     };
-    let template = PromptTemplate::parse(template, None)?;
+    Ok(PromptTemplate::parse(template, None)?)
+}
+
+fn builder(model: &Model, template: PromptTemplate) -> Result<ExampleBuilder> {
     Ok(ExampleBuilder::new(model.base.tokenizer.clone(), template, model.base.manifest.family)?)
 }
 
