@@ -1,9 +1,12 @@
 //! OpenAI's API on the gateway's port: the stock client walks the loop, and gRPC-Web stands beside it.
 
 use std::process::Command;
+use std::time::Duration;
 
 use prost::Message as _;
 use tailor_pb::inference::{GenerateChunk, GenerateRequest};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
 
 use crate::support::http::{body_of, chunks_of, http, try_http_bytes};
 use crate::support::{Family, Up, repository};
@@ -60,6 +63,44 @@ async fn a_file_over_the_datasets_limit_is_413_in_openais_shape() {
     assert_eq!(body["error"]["type"], "invalid_request_error", "{body}");
     let message = body["error"]["message"].as_str().expect("a message");
     assert!(message.contains("limit of 1000 bytes (dataset.max_upload_bytes)"), "{message}");
+}
+
+async fn files(gateway: &str) -> usize {
+    let listed = http(gateway, "GET /v1/files HTTP/1.1\r\n", b"").await;
+    let listed: serde_json::Value = serde_json::from_str(body_of(&listed)).expect("a list");
+    listed["data"].as_array().expect("files").len()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_breaks_off_on_its_way_is_none() {
+    let up = Up::start().await;
+    let gateway = up.addresses.gateway.as_str();
+    let rows: String = (0..200).map(|n| format!("{{\"input\": \"row {n}\", \"target\": \"Row {n}.\"}}\n")).collect();
+    let purpose = "--edge\r\nContent-Disposition: form-data; name=\"purpose\"\r\n\r\nfine-tune\r\n";
+    let file = "--edge\r\nContent-Disposition: form-data; name=\"file\"; filename=\"rows.jsonl\"\r\n\r\n";
+    let form = format!("{purpose}{file}{rows}\r\n--edge--\r\n");
+    let head = "POST /v1/files HTTP/1.1\r\nContent-Type: multipart/form-data; boundary=edge\r\n";
+    let half = &form.as_bytes()[..form.len() / 2];
+
+    // A proxy that lost the rest, and says how much there is of it.
+    let refused = http(gateway, head, half).await;
+    assert!(refused.starts_with("HTTP/1.1 400") && refused.contains("the form cannot be read"), "{refused}");
+    // A client that went away.
+    let mut connection = TcpStream::connect(gateway.trim_start_matches("http://")).await.expect("connect");
+    let length = form.len();
+    let head_of_all = format!("{head}Host: x\r\nContent-Length: {length}\r\n\r\n");
+    connection.write_all(head_of_all.as_bytes()).await.expect("send");
+    connection.write_all(half).await.expect("send");
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    drop(connection);
+    for _ in 0..10 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert_eq!(files(gateway).await, 0, "half of the rows are no file");
+    }
+
+    let made = http(gateway, head, form.as_bytes()).await;
+    assert!(made.starts_with("HTTP/1.1 200"), "{made}");
+    assert_eq!(files(gateway).await, 1, "all of them are");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,10 +4,11 @@ use axum::Json;
 use axum::extract::State;
 use axum::extract::multipart::{Field, Multipart, MultipartError};
 use axum::http::StatusCode;
+use futures::stream::{self, StreamExt as _};
 use serde_json::{Value, json};
 use tailor_pb::common;
 use tailor_pb::dataset::{self, upload_dataset_request::Part};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::error::ApiError;
@@ -66,6 +67,11 @@ async fn upload(http: &Http, mut field: Field<'_>) -> Result<dataset::Dataset, A
     let file_name = field.file_name().unwrap_or("rows.jsonl").to_owned();
     let header = dataset::UploadHeader { name: new_id("file"), file_name, ..Default::default() };
     let (sender, receiver) = mpsc::channel(BUFFER);
+    // A stream that ends is a whole file to the service. One that breaks off, its sender gone, ends with a message that is refused.
+    let (whole, is_whole) = oneshot::channel::<()>();
+    let broken_off = stream::once(is_whole)
+        .filter_map(|whole| std::future::ready(whole.is_err().then(dataset::UploadDatasetRequest::default)));
+    let parts = ReceiverStream::new(receiver).chain(broken_off);
     let part = |part| dataset::UploadDatasetRequest { part: Some(part) };
     let mut client = http.dataset();
     let feed = async move {
@@ -78,9 +84,11 @@ async fn upload(http: &Http, mut field: Field<'_>) -> Result<dataset::Dataset, A
                 }
             }
         }
+        // Nobody waits for it where the call has ended.
+        let _ = whole.send(());
         Ok::<_, MultipartError>(())
     };
-    let (fed, answer) = tokio::join!(feed, client.upload_dataset(ReceiverStream::new(receiver)));
+    let (fed, answer) = tokio::join!(feed, client.upload_dataset(parts));
     fed.map_err(|error| broken(&error))?;
     Ok(answer?.into_inner().dataset.unwrap_or_default())
 }
