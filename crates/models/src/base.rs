@@ -120,9 +120,18 @@ impl Base {
     /// A config that is not supported, by field, before any weight is read; a tensor that is missing, not expected, or
     /// of a shape or type that does not fit.
     pub fn load(folder: &Path, options: &LoadOptions) -> Result<Self> {
+        Self::load_unless(folder, options, &|| false)
+    }
+
+    /// As [`Base::load`], asking before each tensor whether anybody waits for it yet: a large base takes minutes to come to a
+    /// device.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`] once `should_stop` says so; as [`Base::load`].
+    pub fn load_unless(folder: &Path, options: &LoadOptions, should_stop: &dyn Fn() -> bool) -> Result<Self> {
         let (config, text) = read_config(folder)?;
         let checkpoint = Checkpoint::open(folder)?;
-        Self::build(config, text, Source::Checkpoint(&checkpoint), *options)
+        Self::build(config, text, Source::Checkpoint(&checkpoint), *options, should_stop)
     }
 
     /// A new model: every parameter dense, f32, initialised as the family's papers do, requiring a gradient. Seeds
@@ -133,7 +142,8 @@ impl Base {
     pub fn random(config_json: &[u8], device: Device, seed: i64) -> Result<Self> {
         let config = Config::parse(config_json)?;
         tch::manual_seed(seed);
-        Self::build(config, config_json.to_vec(), Source::Random, LoadOptions { compute: Compute::F32, device })
+        let options = LoadOptions { compute: Compute::F32, device };
+        Self::build(config, config_json.to_vec(), Source::Random, options, &|| false)
     }
 
     /// Random 4-bit weights (NF4 with double quantisation) made on the device, everything else dense in the compute type;
@@ -144,15 +154,21 @@ impl Base {
     pub fn random_four_bit(config_json: &[u8], options: &LoadOptions, seed: i64) -> Result<Self> {
         let config = Config::parse(config_json)?;
         tch::manual_seed(seed);
-        Self::build(config, config_json.to_vec(), Source::RandomFourBit, *options)
+        Self::build(config, config_json.to_vec(), Source::RandomFourBit, *options, &|| false)
     }
 
-    fn build(config: Config, config_text: Vec<u8>, source: Source<'_>, options: LoadOptions) -> Result<Self> {
+    fn build(
+        config: Config,
+        config_text: Vec<u8>,
+        source: Source<'_>,
+        options: LoadOptions,
+        should_stop: &dyn Fn() -> bool,
+    ) -> Result<Self> {
         tailor_torch::use_pool();
         if let Device::Cuda(index) = options.device {
             tailor_torch::gpu::prepare(index)?;
         }
-        let mut builder = Builder::new(source, options.compute, options.device);
+        let mut builder = Builder::new(source, options.compute, options.device, should_stop);
         let model = match &config {
             Config::Decoder(config) => Model::Decoder(Decoder::build(config, &mut builder)?),
             Config::T5(config) => Model::T5(T5::build(config, &mut builder)?),

@@ -26,6 +26,9 @@ pub enum Error {
     Torch(#[from] tailor_torch::Error),
     #[error("{path}: {source}")]
     Io { path: String, source: std::io::Error },
+    /// Whoever wanted the base does not want to wait for it any more.
+    #[error("stopped before the base was loaded")]
+    Stopped,
 }
 
 impl Error {
@@ -41,6 +44,7 @@ impl Error {
                 std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => ErrorCode::ResourceExhausted,
                 _ => ErrorCode::Unavailable,
             },
+            Self::Stopped => ErrorCode::Cancelled,
         }
     }
 

@@ -40,6 +40,8 @@ pub(crate) struct Builder<'a> {
     source: Source<'a>,
     compute: Compute,
     device: Device,
+    /// Asked before each tensor.
+    should_stop: &'a dyn Fn() -> bool,
     pub parameters: Vec<Parameter>,
     pub linears: Vec<LinearInfo>,
     /// Those of the linear layers, in their order.
@@ -59,11 +61,12 @@ pub(crate) enum Source<'a> {
 }
 
 impl<'a> Builder<'a> {
-    pub fn new(source: Source<'a>, compute: Compute, device: Device) -> Self {
+    pub fn new(source: Source<'a>, compute: Compute, device: Device, should_stop: &'a dyn Fn() -> bool) -> Self {
         Self {
             source,
             compute,
             device,
+            should_stop,
             parameters: Vec::new(),
             linears: Vec::new(),
             weights: Vec::new(),
@@ -138,7 +141,12 @@ impl<'a> Builder<'a> {
         Linear { weight, bias: None, slot }
     }
 
+    fn go_on(&self) -> Result<()> {
+        if (self.should_stop)() { Err(Error::Stopped) } else { Ok(()) }
+    }
+
     fn four_bit(&mut self, name: &str, input: i64, out: i64, std: f64) -> Result<Option<Weight>> {
+        self.go_on()?;
         let weight = match &self.source {
             Source::Random => return Ok(None),
             Source::Checkpoint(checkpoint) => checkpoint.quantized(name)?,
@@ -167,6 +175,7 @@ impl<'a> Builder<'a> {
     }
 
     fn dense(&mut self, name: &str, shape: &[i64], new: impl FnOnce((Kind, Device)) -> Tensor) -> Result<Tensor> {
+        self.go_on()?;
         let tensor = match &self.source {
             Source::Random => new((Kind::Float, self.device)).set_requires_grad(true),
             Source::RandomFourBit => new((self.compute.kind(), self.device)),

@@ -15,7 +15,7 @@ use tailor_models::Base;
 use tailor_peft::layer_number;
 use tailor_torch::guarded;
 
-use self::run::{Beginning, Run};
+use self::run::{BEFORE_THE_FIRST_STEP, Beginning, Run};
 use crate::batches::Batches;
 use crate::checkpoint::Checkpoint;
 use crate::error::Error;
@@ -108,7 +108,8 @@ impl<'a, B: Deref<Target = Base>> Session<'a, B> {
     /// Everything before the first step: rows chosen, parameters made or taken from the checkpoint.
     ///
     /// # Errors
-    /// As [`resume_among`]; [`Error::Stopped`]: the observer did not want to wait for parameters that take long to make.
+    /// As [`resume_among`]; [`Error::Stopped`]: the observer did not want to wait for parameters that take long to make,
+    /// or for passes that show how many rows fit into memory.
     pub fn begin(
         base: B,
         recipe: &Recipe,
@@ -140,7 +141,7 @@ impl<'a, B: Deref<Target = Base>> Session<'a, B> {
         rows.lengths().each(|_, length| tokens += u64::from(length));
         let schedule = Schedule::new(&recipe.train, batches.per_epoch(), tokens);
         method.check_unfreezing(recipe, |path| frozen_steps(&recipe.train, &schedule, path))?;
-        let at = "before the first step";
+        let at = BEFORE_THE_FIRST_STEP;
         let beginning = guarded(|| Beginning::of(&method, &base, &recipe.train, &schedule, observer));
         let beginning = beginning.map_err(Error::at(at))?.ok_or(Error::Stopped { at })?;
         let mut run =

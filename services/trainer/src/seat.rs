@@ -142,8 +142,8 @@ impl Task for Part {
 
     fn turn(&mut self, bases: &mut Bases) -> Result<Option<()>> {
         let start = self.start.take().ok_or(Error::DeviceGone)?;
-        let base = start.base(bases)?.base;
         let halt = self.observer.halt.clone();
+        let base = start.base(bases, &halt)?.base;
         let ranks = self.party.connect(&|| halt.raised().is_some())?;
         let mut session = start.session(&base, &ranks, &mut self.observer)?;
         while session.turn(&mut self.observer)?.is_none() {}

@@ -36,14 +36,14 @@ impl Start {
     /// The base from memory or from the cache.
     ///
     /// # Errors
-    /// The cache holds no base that can be loaded.
-    pub fn base(&self, bases: &mut Bases) -> Result<Found> {
+    /// The cache holds no base that can be loaded; the run is to halt.
+    pub fn base(&self, bases: &mut Bases, halt: &HaltFlag) -> Result<Found> {
         let compute = match self.spec.recipe.train.precision {
             Precision::Base => self.base.dtype.parse()?,
             Precision::Bf16 => Compute::Bf16,
             Precision::F32 => Compute::F32,
         };
-        bases.get(&self.base.fingerprint, compute, &self.folder)
+        bases.get(&self.base.fingerprint, compute, &self.folder, &|| halt.raised().is_some())
     }
 
     /// All that stands before the first step, as one of `ranks`; anew where the checkpoint is of no use.
@@ -141,11 +141,11 @@ impl Training {
         if let Some((party, fence)) = &party {
             party.announce(*fence, start.checkpoint.as_ref().map(|(record, _)| &record.digest))?;
         }
-        let found = start.base(bases)?;
+        let halt = self.reporter.halt.clone();
+        let found = start.base(bases, &halt)?;
         if found.shared {
             self.reporter.note(&format!("base {} is in memory already and shared with another job", start.base.name));
         }
-        let halt = self.reporter.halt.clone();
         let ranks = match &party {
             Some((party, _)) => party.connect(&|| halt.raised().is_some())?,
             None => Ranks::alone(),

@@ -1,9 +1,10 @@
 //! Folders in and out, and what is refused before memory is taken.
 
+use std::cell::Cell;
 use std::fs;
 
 use serde_json::{Value, json};
-use tailor_models::{Base, Config, Pass};
+use tailor_models::{Base, Config, Error, LoadOptions, Pass};
 use tailor_quant::Float;
 use tch::Device;
 
@@ -182,6 +183,29 @@ fn config_that_does_not_match_the_tensors_is_refused_by_tensor() {
     assert!(message.contains("model.layers.2"), "{message}");
     let message = refused("num_hidden_layers", json!(1));
     assert!(message.contains("model.layers.1") && message.contains("no place"), "{message}");
+}
+
+#[test]
+fn a_load_that_nobody_waits_for_ends_before_the_next_tensor() {
+    for name in ["llama-gqa-nf4", "t5-v11"] {
+        let asked = Cell::new(0);
+        let load = |most: u32| {
+            asked.set(0);
+            let should_stop = || {
+                asked.set(asked.get() + 1);
+                asked.get() > most
+            };
+            Base::load_unless(&model_folder(name), &LoadOptions::default(), &should_stop).map(drop)
+        };
+        load(u32::MAX).expect("loads");
+        let all = asked.get();
+        assert!(all > 10, "{name}: asked {all} times");
+        for most in [0, all / 2, all - 1] {
+            let error = load(most).expect_err("stopped");
+            assert!(matches!(error, Error::Stopped), "{name}: {error}");
+            assert_eq!(asked.get(), most + 1, "{name}");
+        }
+    }
 }
 
 #[test]

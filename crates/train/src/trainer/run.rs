@@ -27,6 +27,9 @@ use crate::rows::Rows;
 use crate::schedule::Schedule;
 use crate::summary::{Observer, Outcome, RecentLoss, Summary};
 
+/// A place in a run, for errors.
+pub(super) const BEFORE_THE_FIRST_STEP: &str = "before the first step";
+
 /// Where a run stands, and what it takes to go on.
 pub(super) struct Run<'a, B> {
     base: B,
@@ -193,7 +196,8 @@ impl<'a, B: Deref<Target = Base>> Run<'a, B> {
         }
     }
 
-    /// Where the host's memory would not hold a pass of the whole batch, fewer rows; see [`micro_batch`].
+    /// Where the host's memory would not hold a pass of the whole batch, fewer rows; see [`micro_batch`]. A pass of long rows
+    /// takes long, so before each the observer is asked whether anybody waits for it.
     pub(super) fn find_micro_batch(&mut self, observer: &mut dyn Observer) -> Result<(), Error> {
         if self.base.device() != tch::Device::Cpu {
             return Ok(());
@@ -205,17 +209,26 @@ impl<'a, B: Deref<Target = Base>> Run<'a, B> {
                 (longest, tokens) = (at, length);
             }
         });
-        let before = Error::at("before the first step");
+        let at = BEFORE_THE_FIRST_STEP;
+        let before = Error::at(at);
         let random = tailor_torch::rng_state().map_err(|error| before(error.into()))?;
         self.optimizer.thaw();
         let batch = self.state.micro_batch as usize;
+        let mut stopped = false;
         let fit = micro_batch::that_fits(batch.min(sequences), |rows| {
+            stopped = stopped || observer.should_stop();
+            if stopped {
+                return false;
+            }
             let batch = vec![longest; rows];
             let passed = self.gradient(0, &batch, &batch, rows).is_ok();
             self.optimizer.zero_gradients();
             passed
         });
-        tailor_torch::set_rng_state(&random).map_err(|error| Error::at("before the first step")(error.into()))?;
+        tailor_torch::set_rng_state(&random).map_err(|error| Error::at(at)(error.into()))?;
+        if stopped {
+            return Err(Error::Stopped { at });
+        }
         if let Some(fit) = fit.filter(|fit| fit.rows < batch.min(sequences)) {
             self.state.micro_batch = fit.rows as u64;
             let (row, free) = (fit.row >> 20, fit.available >> 20);

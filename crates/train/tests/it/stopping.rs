@@ -159,6 +159,20 @@ fn a_run_looks_between_two_decompositions_whether_it_is_to_stop() {
 }
 
 #[test]
+fn passes_that_show_how_many_rows_fit_are_not_waited_for_by_a_run_that_is_to_stop() {
+    let tiny = TinyBase::llama();
+    let rows = tiny.rows(8);
+    let begin = |micro_batch_rows| {
+        let recipe = recipe(&lora(), &TrainSpec { micro_batch_rows, ..spec() });
+        let mut stopped = Seen { stop_after: Some(0), ..Seen::default() };
+        Session::begin(&tiny.base, &recipe, rows.as_slice(), "tiny", None, &Ranks::alone(), &mut stopped).map(drop)
+    };
+    begin(8).expect("nothing to find out");
+    let error = begin(0).expect_err("a pass of the longest row");
+    assert!(matches!(error, Error::Stopped { .. }), "{error}");
+}
+
+#[test]
 fn tokens_and_time_and_money_bound_a_run() {
     let tiny = TinyBase::llama();
     let rows = tiny.random_rows(32, 5);
