@@ -38,3 +38,4 @@ mod shipped;
 mod store_and_queue_away;
 mod support;
 mod transfers;
+mod waiting;

@@ -47,6 +47,8 @@ pub enum JobEvent {
     Cancel,
     /// The worker's lease ran out, or it gave the job back.
     LeaseLost,
+    /// For too long no worker was there that could run it.
+    Unclaimed,
 }
 
 /// An event that a state does not accept.
@@ -92,6 +94,8 @@ impl JobState {
                 Ok(S::Leased)
             }
             (S::Leased | S::Preparing | S::Training | S::Evaluating | S::Publishing, E::LeaseLost) => Ok(S::Queued),
+            // Whoever has it by now is its worker.
+            (S::Queued, E::Unclaimed) => Ok(S::Failed),
             (S::Leased, E::Prepare) => Ok(S::Preparing),
             (S::Preparing, E::Train) => Ok(S::Training),
             // After training there is little left that waiting would save.
@@ -110,7 +114,8 @@ impl JobState {
                 | E::Evaluate
                 | E::Publish
                 | E::Succeed
-                | E::LeaseLost,
+                | E::LeaseLost
+                | E::Unclaimed,
             ) => Err(Refused { state: self, event }),
         }
     }
@@ -155,6 +160,7 @@ impl fmt::Display for JobEvent {
             Self::Fail => "fail",
             Self::Cancel => "be cancelled",
             Self::LeaseLost => "lose its lease",
+            Self::Unclaimed => "be given up for want of a worker",
         })
     }
 }
@@ -211,6 +217,10 @@ pub enum LogKind {
     },
     Metrics {
         metrics: BTreeMap<String, f64>,
+    },
+    /// While it is queued: whether a worker is there that could run it.
+    Waiting {
+        is_there: bool,
     },
     /// Something a person should read.
     Note,

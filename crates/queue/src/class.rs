@@ -11,6 +11,8 @@ pub enum Class {
 }
 
 impl Class {
+    pub const ALL: [Self; 2] = [Self::Cpu, Self::Gpu];
+
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Cpu => "cpu",
@@ -20,6 +22,6 @@ impl Class {
 
     /// None for another word than [`Self::as_str`] gives.
     pub fn named(word: &str) -> Option<Self> {
-        [Self::Cpu, Self::Gpu].into_iter().find(|class| class.as_str() == word)
+        Self::ALL.into_iter().find(|class| class.as_str() == word)
     }
 }

@@ -1,7 +1,8 @@
 //! What workers say of their machines: one object for each kind of machine, written by the first worker on it; and that they
 //! are there, one object a worker, made anew every few minutes.
 //!
-//! A job is refused where no worker that is there can hold it, and not accepted because one could that is gone.
+//! A job is refused where no worker that is there can hold it, and not accepted because one could that is gone. What only a GPU
+//! can do is accepted where one has been: GPUs come and go with the queue's length.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -11,11 +12,14 @@ use serde::{Deserialize, Serialize};
 use tailor_blobs::Store;
 use tailor_domain::Digest;
 use tailor_plan::{Calibration, Compute};
+use tailor_queue::Class;
 use tokio_util::sync::CancellationToken;
 
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::journal::now_ms;
+use crate::matching::class_on;
+use crate::waiting::Absence;
 
 const FOLDER: &str = "trainers";
 const SIGHTINGS: &str = "sightings";
@@ -32,6 +36,7 @@ const FORGOTTEN_MS: u64 = 30 * 24 * 3600 * 1000;
 /// Signs of workers that never said goodbye are cleared away after this.
 const STALE_MS: u64 = 24 * 3600 * 1000;
 
+#[derive(Debug, Clone)]
 pub struct Calibrations {
     store: Store,
 }
@@ -67,6 +72,12 @@ struct Known {
     calibration: Calibration,
     seen_at_ms: u64,
     is_there: bool,
+}
+
+impl Known {
+    fn can_run(&self, class: Class) -> bool {
+        class <= class_on(&self.calibration.device)
+    }
 }
 
 /// A worker's own calibration, and its signs of life.
@@ -119,18 +130,37 @@ impl Calibrations {
         Ok(presence)
     }
 
-    /// What workers that are there have said, the measured ones first. Where none is, what the last one said that was.
-    pub async fn to_plan_for(&self, now_ms: u64) -> Result<Vec<Calibration>> {
-        let mut known = self.known(now_ms).await?;
-        if known.iter().any(|kind| kind.is_there) {
-            known.retain(|kind| kind.is_there);
-        } else {
-            known.sort_by_key(|kind| std::cmp::Reverse(kind.seen_at_ms));
-            known.truncate(1);
+    /// What workers that are there have said.
+    pub async fn there(&self, now_ms: u64) -> Result<Vec<Calibration>> {
+        let known = self.known(now_ms).await?.into_iter();
+        Ok(known.filter(|kind| kind.is_there).map(|kind| kind.calibration).collect())
+    }
+
+    /// What workers that are there have said, the measured ones first; where none of them can run jobs of this class, also what
+    /// the last one said that could. Where none is there or could, what the last one said that was there.
+    pub async fn to_plan_for(&self, class: Class, now_ms: u64) -> Result<Vec<Calibration>> {
+        let (mut chosen, mut gone): (Vec<Known>, Vec<Known>) =
+            self.known(now_ms).await?.into_iter().partition(|kind| kind.is_there);
+        if !chosen.iter().any(|kind| kind.can_run(class)) {
+            gone.sort_by_key(|kind| std::cmp::Reverse(kind.seen_at_ms));
+            let able = gone.iter().position(|kind| kind.can_run(class));
+            let last = able.or_else(|| (chosen.is_empty() && !gone.is_empty()).then_some(0));
+            chosen.extend(last.map(|at| gone.swap_remove(at)));
         }
-        let mut all: Vec<Calibration> = known.into_iter().map(|kind| kind.calibration).collect();
+        let mut all: Vec<Calibration> = chosen.into_iter().map(|kind| kind.calibration).collect();
         all.sort_by_key(|calibration| calibration.rates.is_empty());
         Ok(all)
+    }
+
+    /// The classes of jobs that no worker which is there can run.
+    pub async fn absences(&self, now_ms: u64) -> Result<Vec<Absence>> {
+        let known = self.known(now_ms).await?;
+        let absence = |class: Class| {
+            let able = || known.iter().filter(move |kind| kind.can_run(class));
+            let is_there = able().any(|kind| kind.is_there);
+            (!is_there).then(|| Absence { class, seen_at_ms: able().map(|kind| kind.seen_at_ms).max() })
+        };
+        Ok(Class::ALL.into_iter().filter_map(absence).collect())
     }
 
     async fn known(&self, now_ms: u64) -> Result<Vec<Known>> {
@@ -244,7 +274,10 @@ mod tests {
     const START: u64 = 1_700_000_000_000;
 
     fn calibration(gib: u64, measured_at_ms: u64) -> Calibration {
-        let device = Place::cpu("a host", gib << 30, true);
+        on(Place::cpu("a host", gib << 30, true), measured_at_ms)
+    }
+
+    fn on(device: Place, measured_at_ms: u64) -> Calibration {
         Calibration { device, threads: 2, rates: BTreeMap::new(), measured_at_ms }
     }
 
@@ -253,7 +286,11 @@ mod tests {
     }
 
     async fn planned_for(calibrations: &Calibrations, now_ms: u64) -> Vec<u64> {
-        let all = calibrations.to_plan_for(now_ms).await.expect("read");
+        planned_as(calibrations, Class::Cpu, now_ms).await
+    }
+
+    async fn planned_as(calibrations: &Calibrations, class: Class, now_ms: u64) -> Vec<u64> {
+        let all = calibrations.to_plan_for(class, now_ms).await.expect("read");
         all.iter().map(|calibration| calibration.device.memory_bytes >> 30).collect()
     }
 
@@ -286,6 +323,30 @@ mod tests {
         assert_eq!(planned_for(&calibrations, START + 4 * MINUTE).await, [16]);
         let signs = calibrations.store.list(SIGHTINGS).await.expect("listed");
         assert_eq!(signs.len(), 3, "one each: {signs:?}");
+    }
+
+    #[tokio::test]
+    async fn a_gpu_that_is_gone_is_planned_for_where_only_a_gpu_will_do_and_is_missed_until_it_comes_back() {
+        let calibrations = Calibrations::of(&Store::memory());
+        let absent = async |now| calibrations.absences(now).await.expect("read");
+        let never = |class| Absence { class, seen_at_ms: None };
+        assert_eq!(absent(START).await, [never(Class::Cpu), never(Class::Gpu)]);
+        let _host = calibrations.presence(trainer(16), calibration(16, START), START).await.expect("stored");
+        assert_eq!(absent(START).await, [never(Class::Gpu)]);
+        assert_eq!(planned_as(&calibrations, Class::Gpu, START).await, [16], "there never was one");
+        let card = on(Place::gpu("a card", 80 << 30), START);
+        let mut card = calibrations.presence(trainer(80), card, START).await.expect("stored");
+        assert_eq!(planned_as(&calibrations, Class::Gpu, START).await.len(), 2);
+        assert!(absent(START).await.is_empty());
+        card.say(START + MINUTE, true).await.expect("stored");
+        let later = START + 2 * MINUTE;
+        assert_eq!(absent(later).await, [Absence { class: Class::Gpu, seen_at_ms: Some(START + MINUTE) }]);
+        assert_eq!(planned_as(&calibrations, Class::Gpu, later).await.len(), 2, "it may come back");
+        assert_eq!(planned_for(&calibrations, later).await, [16], "what a host can do is not for one that is gone");
+        let there = calibrations.there(later).await.expect("read");
+        assert_eq!(there.len(), 1, "{there:?}");
+        card.say(later, false).await.expect("stored");
+        assert!(absent(later).await.is_empty());
     }
 
     #[tokio::test]

@@ -42,8 +42,8 @@ impl Api {
 impl TrainingService for Api {
     async fn plan_job(&self, request: Request<pb::PlanJobRequest>) -> Result<Response<pb::Plan>, Status> {
         let request = parse_plan(request.into_inner()).map_err(|error| status(&error))?;
-        let plan = self.jobs.planner().plan(&request).await.map_err(|error| status(&error))?;
-        Ok(Response::new(wire_plan(&plan)))
+        let (plan, waiting) = self.jobs.plan(&request).await.map_err(|error| status(&error))?;
+        Ok(Response::new(wire_plan(&plan, waiting)))
     }
 
     async fn create_job(&self, request: Request<pb::CreateJobRequest>) -> Result<Response<pb::Job>, Status> {
@@ -185,7 +185,7 @@ fn parse_plan(request: pb::PlanJobRequest) -> Result<PlanRequest> {
     })
 }
 
-fn wire_plan(plan: &tailor_plan::Plan) -> pb::Plan {
+fn wire_plan(plan: &tailor_plan::Plan, waiting: Option<String>) -> pb::Plan {
     let fit = |fit: &tailor_plan::Fit| pb::Fit {
         device: fit.device.name.clone(),
         own: fit.own,
@@ -222,6 +222,7 @@ fn wire_plan(plan: &tailor_plan::Plan) -> pb::Plan {
         fits_a_trainer: plan.fits_a_trainer,
         ways: plan.ways.iter().map(way).collect(),
         nearest: plan.nearest.iter().map(change).collect(),
+        waiting: waiting.unwrap_or_default(),
     }
 }
 
@@ -248,6 +249,7 @@ fn wire_job(job: &JobRecord) -> pb::Job {
         last_step: job.view.last_step.as_ref().map(Into::into),
         attempts: job.attempts,
         last_tuning: job.view.last_tuning.as_ref().map(Into::into),
+        waiting: job.waiting.clone().unwrap_or_default(),
     }
 }
 
@@ -260,7 +262,7 @@ fn wire_event(entry: &LogEntry, state: JobState) -> pb::JobEvent {
         ..Default::default()
     };
     match &entry.kind {
-        LogKind::State { .. } | LogKind::Note => {}
+        LogKind::State { .. } | LogKind::Note | LogKind::Waiting { .. } => {}
         LogKind::Progress { steps } => event.steps = steps.iter().map(Into::into).collect(),
         LogKind::Tuning { measured } => event.tuning = Some(measured.into()),
         LogKind::Evaluation { done, total } => (event.evaluated_rows, event.evaluation_rows) = (*done, *total),

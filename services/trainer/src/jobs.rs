@@ -17,13 +17,15 @@ use tokio::sync::Mutex;
 use tonic::Streaming;
 
 use crate::attempt::Clients;
+use crate::calibrations::Calibrations;
 use crate::checkpoints::Checkpoints;
 use crate::error::{Error, Result};
 use crate::journal::{Journal, KeyRecord, now_ms};
 use crate::matching::class_of;
-use crate::planner::Planner;
+use crate::planner::{PlanRequest, Planner};
 use crate::predictions::Predictions;
 use crate::view::View;
+use crate::waiting::{Absence, Absences, Word, waits};
 
 /// Views kept in memory; past this all are forgotten and read again when asked for.
 const MAX_VIEWS: usize = 10_000;
@@ -39,6 +41,7 @@ pub struct Jobs {
     /// 0: any number.
     max_ranks: u32,
     views: Arc<Mutex<HashMap<JobId, View>>>,
+    absences: Absences,
 }
 
 /// A request to create a job, its names checked.
@@ -59,6 +62,8 @@ pub struct JobRecord {
     pub view: View,
     pub adapter_version: Option<Version>,
     pub attempts: u64,
+    /// Why nobody will take it for now, where that is known.
+    pub waiting: Option<String>,
 }
 
 impl Jobs {
@@ -69,7 +74,8 @@ impl Jobs {
         clients: Clients,
         settings: &settings::Trainer,
     ) -> Self {
-        Self { journal, store, queue, clients, max_ranks: settings.max_ranks, views: Arc::default() }
+        let absences = Absences::of(Calibrations::of(&store));
+        Self { journal, store, queue, clients, max_ranks: settings.max_ranks, views: Arc::default(), absences }
     }
 
     pub fn journal(&self) -> &Journal {
@@ -91,17 +97,58 @@ impl Jobs {
         };
         // After a crash between key and spec the retried request completes what the first one began.
         if self.journal.create(&job, &spec).await?.is_created() {
-            let mut message =
-                format!("train {} on {} with {}@{}", spec.adapter, spec.base, spec.dataset, spec.dataset_version);
-            if class_of(&spec) == Class::Gpu {
-                message += "; for a trainer with a GPU";
-            }
-            self.journal.append(&job, 0, LogKind::Note, &message).await?;
+            self.journal.append(&job, 0, LogKind::Note, &first_word(&spec)).await?;
+            self.tell_who_is_missing(&job, &spec).await?;
         }
-        if let Err(error) = self.queue.enqueue(&job, class_of(&spec), spec.traceparent.clone()).await {
+        if let Err(error) = self.queue.enqueue(&job, class_of(&spec.recipe), spec.traceparent.clone()).await {
             tracing::warn!(%job, %error, "job is stored, but the queue did not take it; it will be offered again");
         }
         self.get(&job).await
+    }
+
+    /// What only a GPU can do may wait long for one, and its owner need not find that out by waiting. Of other jobs the
+    /// reconciler tells it after a while.
+    async fn tell_who_is_missing(&self, job: &JobId, spec: &JobSpec) -> Result<()> {
+        match self.absence(class_of(&spec.recipe)).await {
+            Some(absence) if absence.class == Class::Gpu => self.tell(job, 0, waits(absence, now_ms())).await,
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// That no worker is there which could run jobs of this class, if it is known that none is.
+    pub async fn absence(&self, class: Class) -> Option<Absence> {
+        self.absences.of_class(class).await.unwrap_or_else(|error| {
+            tracing::debug!(%error, "which workers are there is not known");
+            None
+        })
+    }
+
+    /// Says in a job's log what it waits for; `fence` is of the attempt under way.
+    pub async fn tell(&self, job: &JobId, fence: u64, word: Word) -> Result<()> {
+        match word {
+            Word::Waiting { is_there, message } => {
+                self.journal.append(job, 0, LogKind::Waiting { is_there }, &message).await?;
+            }
+            Word::Lost(message) => {
+                self.journal.event(job, fence, JobEvent::LeaseLost, &message).await?;
+            }
+            Word::GivenUp(message) => {
+                self.journal.event(job, 0, JobEvent::Unclaimed, &message).await?;
+                // A worker may have been faster, and goes on from them.
+                if self.view(job).await?.state == JobState::Failed {
+                    self.forget_checkpoints(job).await;
+                }
+            }
+        }
+        self.notify(job).await;
+        Ok(())
+    }
+
+    /// Of a job that has ended while no worker had it, so that none will come by to do it.
+    async fn forget_checkpoints(&self, job: &JobId) {
+        if let Err(error) = Checkpoints::of(&self.store, job).remove().await {
+            tracing::warn!(%job, %error, "its checkpoints stay in the store");
+        }
     }
 
     /// Checks that base and dataset exist and are what the job needs, the kind of its rows too, and pins the dataset's
@@ -130,8 +177,18 @@ impl Jobs {
         })
     }
 
-    pub fn planner(&self) -> Planner<'_> {
+    fn planner(&self) -> Planner<'_> {
         Planner { store: &self.store, clients: &self.clients }
+    }
+
+    /// What a job would take, and why nobody would take it for now, where that is known.
+    ///
+    /// # Errors
+    /// As [`Planner::plan`].
+    pub async fn plan(&self, request: &PlanRequest) -> Result<(tailor_plan::Plan, Option<String>)> {
+        let plan = self.planner().plan(request).await?;
+        let absence = self.absence(class_of(&request.recipe)).await;
+        Ok((plan, absence.map(|absence| absence.words(now_ms()))))
     }
 
     async fn claim(&self, key: &str, job: JobId, spec: &JobSpec) -> Result<JobId> {
@@ -149,7 +206,10 @@ impl Jobs {
         let outcome = if view.state == JobState::Succeeded { self.journal.outcome(job).await? } else { None };
         let attempts = self.journal.newest_attempt(job).await?;
         let adapter_version = outcome.map(|outcome| outcome.adapter_version);
-        Ok(JobRecord { id: job.clone(), spec, view, adapter_version, attempts })
+        let is_queued = view.state == JobState::Queued;
+        let absence = if is_queued { self.absence(class_of(&spec.recipe)).await } else { None };
+        let waiting = absence.map(|absence| absence.words(now_ms()));
+        Ok(JobRecord { id: job.clone(), spec, view, adapter_version, attempts, waiting })
     }
 
     /// The job's state now: what was known, and the log since.
@@ -211,11 +271,8 @@ impl Jobs {
         }
         self.journal.event(job, 0, JobEvent::Cancel, "cancelled by its owner").await?;
         self.notify(job).await;
-        if before == JobState::Paused
-            && let Err(error) = Checkpoints::of(&self.store, job).remove().await
-        {
-            // No worker will come by to do it.
-            tracing::warn!(%job, %error, "its checkpoints stay in the store");
+        if before == JobState::Paused {
+            self.forget_checkpoints(job).await;
         }
         let after = self.get(job).await?;
         match after.view.state {
@@ -264,7 +321,7 @@ impl Jobs {
                 self.journal.event(job, 0, JobEvent::Resume, "resumed by its owner").await?;
                 self.notify(job).await;
                 // No-op while the paused attempt still winds down; its worker puts the job back then.
-                if let Err(error) = self.queue.enqueue(job, class_of(&spec), spec.traceparent).await {
+                if let Err(error) = self.queue.enqueue(job, class_of(&spec.recipe), spec.traceparent).await {
                     tracing::warn!(%job, %error, "resumed, but the queue did not take it; it will be offered again");
                 }
             }
@@ -320,6 +377,13 @@ impl Jobs {
             tracing::debug!(%job, %error, "watchers will see the change a second later");
         }
     }
+}
+
+/// What a job's log begins with.
+fn first_word(spec: &JobSpec) -> String {
+    let JobSpec { adapter, base, dataset, dataset_version, .. } = spec;
+    let place = if class_of(&spec.recipe) == Class::Gpu { "; for a trainer with a GPU" } else { "" };
+    format!("train {adapter} on {base} with {dataset}@{dataset_version}{place}")
 }
 
 fn check_ranks(ranks: u32, most: u32) -> Result<()> {

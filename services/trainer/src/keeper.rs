@@ -134,7 +134,8 @@ impl Keeper {
         }
         match view.state {
             JobState::Cancelled => return Some(Halt::Cancelled),
-            // The attempt has begun, so only a pause can have led back here.
+            // The attempt has begun, so its owner's pause has led back here, or the reconciler to whom all workers were gone: either
+            // way what is learnt is saved, and the job goes on from there.
             JobState::Paused | JobState::Queued => return Some(Halt::Paused),
             JobState::Leased
             | JobState::Preparing

@@ -31,6 +31,7 @@ mod seat;
 mod shards;
 mod training;
 mod view;
+mod waiting;
 mod worker;
 
 use std::sync::Arc;

@@ -1,13 +1,13 @@
 //! Which workers a job is for. The queue gives none what it cannot run at all; what is too large for one and not for another
 //! that is there goes back.
 
-use tailor_domain::JobSpec;
+use tailor_domain::Recipe;
 use tailor_plan::{Device, DeviceKind};
 use tailor_queue::Class;
 
 /// What a job has to be run by.
-pub fn class_of(spec: &JobSpec) -> Class {
-    match spec.recipe.train.check_device(false) {
+pub fn class_of(recipe: &Recipe) -> Class {
+    match recipe.train.check_device(false) {
         Ok(()) => Class::Cpu,
         Err(_) => Class::Gpu,
     }
@@ -24,21 +24,8 @@ pub fn class_on(device: &Device) -> Class {
 #[cfg(test)]
 mod tests {
     use tailor_domain::spec::{Checkpointing, Optimizer};
-    use tailor_domain::{AdapterName, BaseName, DatasetName, Recipe, Version};
 
     use super::*;
-
-    fn spec(recipe: Recipe) -> JobSpec {
-        JobSpec {
-            base: BaseName::try_new("base").expect("a name"),
-            dataset: DatasetName::try_new("rows").expect("a name"),
-            dataset_version: Version(1),
-            adapter: AdapterName::try_new("adapter").expect("a name"),
-            recipe,
-            traceparent: None,
-            created_at_ms: 0,
-        }
-    }
 
     #[test]
     fn what_only_a_gpu_can_do_is_for_workers_with_one() {
@@ -47,9 +34,9 @@ mod tests {
         let mut paged = Recipe::default();
         paged.train.optimizer = Optimizer::PagedAdamW8bit;
         for recipe in [aside, paged] {
-            assert_eq!(class_of(&spec(recipe)), Class::Gpu);
+            assert_eq!(class_of(&recipe), Class::Gpu);
         }
-        assert_eq!(class_of(&spec(Recipe::default())), Class::Cpu);
+        assert_eq!(class_of(&Recipe::default()), Class::Cpu);
         let [old, new, card] = [Device::cpu("a", 1, false), Device::cpu("b", 1, true), Device::gpu("c", 1)];
         assert_eq!([old, new, card].map(|device| class_on(&device)), [Class::Cpu, Class::Cpu, Class::Gpu]);
     }

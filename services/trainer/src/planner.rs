@@ -10,6 +10,7 @@ use crate::calibrations::Calibrations;
 use crate::error::{Error, Result};
 use crate::jobs::NewJob;
 use crate::journal::now_ms;
+use crate::matching::class_of;
 use crate::room::Footprint;
 
 const CONFIG: &str = "config.json";
@@ -41,7 +42,7 @@ impl Planner<'_> {
         let version = request.dataset_version.map_or(0, |version| version.0);
         let rows = self.rows(&base, &request.dataset, version, &request.recipe).await?;
         let shape = self.shape(&base).await?;
-        let trainers = self.trainers().await?;
+        let trainers = self.trainers(&request.recipe).await?;
         if request.cards.is_empty() {
             check_device(&request.recipe, &trainers)?;
         }
@@ -55,7 +56,7 @@ impl Planner<'_> {
     /// # Errors
     /// [`Error::DoesNotFit`]; a setting that no trainer's device knows; as [`Self::plan`].
     pub async fn require_fit(&self, base: BaseManifest, new: &NewJob, version: u64) -> Result<()> {
-        let trainers = self.trainers().await?;
+        let trainers = self.trainers(&new.recipe).await?;
         if trainers.is_empty() {
             return Ok(());
         }
@@ -92,7 +93,7 @@ impl Planner<'_> {
     /// # Errors
     /// As [`Self::footprint`].
     pub async fn is_for_others(&self, spec: &JobSpec, worker: &Device) -> Result<bool> {
-        let trainers = self.trainers().await?;
+        let trainers = Calibrations::of(self.store).there(now_ms()).await?;
         if trainers.iter().all(|trainer| trainer.device == *worker) {
             return Ok(false);
         }
@@ -123,8 +124,9 @@ impl Planner<'_> {
         Ok(BaseManifest::try_from(base.into_inner())?)
     }
 
-    async fn trainers(&self) -> Result<Vec<Calibration>> {
-        Calibrations::of(self.store).to_plan_for(now_ms()).await
+    /// Those that are there; for what only a GPU can do also one that was.
+    async fn trainers(&self, recipe: &Recipe) -> Result<Vec<Calibration>> {
+        Calibrations::of(self.store).to_plan_for(class_of(recipe), now_ms()).await
     }
 
     async fn shape(&self, base: &BaseManifest) -> Result<Shape> {

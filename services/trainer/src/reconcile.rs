@@ -1,4 +1,5 @@
-//! The always-on reaper: whatever the store says is unfinished is offered to the queue again.
+//! The always-on reaper: whatever the store says is unfinished is offered to the queue again, and where nobody is there to take
+//! it, its owner is told.
 //!
 //! This is what makes losing every byte in Redis harmless.
 
@@ -13,12 +14,16 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::Result;
 use crate::jobs::Jobs;
+use crate::journal::now_ms;
 use crate::matching::class_of;
+use crate::waiting::{Word, word};
 
 pub struct Reconciler {
     jobs: Jobs,
     queue: Arc<dyn JobQueue>,
     every: Duration,
+    /// A job that waits so long for a worker which is not there is failed; 0: never.
+    unclaimed_ms: u64,
     /// Jobs that need no second look.
     finished: HashSet<JobId>,
 }
@@ -26,7 +31,7 @@ pub struct Reconciler {
 impl Reconciler {
     pub fn new(jobs: Jobs, queue: Arc<dyn JobQueue>, settings: &settings::Trainer) -> Self {
         let every = Duration::from_millis(settings.reconcile_ms);
-        Self { jobs, queue, every, finished: HashSet::new() }
+        Self { jobs, queue, every, unclaimed_ms: settings.unclaimed_ms, finished: HashSet::new() }
     }
 
     pub async fn run(mut self, stop: CancellationToken) {
@@ -50,17 +55,25 @@ impl Reconciler {
             if self.finished.contains(&job) {
                 continue;
             }
-            let state = self.jobs.view(&job).await?.state;
-            if state.is_final() {
+            let view = self.jobs.view(&job).await?;
+            if view.state.is_final() {
                 self.finished.insert(job);
                 continue;
             }
-            if state == JobState::Paused {
+            if view.state == JobState::Paused {
                 continue;
             }
             let Ok(spec) = self.jobs.journal().spec(&job).await else { continue };
+            let class = class_of(&spec.recipe);
+            if let Some(word) = word(&view, self.jobs.absence(class).await, self.unclaimed_ms, now_ms()) {
+                let is_over = matches!(word, Word::GivenUp(_));
+                self.jobs.tell(&job, view.fence, word).await?;
+                if is_over {
+                    continue;
+                }
+            }
             // No-op while the job is queued or leased.
-            if self.queue.enqueue(&job, class_of(&spec), spec.traceparent).await? {
+            if self.queue.enqueue(&job, class, spec.traceparent).await? {
                 added += 1;
             }
         }

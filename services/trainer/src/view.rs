@@ -14,6 +14,8 @@ pub struct View {
     pub updated_at_ms: u64,
     /// The attempt that was under way when the job was last paused.
     pub paused_fence: u64,
+    /// Since when its log says that no worker is there which could run it.
+    pub waiting_since_ms: Option<u64>,
     pub last_step: Option<StepMetrics>,
     pub last_tuning: Option<TuningMetrics>,
     pub metrics: BTreeMap<String, f64>,
@@ -28,6 +30,7 @@ impl Default for View {
             fence: 0,
             updated_at_ms: 0,
             paused_fence: 0,
+            waiting_since_ms: None,
             last_step: None,
             last_tuning: None,
             metrics: BTreeMap::new(),
@@ -50,8 +53,9 @@ impl View {
                 let Ok(next) = self.state.next(*event) else { return };
                 self.state = next;
                 self.fence = self.fence.max(entry.fence);
+                self.waiting_since_ms = None;
                 match event {
-                    JobEvent::Fail => self.error = Some(entry.message.clone()),
+                    JobEvent::Fail | JobEvent::Unclaimed => self.error = Some(entry.message.clone()),
                     JobEvent::Pause => self.paused_fence = self.fence,
                     JobEvent::Leased
                     | JobEvent::Prepare
@@ -67,6 +71,10 @@ impl View {
             LogKind::Progress { steps } => self.last_step = steps.last().copied().or(self.last_step),
             LogKind::Tuning { measured } => self.last_tuning = Some(*measured),
             LogKind::Metrics { metrics } => self.metrics.extend(metrics.clone()),
+            LogKind::Waiting { is_there: true } => self.waiting_since_ms = None,
+            LogKind::Waiting { is_there: false } => {
+                self.waiting_since_ms = self.waiting_since_ms.or(Some(entry.at_ms));
+            }
             LogKind::Evaluation { .. } | LogKind::Note => {}
         }
     }
@@ -97,6 +105,23 @@ mod tests {
         log.iter().for_each(|entry| view.apply(entry));
         assert_eq!(view.state, tailor_domain::job::fold(&log));
         assert_eq!(view.error, None, "the zombie's failure is not the job's");
+    }
+
+    #[test]
+    fn a_job_waits_for_a_worker_from_its_logs_first_word_of_it_until_one_comes() {
+        let mut view = View::default();
+        let waiting = |seq, is_there| entry(seq, 0, LogKind::Waiting { is_there }, "");
+        [waiting(1, false), waiting(2, false)].iter().for_each(|entry| view.apply(entry));
+        assert_eq!((view.waiting_since_ms, view.state), (Some(1), JobState::Queued), "two may say it at once");
+        view.apply(&waiting(3, true));
+        assert_eq!(view.waiting_since_ms, None);
+        view.apply(&waiting(4, false));
+        let mut leased = view.clone();
+        leased.apply(&event(5, 1, JobEvent::Leased));
+        leased.apply(&event(6, 0, JobEvent::Unclaimed));
+        assert_eq!((leased.waiting_since_ms, leased.state), (None, JobState::Leased), "the worker was faster");
+        view.apply(&event(5, 0, JobEvent::Unclaimed));
+        assert_eq!((view.state, view.error.as_deref()), (JobState::Failed, Some("because")));
     }
 
     #[test]

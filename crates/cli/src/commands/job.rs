@@ -84,6 +84,7 @@ async fn list(endpoints: &Endpoints, output: &Output) -> anyhow::Result<()> {
             })
             .collect();
         table::print(&["job", "state", "base", "dataset", "adapter", "step", "created"], &rows);
+        all.iter().filter(|job| !job.waiting.is_empty()).for_each(|job| println!("{} waits: {}", job.id, job.waiting));
     })
 }
 
@@ -94,6 +95,7 @@ fn show(job: &pb::Job, output: &Output) -> anyhow::Result<()> {
             ("job", job.id.clone()),
             ("state", job.state.clone()),
             ("error", job.error.clone()),
+            ("waits", job.waiting.clone()),
             ("base", job.base.clone()),
             ("dataset", format!("{}@{}", job.dataset, job.dataset_version)),
             (
@@ -319,6 +321,7 @@ pub fn describe(job: &pb::Job) -> Value {
         "id": job.id,
         "state": job.state,
         "error": job.error,
+        "waiting": job.waiting,
         "base": job.base,
         "dataset": job.dataset,
         "dataset_version": job.dataset_version,

@@ -75,6 +75,9 @@ fn print(plan: &pb::Plan) {
     if plan.fits_a_trainer == Some(false) {
         println!("\nIt fits on no trainer; `tailor train` would be refused.");
     }
+    if !plan.waiting.is_empty() && plan.fits_a_trainer == Some(true) {
+        println!("\nIt would wait: {}.", plan.waiting);
+    }
     for change in &plan.nearest {
         println!("It would with {}: {}", words(change), bytes(change.needed_bytes));
     }
@@ -124,7 +127,7 @@ fn describe(plan: &pb::Plan) -> Value {
     };
     json!({
         "parameters": plan.parameters, "trainable": plan.trainable, "compute": plan.compute, "steps": plan.steps,
-        "tokens": plan.tokens, "fits_a_trainer": plan.fits_a_trainer,
+        "tokens": plan.tokens, "fits_a_trainer": plan.fits_a_trainer, "waiting": plan.waiting,
         "fits": plan.fits.iter().map(fit).collect::<Vec<_>>(),
         "ways": plan.ways.iter().map(way).collect::<Vec<_>>(),
         "nearest": plan.nearest.iter().map(change).collect::<Vec<_>>(),

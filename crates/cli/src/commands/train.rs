@@ -21,6 +21,9 @@ pub async fn run(endpoints: &Endpoints, args: &Train, output: &Output) -> anyhow
     if args.detach {
         return output.show(&job::describe(&created), || {
             println!("created job {}; follow it with `tailor job watch {}`", created.id, created.id);
+            if !created.waiting.is_empty() {
+                println!("it waits: {}", created.waiting);
+            }
         });
     }
     output.say(format!("job {} (Ctrl-C stops watching, not the job)", created.id));

@@ -1,6 +1,6 @@
 use super::*;
 
-const EVENTS: [JobEvent; 11] = [
+const EVENTS: [JobEvent; 12] = [
     JobEvent::Leased,
     JobEvent::Prepare,
     JobEvent::Train,
@@ -12,6 +12,7 @@ const EVENTS: [JobEvent; 11] = [
     JobEvent::Fail,
     JobEvent::Cancel,
     JobEvent::LeaseLost,
+    JobEvent::Unclaimed,
 ];
 
 fn entry(fence: u64, event: JobEvent) -> LogEntry {
@@ -47,8 +48,8 @@ fn success_is_reached_only_through_publishing() {
 fn the_table_is_exactly_this() {
     let accepted: usize =
         JobState::ALL.iter().map(|state| EVENTS.iter().filter(|event| state.next(**event).is_ok()).count()).sum();
-    // 7 unfinished states × (fail, cancel) + 6 leases + 5 lost leases + 4 pauses + 6 steps forward
-    assert_eq!(accepted, 14 + 6 + 5 + 4 + 6);
+    // 7 unfinished states × (fail, cancel) + 6 leases + 5 lost leases + 4 pauses + 6 steps forward + unclaimed
+    assert_eq!(accepted, 14 + 6 + 5 + 4 + 6 + 1);
 }
 
 #[test]
@@ -78,6 +79,14 @@ fn only_what_has_not_been_trained_to_the_end_can_be_paused() {
     for state in JobState::ALL {
         let can = matches!(state, S::Queued | S::Leased | S::Preparing | S::Training);
         assert_eq!(state.next(JobEvent::Pause) == Ok(S::Paused), can, "{state}");
+    }
+}
+
+#[test]
+fn only_a_job_that_nobody_has_is_given_up_for_want_of_a_worker() {
+    for state in JobState::ALL {
+        let given_up = state.next(JobEvent::Unclaimed) == Ok(JobState::Failed);
+        assert_eq!(given_up, state == JobState::Queued, "{state}");
     }
 }
 

@@ -19,6 +19,8 @@ pub struct Trainer {
     pub checkpoint_ms: u64,
     /// Attempts in a row that get no further before a job that keeps losing its worker is failed.
     pub max_attempts: u64,
+    /// How long a job may wait while no worker is there that could run it, before it is failed; 0: for ever.
+    pub unclaimed_ms: u64,
     /// Measure, once for each kind of machine and store, what this worker does in a second, so that jobs can be planned.
     pub calibrate: bool,
     /// What jobs may take of this worker's memory; 0 means all that the machine or its control group has.
@@ -45,6 +47,7 @@ impl Default for Trainer {
             reconcile_ms: 10_000,
             checkpoint_ms: 60_000,
             max_attempts: 5,
+            unclaimed_ms: 7 * 24 * 3600 * 1000,
             calibrate: true,
             memory_bytes: 0,
             rendezvous_host: String::new(),

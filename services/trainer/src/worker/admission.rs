@@ -68,7 +68,7 @@ impl Worker {
     /// Where that cannot be told the job is tried here.
     async fn is_for_others(&self, lease: &Lease, spec: &JobSpec) -> bool {
         // The queue knows as long as it has lost nothing.
-        if class_of(spec) > self.class {
+        if class_of(&spec.recipe) > self.class {
             return true;
         }
         match self.planner().is_for_others(spec, self.room.worker()).await {
