@@ -79,10 +79,7 @@ impl RedisQueue {
     async fn try_lease(&self, worker: &str, class: Class, ttl: Duration) -> Result<Attempt> {
         let ttl_ms = millis(ttl).to_string();
         let reply: Vec<String> = self.run_again(&call(&self.scripts.lease, &[worker, class.as_str(), &ttl_ms])).await?;
-        parse_attempt(worker, ttl, &reply).ok_or_else(|| Error::Refused {
-            address: self.address.clone(),
-            problem: format!("the lease script answered {reply:?}"),
-        })
+        parse_attempt(worker, ttl, &reply).ok_or_else(|| self.unexpected("lease", &reply))
     }
 
     async fn seat(&self, seat: &Seat, ttl: Duration) -> Result<i64> {
@@ -117,6 +114,10 @@ impl RedisQueue {
             command.arg(id.as_str());
         }
         command.exec_async(connection).await.map_err(|error| self.error(&error))
+    }
+
+    fn unexpected(&self, script: &str, reply: &[String]) -> Error {
+        Error::Refused { address: self.address.clone(), problem: format!("the {script} script answered {reply:?}") }
     }
 
     fn error(&self, error: &redis::RedisError) -> Error {
@@ -171,6 +172,14 @@ fn parse_seat(worker: &str, ttl: Duration, reply: &[String]) -> Option<Seat> {
         worker: worker.to_owned(),
         ttl,
     })
+}
+
+/// Of a reply that is not empty.
+fn parse_standing(reply: &[String]) -> Option<Standing> {
+    let (count, rest) = reply.split_first()?;
+    let (older, taken) = rest.split_at_checked(count.parse().ok()?)?;
+    let older = older.iter().map(|job| JobId::try_new(job.as_str()).ok()).collect::<Option<_>>()?;
+    Some(Standing { taken: taken.to_vec(), older })
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -230,12 +239,14 @@ impl JobQueue for RedisQueue {
         self.end(&self.scripts.release, lease).await
     }
 
-    async fn call(&self, lease: &Lease, seats: u32, address: &str) -> Result<Standing> {
+    async fn call(&self, lease: &Lease, class: Class, seats: u32, address: &str) -> Result<Standing> {
         let (epoch, seats, ttl) = (lease.epoch.to_string(), seats.to_string(), millis(lease.ttl).to_string());
-        let arguments = [lease.job.as_str(), &epoch, &seats, &ttl, address];
+        let arguments = [lease.job.as_str(), &epoch, class.as_str(), &seats, &ttl, address];
         let reply: Vec<String> = self.run_again(&call(&self.scripts.call, &arguments)).await?;
-        let (older, taken) = reply.split_first().ok_or_else(|| lost(lease))?;
-        Ok(Standing { taken: taken.to_vec(), older_waits: older == "1" })
+        if reply.is_empty() {
+            return Err(lost(lease));
+        }
+        parse_standing(&reply).ok_or_else(|| self.unexpected("call", &reply))
     }
 
     async fn hang_up(&self, lease: &Lease) -> Result<()> {
@@ -252,11 +263,7 @@ impl JobQueue for RedisQueue {
         if reply.is_empty() {
             return Ok(None);
         }
-        let seat = parse_seat(worker, ttl, &reply).ok_or_else(|| Error::Refused {
-            address: self.address.clone(),
-            problem: format!("the seat script answered {reply:?}"),
-        })?;
-        Ok(Some(seat))
+        parse_seat(worker, ttl, &reply).ok_or_else(|| self.unexpected("seat", &reply)).map(Some)
     }
 
     async fn keep_seat(&self, seat: &Seat) -> Result<bool> {
@@ -320,6 +327,17 @@ mod tests {
         }
         let nothing = parse_attempt("w", Duration::ZERO, &strings(&["none", "", "0-0"]));
         assert_eq!(nothing, Some(Attempt::Nothing { wake_after: None, last_ids: vec!["0-0".into()] }));
+    }
+
+    #[test]
+    fn a_standing_names_the_older_jobs_and_then_the_workers() {
+        let id = JobId::from_parts(1, 1);
+        let standing = parse_standing(&strings(&["1", id.as_str(), "a", "b"])).expect("well formed");
+        assert_eq!((standing.older, standing.taken), (vec![id.clone()], strings(&["a", "b"])));
+        assert_eq!(parse_standing(&strings(&["0"])), Some(Standing::default()));
+        for reply in [&["2", id.as_str()][..], &["x"], &["-1"], &["1", "not an id"]] {
+            assert_eq!(parse_standing(&strings(reply)), None, "{reply:?}");
+        }
     }
 
     #[test]

@@ -38,6 +38,7 @@ pub async fn check(queue: Arc<dyn JobQueue>, unit: Duration) {
     suite.a_seat_is_for_who_can_run_the_job().await;
     suite.a_notification_wakes_who_waits_for_that_job().await;
     suite.seats_are_given_of_the_oldest_call_and_the_younger_caller_is_told().await;
+    suite.a_caller_is_told_of_older_calls_that_its_worker_could_serve_and_of_no_others().await;
     suite.a_call_whose_seats_were_all_taken_gives_none_again().await;
     suite.a_seat_not_kept_in_time_is_free_while_the_call_waits().await;
     suite.a_call_ends_with_its_lease_and_when_it_is_not_renewed().await;
@@ -319,7 +320,12 @@ impl Suite {
     }
 
     async fn call(&self, lease: &Lease, seats: u32) -> Standing {
-        self.queue.call(lease, seats, &format!("host:{seats}")).await.expect("call")
+        self.call_as(Class::Cpu, lease, seats).await
+    }
+
+    /// By a worker of this class.
+    async fn call_as(&self, class: Class, lease: &Lease, seats: u32) -> Standing {
+        self.queue.call(lease, class, seats, &format!("host:{seats}")).await.expect("call")
     }
 
     async fn take_seat(&self, worker: &str, ttl: Duration) -> Option<Seat> {
@@ -334,7 +340,7 @@ impl Suite {
         let (first, second) = (self.must_lease(LONG).await, self.must_lease(LONG).await);
         assert_eq!(self.call(&second, 1).await, Standing::default());
         assert_eq!(self.call(&first, 2).await, Standing::default(), "the younger call is nothing to give way to");
-        assert!(self.call(&second, 1).await.older_waits);
+        assert_eq!(self.call(&second, 1).await.older, [job(2)]);
         let a = self.take_seat("a", LONG).await.expect("a seat");
         assert_eq!((&a.job, a.epoch, a.rank, a.ranks), (&job(2), first.epoch, 1, 3));
         assert_eq!((a.address.as_str(), a.worker.as_str(), a.ttl), ("host:2", "a", LONG));
@@ -343,13 +349,34 @@ impl Suite {
         assert_eq!((&b.job, b.rank), (&job(2), 2));
         assert!(self.queue.keep_seat(&a).await.expect("kept"), "all are taken");
         assert_eq!(self.call(&first, 2).await.taken, ["a", "b"]);
-        assert!(!self.call(&second, 1).await.older_waits, "it waits no more");
+        assert!(self.call(&second, 1).await.older.is_empty(), "it waits no more");
         let c = self.take_seat("c", LONG).await.expect("a seat");
         assert_eq!((&c.job, c.rank, c.ranks), (&job(1), 1, 2));
         assert_eq!(self.take_seat("d", LONG).await, None, "all are taken");
         for lease in [first, second] {
             self.ack(&lease).await;
         }
+    }
+
+    async fn a_caller_is_told_of_older_calls_that_its_worker_could_serve_and_of_no_others(&self) {
+        self.enqueue_for(Class::Gpu, 1).await;
+        sleep(self.unit / 10).await;
+        self.enqueue_for(Class::Cpu, 2).await;
+        let older = self.lease_as(Class::Gpu, LONG).await.expect("queued");
+        let younger = self.lease_as(Class::Cpu, LONG).await.expect("queued");
+        assert_eq!((&older.job, &younger.job), (&job(1), &job(2)));
+        self.call_as(Class::Gpu, &older, 1).await;
+        let none = self.call_as(Class::Cpu, &younger, 1).await.older;
+        assert!(none.is_empty(), "nothing that this worker could give way to");
+        let standing = self.call_as(Class::Gpu, &younger, 1).await;
+        assert_eq!((standing.taken, standing.older), (Vec::<String>::new(), vec![job(1)]), "one with a GPU could");
+        let seat = self.take_seat("a", LONG).await.expect("of the younger call");
+        assert_eq!(seat.job, job(2));
+        let standing = self.call_as(Class::Gpu, &younger, 1).await;
+        assert_eq!((standing.taken, standing.older), (vec!["a".to_owned()], vec![job(1)]));
+        self.ack(&older).await;
+        assert!(self.call_as(Class::Gpu, &younger, 1).await.older.is_empty(), "it waits no more");
+        self.ack(&younger).await;
     }
 
     async fn a_call_whose_seats_were_all_taken_gives_none_again(&self) {
@@ -396,7 +423,7 @@ impl Suite {
         let seat = self.take_seat("a", LONG).await.expect("a seat");
         self.queue.release(&lease).await.expect("released");
         assert_lost("a seat without a caller", self.queue.keep_seat(&seat).await);
-        assert_lost("a call without a lease", self.queue.call(&lease, 1, "host:1").await);
+        assert_lost("a call without a lease", self.queue.call(&lease, Class::Cpu, 1, "host:1").await);
         let short = self.must_lease(self.unit * 4).await;
         self.call(&short, 1).await;
         for _ in 0..3 {

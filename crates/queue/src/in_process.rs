@@ -187,10 +187,10 @@ impl JobQueue for InProcessQueue {
         Ok(())
     }
 
-    async fn call(&self, lease: &Lease, seats: u32, address: &str) -> Result<Standing> {
+    async fn call(&self, lease: &Lease, class: Class, seats: u32, address: &str) -> Result<Standing> {
         let mut state = self.state();
         state.held(lease)?;
-        Ok(state.calls.call(lease, seats, address, Instant::now()))
+        Ok(state.calls.call(lease, class, seats, address, Instant::now()))
     }
 
     async fn hang_up(&self, lease: &Lease) -> Result<()> {

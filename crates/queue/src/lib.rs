@@ -92,12 +92,13 @@ pub trait JobQueue: Send + Sync + fmt::Debug + 'static {
     /// As [`JobQueue::ack`].
     async fn release(&self, lease: &Lease) -> Result<()>;
 
-    /// Calls for `seats` workers to train the lease's job at `address` together with its holder, or keeps the call open for
-    /// another `lease.ttl`, and says who has come. The number and the address of an open call stay as they were first said.
+    /// Calls for `seats` workers to train the lease's job at `address` together with its holder, a worker of this class, or keeps
+    /// the call open for another `lease.ttl`, and says who has come. The number and the address of an open call stay as they
+    /// were first said.
     ///
     /// # Errors
     /// As [`JobQueue::heartbeat`], which this does not stand for.
-    async fn call(&self, lease: &Lease, seats: u32, address: &str) -> Result<Standing>;
+    async fn call(&self, lease: &Lease, class: Class, seats: u32, address: &str) -> Result<Standing>;
 
     /// Ends the call; who sits in a seat of it has lost it. Nothing happens where there is none.
     ///

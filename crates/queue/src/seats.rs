@@ -3,7 +3,7 @@
 //! A call is open as long as its caller renews it, and ends with the lease. Seats are given of the oldest call first, and
 //! once all of a call's seats are taken none of it is given again: a seat that is then given up leaves the call short, so
 //! its caller sees that a rank is gone. Two calls that wait for each other's workers cannot stand still: the caller of the
-//! younger one is told, and gives way.
+//! younger one is told, and gives way, if its worker could take a seat in the older one.
 
 use std::time::Duration;
 
@@ -14,8 +14,8 @@ use tailor_domain::JobId;
 pub struct Standing {
     /// Workers in the call's seats, by rank from 1 on.
     pub taken: Vec<String>,
-    /// A call from before this one lacks workers: to give way serves both.
-    pub older_waits: bool,
+    /// Jobs that the caller's worker can run, whose calls are from before this one and lack workers: to give way serves both.
+    pub older: Vec<JobId>,
 }
 
 /// A worker's place in another worker's job.

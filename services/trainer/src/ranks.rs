@@ -1,7 +1,7 @@
 //! A job that several workers train: the one that leased it gathers the others, and meets them.
 //!
 //! Nobody waits for ever. A worker that does not find enough others gives its job back, and one that sees an older call lack
-//! workers gives way to it, so that of several such jobs one has all it needs. Until the ranks are connected the queue says
+//! workers like it gives way to it, so that of several such jobs one has all it needs. Until the ranks are connected the queue says
 //! who is gone; from then on their connections do, and the queue may lose what it likes.
 
 mod network;
@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tailor_domain::{Digest, JobId, JobState, LogKind};
-use tailor_queue::{JobQueue, Lease, Seat, Standing};
+use tailor_queue::{Class, JobQueue, Lease, Seat, Standing};
 use tailor_serverkit::Settings;
 use tailor_train::{Meeting, Ranks};
 use tokio::task::{JoinHandle, spawn_blocking};
@@ -40,6 +40,8 @@ const PLAN: &str = "plan";
 #[derive(Debug)]
 pub struct Gatherer {
     network: Network,
+    /// Of this worker.
+    class: Class,
     gather: Duration,
     timeout: Duration,
 }
@@ -75,9 +77,10 @@ struct State {
 }
 
 impl Gatherer {
-    pub fn new(settings: &Settings) -> Self {
+    pub fn new(settings: &Settings, class: Class) -> Self {
         Self {
             network: Network::new(&settings.trainer.rendezvous_host, &settings.services.registry),
+            class,
             gather: Duration::from_millis(settings.trainer.gather_ms),
             timeout: Duration::from_millis(settings.trainer.ranks_timeout_ms),
         }
@@ -101,7 +104,7 @@ impl Gatherer {
         let started = Instant::now();
         let (mut looks, mut view, mut told) = (0u32, View::default(), false);
         let taken = loop {
-            let standing = match look(queue.as_ref(), lease, wanted, &address).await {
+            let standing = match look(queue.as_ref(), lease, self.class, wanted, &address).await {
                 Ok(Some(standing)) => standing,
                 Ok(None) => Standing::default(),
                 Err(()) => return Ok(Gathered::LeaseLost),
@@ -109,8 +112,8 @@ impl Gatherer {
             if standing.taken.len() as u64 == u64::from(wanted) {
                 break standing.taken;
             }
-            if standing.older_waits {
-                tracing::info!(job = %lease.job, "an older job lacks workers; this one gives way");
+            if let Some(older) = standing.older.first() {
+                tracing::info!(job = %lease.job, %older, "an older job lacks workers; this one gives way");
                 return Ok(Gathered::GiveBack);
             }
             if started.elapsed() >= self.gather {
@@ -138,7 +141,7 @@ impl Gatherer {
             }
         };
         let state = Arc::<State>::default();
-        let watch = tokio::spawn(watch_call(queue.clone(), lease.clone(), wanted, address, state.clone()));
+        let watch = tokio::spawn(watch_call(queue.clone(), lease.clone(), self.class, wanted, address, state.clone()));
         let timeout = self.timeout;
         Ok(Gathered::All(Arc::new(Party { meeting, own, rank: 0, ranks, timeout, with: taken, state, watch })))
     }
@@ -170,10 +173,16 @@ async fn host(own: IpAddr) -> Result<(Meeting, String)> {
 }
 
 /// Who has come; None while the queue is away, Err once the lease is lost.
-async fn look(queue: &dyn JobQueue, lease: &Lease, wanted: u32, address: &str) -> Result<Option<Standing>, ()> {
+async fn look(
+    queue: &dyn JobQueue,
+    lease: &Lease,
+    class: Class,
+    wanted: u32,
+    address: &str,
+) -> Result<Option<Standing>, ()> {
     let beaten = queue.heartbeat(lease).await;
     let called = match beaten {
-        Ok(()) => queue.call(lease, wanted, address).await,
+        Ok(()) => queue.call(lease, class, wanted, address).await,
         Err(error) => Err(error),
     };
     match called {
@@ -203,9 +212,16 @@ async fn tell(journal: &Journal, job: &JobId, ranks: u32) -> Result<()> {
 }
 
 /// Keeps the call open until the ranks are connected, and sees whether a seat was given up.
-async fn watch_call(queue: Arc<dyn JobQueue>, lease: Lease, wanted: u32, address: String, state: Arc<State>) {
+async fn watch_call(
+    queue: Arc<dyn JobQueue>,
+    lease: Lease,
+    class: Class,
+    wanted: u32,
+    address: String,
+    state: Arc<State>,
+) {
     while !state.connected.load(Ordering::Acquire) {
-        match queue.call(&lease, wanted, &address).await {
+        match queue.call(&lease, class, wanted, &address).await {
             Ok(standing) if standing.taken.len() as u64 == u64::from(wanted) => {}
             Err(error) if error.retryable() => tracing::warn!(job = %lease.job, %error, "cannot renew the call"),
             Ok(_) | Err(_) => return state.lost.store(true, Ordering::Release),

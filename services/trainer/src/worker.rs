@@ -85,8 +85,9 @@ impl Worker {
         let host = std::env::var("HOSTNAME").unwrap_or_else(|_| "local".into());
         let memory_limit = Some(settings.trainer.memory_bytes).filter(|bytes| *bytes > 0);
         let room = Room::new(memory_limit);
+        let class = class_on(room.worker());
         Self {
-            class: class_on(room.worker()),
+            class,
             name: format!("{host}-{}-{:06x}", std::process::id(), rand::random::<u32>() & 0xff_ffff),
             journal,
             queue,
@@ -102,7 +103,7 @@ impl Worker {
             room,
             fetching: Mutex::new(()),
             lost: OnceLock::new(),
-            gatherer: Gatherer::new(settings),
+            gatherer: Gatherer::new(settings, class),
         }
     }
 

@@ -42,6 +42,12 @@ local function sitter(call, rank)
   return worker
 end
 
+-- Whether a worker of this class can run the job.
+local function can_run(class, job)
+  local _, needed = entry_of(job)
+  return class == GPU or needed ~= GPU
+end
+
 local function free_rank(call)
   if call.closed then return nil end
   for rank = 1, call.count do

@@ -1,8 +1,7 @@
 -- ARGV: worker, its class, ttl in ms. Returns {job, epoch, rank, seats, address}, or {} where no seat is free for it.
 local worker, class, ttl = ARGV[1], ARGV[2], tonumber(ARGV[3])
 for _, call in ipairs(open_calls()) do
-  local _, needed = entry_of(call.job)
-  local rank = (class == GPU or needed ~= GPU) and free_rank(call)
+  local rank = can_run(class, call.job) and free_rank(call)
   if rank then
     sit(call, rank, worker, ttl)
     if not free_rank(call) then

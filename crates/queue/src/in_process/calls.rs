@@ -45,7 +45,7 @@ impl Calls {
     }
 
     /// The caller's lease is held.
-    pub fn call(&mut self, lease: &Lease, seats: u32, address: &str, now: Instant) -> Standing {
+    pub fn call(&mut self, lease: &Lease, class: Class, seats: u32, address: &str, now: Instant) -> Standing {
         self.expire(now);
         let deadline = now + lease.ttl;
         let call = self.0.entry(lease.epoch).or_insert_with(|| Call {
@@ -58,8 +58,9 @@ impl Calls {
         });
         call.deadline = deadline;
         let taken = call.seats.iter().flatten().map(|taken| taken.worker.clone()).collect();
-        let older_waits = self.0.range(..lease.epoch).any(|(_, call)| call.free().is_some());
-        Standing { taken, older_waits }
+        let older = self.0.range(..lease.epoch).map(|(_, call)| call);
+        let older = older.filter(|call| call.class <= class && call.free().is_some());
+        Standing { taken, older: older.map(|call| call.job.clone()).collect() }
     }
 
     pub fn hang_up(&mut self, lease: &Lease) {

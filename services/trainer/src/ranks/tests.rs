@@ -18,7 +18,7 @@ struct World {
 impl World {
     fn new(gather: Duration) -> Self {
         let network = Network::new("", "http://127.0.0.1:1");
-        let gatherer = Gatherer { network, gather, timeout: Duration::from_secs(30) };
+        let gatherer = Gatherer { network, class: Class::Cpu, gather, timeout: Duration::from_secs(30) };
         let queue = Arc::new(InProcessQueue::new());
         Self { queue, journal: Journal::new(Store::memory()), gatherer, stop: CancellationToken::new() }
     }
@@ -89,6 +89,18 @@ async fn of_two_callers_the_younger_gives_way_and_both_workers_meet() {
     assert_eq!(places, [(0, 2, true), (1, 2, false)]);
     // From here on the queue may forget them.
     assert!(world.queue.take_seat("c", Class::Cpu, TTL).await.expect("asked").is_none());
+}
+
+#[tokio::test]
+async fn no_worker_gives_way_to_a_call_that_it_could_not_serve() {
+    let world = World::new(Duration::from_secs(60));
+    let job = JobId::from_parts(1_700_000_000_000, 2);
+    world.queue.enqueue(&job, Class::Gpu, None).await.expect("queued");
+    let older = world.queue.lease("gpu", Class::Gpu, TTL, Duration::ZERO).await.expect("asked").expect("leased");
+    world.queue.call(&older, Class::Gpu, 1, "127.0.0.1:1").await.expect("called");
+    let lease = world.lease(1, "a").await;
+    let (party, seat) = tokio::join!(world.gather(&lease), world.seat("b"));
+    assert_eq!((&all(party).with, &seat.job), (&vec!["b".to_owned()], &lease.job));
 }
 
 #[tokio::test]
