@@ -37,8 +37,13 @@ impl<'a> Workers<'a> {
     }
 
     fn spawn(&self, at: usize) -> Process {
+        self.spawn_with(at, &[])
+    }
+
+    fn spawn_with(&self, at: usize, settings: &[(&str, &str)]) -> Process {
         let name = format!("worker-{at}");
         let mut command = self.cluster.worker_command(&name, free_port());
+        command.envs(settings.iter().copied());
         // Begins the name that a worker goes by in a job's log.
         command.env("HOSTNAME", &name);
         let command = match &self.networks {
@@ -49,6 +54,12 @@ impl<'a> Workers<'a> {
             }
         };
         Process::spawn(&name, command, self.folder.path())
+    }
+
+    /// One more, with settings of its own.
+    fn add(&mut self, settings: &[(&str, &str)]) {
+        let process = self.spawn_with(self.processes.len(), settings);
+        self.processes.push(process);
     }
 
     /// SIGKILL, then another process in its place.
@@ -151,6 +162,31 @@ async fn jobs_that_want_each_others_workers_all_come_to_their_end() {
         let done = at.succeeded(job).await;
         assert_eq!((done.attempts, at.versions(adapter).await), (1, 1), "{adapter}: gathering costs no attempt");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_could_not_hold_its_part_takes_no_seat_and_leaves_it_to_one_that_can() {
+    let Some(cluster) = cluster(&[("TRAINER__GATHER_MS", "20000")]).await else { return };
+    let at = cluster.addresses.clone();
+    let mut workers = Workers::start(&cluster, None, 1).await;
+    let job =
+        training::CreateJobRequest { base: Family::T5.base().into(), dataset: "rows".into(), ..Default::default() };
+    eventually("the large worker has said what it has", async || {
+        let request = training::PlanJobRequest { job: Some(job.clone()), ..Default::default() };
+        let plan = at.trainer().plan_job(request).await.expect("planned").into_inner();
+        (plan.fits_a_trainer == Some(true)).then_some(())
+    })
+    .await;
+    workers.add(&[("TAILOR__TRAINER__MEMORY_BYTES", "1048576")]);
+    let id = create(&at, "shared", 2, 10).await;
+    // Long enough for the small one to take a seat, were it to.
+    at.watch_until(&id, |event| event.message.starts_with("waiting for 2 free workers at once (train.ranks)")).await;
+    assert_eq!(at.job(&id).await.attempts, 0, "the small one is no rank of it");
+    workers.add(&[]);
+    let mut of_job = workers_of(&at, &id, 1, 1).await;
+    of_job.sort_unstable();
+    assert_eq!(of_job, [0, 2]);
+    assert_eq!(at.succeeded(&id).await.attempts, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

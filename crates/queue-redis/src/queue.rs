@@ -255,11 +255,17 @@ impl JobQueue for RedisQueue {
         Ok(())
     }
 
-    async fn take_seat(&self, worker: &str, class: Class, ttl: Duration) -> Result<Option<Seat>> {
+    async fn calls(&self, class: Class) -> Result<Vec<JobId>> {
+        let reply: Vec<String> = self.run_again(&call(&self.scripts.open_calls, &[class.as_str()])).await?;
+        let jobs = reply.iter().map(|job| JobId::try_new(job.as_str()).ok()).collect::<Option<_>>();
+        jobs.ok_or_else(|| self.unexpected("call", &reply))
+    }
+
+    async fn take_seat(&self, worker: &str, job: &JobId, ttl: Duration) -> Result<Option<Seat>> {
         let ttl_ms = millis(ttl).to_string();
         // Run twice it may leave a seat that nobody keeps, which is free again when its time has run out.
         let reply: Vec<String> =
-            self.run_again(&call(&self.scripts.take_seat, &[worker, class.as_str(), &ttl_ms])).await?;
+            self.run_again(&call(&self.scripts.take_seat, &[worker, job.as_str(), &ttl_ms])).await?;
         if reply.is_empty() {
             return Ok(None);
         }

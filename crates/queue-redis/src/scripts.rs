@@ -38,6 +38,7 @@ pub(crate) struct Scripts {
     pub(crate) depth: Script,
     pub(crate) call: Script,
     pub(crate) hang_up: Script,
+    pub(crate) open_calls: Script,
     pub(crate) take_seat: Script,
     pub(crate) keep_seat: Script,
 }
@@ -53,6 +54,7 @@ impl Scripts {
             depth: script!("lua/depth.lua"),
             call: rank_script!("lua/call.lua"),
             hang_up: rank_script!("lua/hang_up.lua"),
+            open_calls: rank_script!("lua/open_calls.lua"),
             take_seat: rank_script!("lua/take_seat.lua"),
             keep_seat: rank_script!("lua/keep_seat.lua"),
         }

@@ -41,6 +41,7 @@ pub async fn check(queue: Arc<dyn JobQueue>, unit: Duration) {
     suite.a_notification_wakes_who_waits_for_that_job().await;
     suite.seats_are_given_of_the_oldest_call_and_the_younger_caller_is_told().await;
     suite.a_caller_is_told_of_older_calls_that_its_worker_could_serve_and_of_no_others().await;
+    suite.a_worker_may_pass_an_older_call_by_and_finds_no_seat_where_none_is_free().await;
     suite.a_call_whose_seats_were_all_taken_gives_none_again().await;
     suite.a_seat_not_kept_in_time_is_free_while_the_call_waits().await;
     suite.a_call_ends_with_its_lease_and_when_it_is_not_renewed().await;

@@ -198,8 +198,12 @@ impl JobQueue for InProcessQueue {
         Ok(())
     }
 
-    async fn take_seat(&self, worker: &str, class: Class, ttl: Duration) -> Result<Option<Seat>> {
-        Ok(self.state().calls.take(worker, class, ttl, Instant::now()))
+    async fn calls(&self, class: Class) -> Result<Vec<JobId>> {
+        Ok(self.state().calls.open(class, Instant::now()))
+    }
+
+    async fn take_seat(&self, worker: &str, job: &JobId, ttl: Duration) -> Result<Option<Seat>> {
+        Ok(self.state().calls.take(worker, job, ttl, Instant::now()))
     }
 
     async fn keep_seat(&self, seat: &Seat) -> Result<bool> {

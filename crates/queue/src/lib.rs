@@ -9,8 +9,8 @@
 //! - each lease of a job has a higher epoch than the one before, and a call with an old epoch is refused;
 //! - a lease that runs out puts its job back into the queue.
 //!
-//! A job that several workers train together is leased by one; the others take seats that it offers ([`Seat`]). Seats are
-//! given to workers that ask for them before they ask for a job.
+//! A job that several workers train together is leased by one; the others take seats that it offers ([`Seat`]). Workers look
+//! for seats before they ask for a job.
 //!
 //! Delivery is at least once. That a result is published once is the object store's business, not the queue's.
 
@@ -106,12 +106,18 @@ pub trait JobQueue: Send + Sync + fmt::Debug + 'static {
     /// [`Error::Unavailable`].
     async fn hang_up(&self, lease: &Lease) -> Result<()>;
 
-    /// Takes the first free seat of the oldest open call for a job that a worker of this class can run, for `ttl`; does not
-    /// wait.
+    /// Jobs that a worker of this class can run and whose open calls have a free seat, that of the oldest call first.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
-    async fn take_seat(&self, worker: &str, class: Class, ttl: Duration) -> Result<Option<Seat>>;
+    async fn calls(&self, class: Class) -> Result<Vec<JobId>>;
+
+    /// Takes the first free seat of the open call for this job, for `ttl`; `None` where there is none (any more). Does not wait.
+    /// Who may not keep it should not take it: a call ends short when a seat is given up.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    async fn take_seat(&self, worker: &str, job: &JobId, ttl: Duration) -> Result<Option<Seat>>;
 
     /// Keeps the seat for another `seat.ttl`; says whether all of the call's seats are taken.
     ///

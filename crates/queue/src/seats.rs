@@ -1,6 +1,6 @@
 //! A job that several workers train: the holder of its lease calls for others, and they take seats.
 //!
-//! A call is open as long as its caller renews it, and ends with the lease. Seats are given of the oldest call first, and
+//! A call is open as long as its caller renews it, and ends with the lease. Workers are shown the oldest call first, and
 //! once all of a call's seats are taken none of it is given again: a seat that is then given up leaves the call short, so
 //! its caller sees that a rank is gone. Two calls that wait for each other's workers cannot stand still: the caller of the
 //! younger one is told, and gives way, if its worker could take a seat in the older one.

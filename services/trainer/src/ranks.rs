@@ -4,6 +4,7 @@
 //! workers like it gives way to it, so that of several such jobs one has all it needs. Until the ranks are connected the queue says
 //! who is gone; from then on their connections do, and the queue may lose what it likes.
 
+mod declined;
 mod network;
 
 use std::net::{IpAddr, TcpListener};
@@ -18,6 +19,7 @@ use tailor_train::{Meeting, Ranks};
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio_util::sync::CancellationToken;
 
+pub use self::declined::Declined;
 pub use self::network::Network;
 use crate::error::{Error, Result};
 use crate::journal::Journal;
@@ -44,6 +46,7 @@ pub struct Gatherer {
     class: Class,
     gather: Duration,
     timeout: Duration,
+    pub declined: Declined,
 }
 
 /// What gathering came to.
@@ -83,6 +86,7 @@ impl Gatherer {
             class,
             gather: Duration::from_millis(settings.trainer.gather_ms),
             timeout: Duration::from_millis(settings.trainer.ranks_timeout_ms),
+            declined: Declined::default(),
         }
     }
 
@@ -112,7 +116,7 @@ impl Gatherer {
             if standing.taken.len() as u64 == u64::from(wanted) {
                 break standing.taken;
             }
-            if let Some(older) = standing.older.first() {
+            if let Some(older) = standing.older.iter().find(|job| !self.declined.has(job)) {
                 tracing::info!(job = %lease.job, %older, "an older job lacks workers; this one gives way");
                 return Ok(Gathered::GiveBack);
             }

@@ -185,7 +185,7 @@ impl Worker {
             // told below.
             while running.try_join_next().is_some() {}
             if running.is_empty()
-                && let Ok(Some(seat)) = worker.queue.take_seat(&worker.name, worker.class, worker.lease_ttl).await
+                && let Some(seat) = worker.find_seat().await
             {
                 seat::sit(&worker, &device, seat, &stop).await;
                 continue;

@@ -18,7 +18,13 @@ impl Suite {
     }
 
     async fn take_seat(&self, worker: &str, ttl: Duration) -> Option<Seat> {
-        self.queue.take_seat(worker, Class::Cpu, ttl).await.expect("take a seat")
+        self.take_seat_as(Class::Cpu, worker, ttl).await
+    }
+
+    /// In the oldest call that a worker of this class is shown.
+    async fn take_seat_as(&self, class: Class, worker: &str, ttl: Duration) -> Option<Seat> {
+        let calls = self.queue.calls(class).await.expect("calls");
+        self.queue.take_seat(worker, calls.first()?, ttl).await.expect("take a seat")
     }
 
     pub(super) async fn a_seat_is_for_who_can_run_the_job(&self) {
@@ -33,7 +39,7 @@ impl Suite {
         self.call(&younger, 1).await;
         let seat = self.take_seat("a", LONG).await.expect("of the younger call");
         assert_eq!(seat.job, job(2));
-        let seat = self.queue.take_seat("b", Class::Gpu, LONG).await.expect("take a seat").expect("of the older call");
+        let seat = self.take_seat_as(Class::Gpu, "b", LONG).await.expect("of the older call");
         assert_eq!(seat.job, job(1));
         self.ack(&older).await;
         self.ack(&younger).await;
@@ -83,6 +89,27 @@ impl Suite {
         assert_eq!((standing.taken, standing.older), (vec!["a".to_owned()], vec![job(1)]));
         self.ack(&older).await;
         assert!(self.call_as(Class::Gpu, &younger, 1).await.older.is_empty(), "it waits no more");
+        self.ack(&younger).await;
+    }
+
+    pub(super) async fn a_worker_may_pass_an_older_call_by_and_finds_no_seat_where_none_is_free(&self) {
+        for number in [1, 2] {
+            self.enqueue(&job(number)).await;
+        }
+        let (older, younger) = (self.must_lease(LONG).await, self.must_lease(LONG).await);
+        self.call(&younger, 1).await;
+        self.call(&older, 1).await;
+        let calls = async || self.queue.calls(Class::Cpu).await.expect("calls");
+        assert_eq!(calls().await, [job(1), job(2)]);
+        let take = async |number| self.queue.take_seat("a", &job(number), LONG).await.expect("take a seat");
+        let seat = take(2).await.expect("of the younger call");
+        assert_eq!((&seat.job, seat.rank), (&job(2), 1));
+        assert_eq!(calls().await, [job(1)], "all seats of the other one are taken");
+        assert_eq!(take(2).await, None, "taken");
+        assert_eq!(take(3).await, None, "nobody called");
+        self.ack(&older).await;
+        assert_eq!(take(1).await, None, "the call ended with its lease");
+        assert!(calls().await.is_empty());
         self.ack(&younger).await;
     }
 

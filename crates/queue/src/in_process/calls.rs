@@ -31,6 +31,11 @@ impl Call {
         if self.closed { None } else { self.seats.iter().position(Option::is_none) }
     }
 
+    /// Whether it lacks workers of this class.
+    fn wants(&self, class: Class) -> bool {
+        self.class <= class && self.free().is_some()
+    }
+
     fn expire(&mut self, now: Instant) {
         for seat in &mut self.seats {
             seat.take_if(|taken| taken.deadline <= now);
@@ -58,9 +63,14 @@ impl Calls {
         });
         call.deadline = deadline;
         let taken = call.seats.iter().flatten().map(|taken| taken.worker.clone()).collect();
-        let older = self.0.range(..lease.epoch).map(|(_, call)| call);
-        let older = older.filter(|call| call.class <= class && call.free().is_some());
-        Standing { taken, older: older.map(|call| call.job.clone()).collect() }
+        let older = self.0.range(..lease.epoch).filter(|(_, call)| call.wants(class));
+        Standing { taken, older: older.map(|(_, call)| call.job.clone()).collect() }
+    }
+
+    /// The oldest first.
+    pub fn open(&mut self, class: Class, now: Instant) -> Vec<JobId> {
+        self.expire(now);
+        self.0.values().filter(|call| call.wants(class)).map(|call| call.job.clone()).collect()
     }
 
     pub fn hang_up(&mut self, lease: &Lease) {
@@ -72,12 +82,10 @@ impl Calls {
         self.0.retain(|_, call| call.job != *job);
     }
 
-    pub fn take(&mut self, worker: &str, class: Class, ttl: Duration, now: Instant) -> Option<Seat> {
+    pub fn take(&mut self, worker: &str, job: &JobId, ttl: Duration, now: Instant) -> Option<Seat> {
         self.expire(now);
-        let (epoch, call, at) = self.0.iter_mut().find_map(|(epoch, call)| {
-            let at = call.free().filter(|_| call.class <= class)?;
-            Some((*epoch, call, at))
-        })?;
+        let (epoch, call) = self.0.iter_mut().find(|(_, call)| call.job == *job)?;
+        let (epoch, at) = (*epoch, call.free()?);
         *call.seats.get_mut(at)? = Some(Taken { worker: worker.to_owned(), deadline: now + ttl });
         call.closed = call.seats.iter().all(Option::is_some);
         let count = u32::try_from(call.seats.len()).unwrap_or(u32::MAX);

@@ -18,7 +18,8 @@ struct World {
 impl World {
     fn new(gather: Duration) -> Self {
         let network = Network::new("", "http://127.0.0.1:1");
-        let gatherer = Gatherer { network, class: Class::Cpu, gather, timeout: Duration::from_secs(30) };
+        let (timeout, declined) = (Duration::from_secs(30), Declined::default());
+        let gatherer = Gatherer { network, class: Class::Cpu, gather, timeout, declined };
         let queue = Arc::new(InProcessQueue::new());
         Self { queue, journal: Journal::new(Store::memory()), gatherer, stop: CancellationToken::new() }
     }
@@ -35,8 +36,10 @@ impl World {
 
     async fn seat(&self, worker: &str) -> Seat {
         loop {
-            if let Some(seat) = self.queue.take_seat(worker, Class::Cpu, TTL).await.expect("asked") {
-                return seat;
+            for job in self.queue.calls(Class::Cpu).await.expect("asked") {
+                if let Some(seat) = self.queue.take_seat(worker, &job, TTL).await.expect("asked") {
+                    return seat;
+                }
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -88,7 +91,7 @@ async fn of_two_callers_the_younger_gives_way_and_both_workers_meet() {
     let places = [first, second].map(|place| place.expect("connected"));
     assert_eq!(places, [(0, 2, true), (1, 2, false)]);
     // From here on the queue may forget them.
-    assert!(world.queue.take_seat("c", Class::Cpu, TTL).await.expect("asked").is_none());
+    assert!(world.queue.calls(Class::Cpu).await.expect("asked").is_empty());
 }
 
 #[tokio::test]
@@ -101,6 +104,26 @@ async fn no_worker_gives_way_to_a_call_that_it_could_not_serve() {
     let lease = world.lease(1, "a").await;
     let (party, seat) = tokio::join!(world.gather(&lease), world.seat("b"));
     assert_eq!((&all(party).with, &seat.job), (&vec!["b".to_owned()], &lease.job));
+}
+
+#[tokio::test]
+async fn no_worker_gives_way_to_a_job_that_is_too_large_for_it() {
+    let world = World::new(Duration::from_secs(60));
+    let (older, lease) = (world.lease(2, "b").await, world.lease(1, "a").await);
+    world.queue.call(&older, Class::Cpu, 1, "127.0.0.1:1").await.expect("called");
+    assert!(matches!(world.gather(&lease).await, Gathered::GiveBack), "it could sit there, as far as it knows");
+    world.gatherer.declined.add(&older.job);
+    let sit = async {
+        // Until the call of the younger stands.
+        loop {
+            if let Some(seat) = world.queue.take_seat("c", &lease.job, TTL).await.expect("asked") {
+                return seat;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let (party, _) = tokio::join!(world.gather(&lease), sit);
+    assert_eq!(all(party).with, ["c"]);
 }
 
 #[tokio::test]
