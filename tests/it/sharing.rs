@@ -1,6 +1,7 @@
 //! One worker process that trains several jobs at a time on one resident base.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use tailor_pb::{registry, training};
 
@@ -106,11 +107,21 @@ fn heavy(adapter: &str, steps: u64) -> training::CreateJobRequest {
     request
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_job_that_does_not_fit_beside_what_runs_waits_for_it() {
+/// A job that fits beside a heavy one.
+fn small(adapter: &str) -> training::CreateJobRequest {
+    let mut request = request(adapter, (Family::Llama, 2), 5);
+    if let Some(training) = &mut request.training {
+        training.max_tokens = Some(96);
+    }
+    request
+}
+
+/// A worker with memory for a heavy job and small ones, and a heavy job that runs there until it is cancelled.
+async fn with_a_heavy_job(overtake_ms: &str) -> Option<(Cluster, training::Job)> {
     const BESIDE: u64 = 20 << 20;
-    let Some(mut cluster) = Cluster::prepare() else { return };
+    let mut cluster = Cluster::prepare()?;
     cluster.set("TRAINER__JOBS_AT_ONCE", "4");
+    cluster.set("TRAINER__OVERTAKE_MS", overtake_ms);
     cluster.start_all().await;
     cluster.add_base_and_rows(Family::Llama).await;
     let at = cluster.addresses.clone();
@@ -124,15 +135,34 @@ async fn a_job_that_does_not_fit_beside_what_runs_waits_for_it() {
 
     let running = create(&at, heavy("running", 100_000)).await;
     at.wait_for_steps(&running.id).await;
+    Some((cluster, running))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_does_not_fit_beside_what_runs_waits_for_it() {
+    let Some((cluster, running)) = with_a_heavy_job("600000").await else { return };
+    let at = cluster.addresses.clone();
     let waiting = create(&at, heavy("waiting", 1)).await;
-    let mut small = request("small", (Family::Llama, 2), 5);
-    if let Some(training) = &mut small.training {
-        training.max_tokens = Some(96);
-    }
-    let small = create(&at, small).await;
+    let small = create(&at, small("small")).await;
     at.succeeded(&small.id).await;
     assert_eq!(at.job(&waiting.id).await.attempts, 0, "it waits in the queue and costs no attempt");
     let cancel = training::CancelJobRequest { id: running.id.clone() };
     at.trainer().cancel_job(cancel).await.expect("cancelled");
     assert_eq!(at.succeeded(&waiting.id).await.attempts, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_that_fit_go_before_one_that_does_not_for_so_long_and_no_longer() {
+    let Some((cluster, running)) = with_a_heavy_job("1").await else { return };
+    let at = cluster.addresses.clone();
+    let waiting = create(&at, heavy("waiting", 1)).await;
+    at.watch_until(&waiting.id, |event| event.message.contains("takes no other job before this one")).await;
+    let small = create(&at, small("small")).await;
+    // It would begin at once.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!((at.job(&small.id).await.attempts, at.job(&waiting.id).await.attempts), (0, 0));
+    let cancel = training::CancelJobRequest { id: running.id.clone() };
+    at.trainer().cancel_job(cancel).await.expect("cancelled");
+    assert_eq!(at.succeeded(&waiting.id).await.attempts, 1);
+    assert_eq!(at.succeeded(&small.id).await.attempts, 1);
 }

@@ -57,7 +57,7 @@ impl Room {
         Self::of(worker)
     }
 
-    fn of(worker: Device) -> Self {
+    pub fn of(worker: Device) -> Self {
         Self { worker, taken: Arc::default() }
     }
 

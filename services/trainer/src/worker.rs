@@ -1,10 +1,11 @@
 //! The worker role: lease jobs, run an attempt at each, say what came of it.
 //!
 //! Up to `trainer.jobs_at_once` run at a time, in turns on one device; those on the same base share it in memory. One that does
-//! not fit beside what runs goes back to the queue, as does one that only another worker can hold; neither counts as an attempt.
-//! Whatever becomes of one, the others do not notice.
+//! not fit beside what runs goes back to the queue, until others have gone before it for long enough; so does one that only another
+//! worker can hold. Neither counts as an attempt. Whatever becomes of one, the others do not notice.
 
 mod admission;
+mod turned_away;
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -21,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use self::admission::Admission;
+use self::turned_away::TurnedAway;
 use crate::attempt::{Attempt, Clients, Ended};
 use crate::calibrations::Calibrations;
 use crate::checkpoints::Checkpoints;
@@ -58,11 +60,22 @@ pub struct Worker {
     memory_limit: Option<u64>,
     gatherer: Gatherer,
     jobs_at_once: usize,
+    /// How long other jobs may go before one that does not fit beside what runs.
+    overtake: Duration,
     room: Room,
     /// Held while a base is brought to the cache.
     fetching: Mutex<()>,
     /// Why nothing can run on the device any more.
     lost: OnceLock<String>,
+}
+
+/// Lets others have what was given back, unless something changes here first.
+async fn pause(running: &mut JoinSet<()>, stop: &CancellationToken) {
+    tokio::select! {
+        () = stop.cancelled() => {}
+        Some(_) = running.join_next() => {}
+        () = tokio::time::sleep(NO_ROOM) => {}
+    }
 }
 
 /// A task that ends with its handle.
@@ -100,6 +113,7 @@ impl Worker {
             calibrate: settings.trainer.calibrate,
             memory_limit,
             jobs_at_once: settings.trainer.jobs_at_once as usize,
+            overtake: Duration::from_millis(settings.trainer.overtake_ms),
             room,
             fetching: Mutex::new(()),
             lost: OnceLock::new(),
@@ -180,6 +194,7 @@ impl Worker {
         let mut running = JoinSet::new();
         // Those that were left to others since the last pause: what stands behind them in the line need not wait for it.
         let mut passed = HashSet::new();
+        let mut turned_away = TurnedAway::new(worker.overtake);
         while !stop.is_cancelled() {
             // Before a job, and with nothing else to do: somebody waits for whoever takes a seat. That the queue is away is
             // told below.
@@ -205,25 +220,31 @@ impl Worker {
                 Ok(None) => {}
                 Ok(Some(lease)) => {
                     let admission = tokio::select! {
-                        () = stop.cancelled() => Admission::Later,
+                        () = stop.cancelled() => {
+                            worker.give_back(&lease).await;
+                            break;
+                        }
                         admission = worker.admit(&lease) => admission,
                     };
-                    match admission {
-                        Admission::Here(place) => {
-                            let (worker, device, stop) = (Arc::clone(&worker), device.clone(), stop.clone());
-                            running.spawn(async move { worker.run_leased(lease, place, &device, &stop).await });
-                        }
-                        Admission::Elsewhere if passed.insert(lease.job.clone()) => worker.give_back(&lease).await,
-                        Admission::Elsewhere | Admission::Later => {
+                    let place = match admission {
+                        Admission::Here(place) => Some(place),
+                        Admission::Elsewhere => {
                             worker.give_back(&lease).await;
-                            passed.clear();
-                            tokio::select! {
-                                () = stop.cancelled() => {}
-                                Some(_) = running.join_next() => {}
-                                () = tokio::time::sleep(NO_ROOM) => {}
+                            if !passed.insert(lease.job.clone()) {
+                                passed.clear();
+                                pause(&mut running, &stop).await;
                             }
+                            None
                         }
-                    }
+                        Admission::Later(turned) => {
+                            passed.clear();
+                            worker.turn_away(&lease, turned, &mut turned_away, &mut running, &stop).await
+                        }
+                    };
+                    let Some(place) = place else { continue };
+                    turned_away.forget(&lease.job);
+                    let (worker, device, stop) = (Arc::clone(&worker), device.clone(), stop.clone());
+                    running.spawn(async move { worker.run_leased(lease, place, &device, &stop).await });
                 }
                 Err(error) => {
                     tracing::warn!(%error, "cannot lease a job; trying again");

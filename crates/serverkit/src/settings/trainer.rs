@@ -36,6 +36,8 @@ pub struct Trainer {
     pub max_ranks: u32,
     /// Jobs that this worker trains at a time, in turns; those on the same base share it in memory.
     pub jobs_at_once: u64,
+    /// How long other jobs may go before one that does not fit beside what runs; then its worker takes no other until it fits.
+    pub overtake_ms: u64,
 }
 
 impl Default for Trainer {
@@ -55,6 +57,7 @@ impl Default for Trainer {
             ranks_timeout_ms: 600_000,
             max_ranks: 0,
             jobs_at_once: 1,
+            overtake_ms: 300_000,
         }
     }
 }

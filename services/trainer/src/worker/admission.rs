@@ -4,6 +4,7 @@ use tailor_domain::{JobId, JobSpec};
 use tailor_queue::{Lease, Seat};
 
 use super::Worker;
+use super::turned_away::Turned;
 use crate::matching::class_of;
 use crate::planner::Planner;
 use crate::room::{Footprint, Place};
@@ -12,7 +13,7 @@ use crate::room::{Footprint, Place};
 pub enum Admission {
     Here(Place),
     /// It does not fit beside what runs.
-    Later,
+    Later(Turned),
     /// Another trainer that is there can run it, and this one cannot.
     Elsewhere,
 }
@@ -86,11 +87,11 @@ impl Worker {
             Some(spec) if spec.recipe.train.ranks == 1 => self.footprint(lease, spec).await,
             Some(_) | None => None,
         };
-        match self.room.take(footprint) {
+        match self.room.take(footprint.clone()) {
             Ok(place) => Admission::Here(place),
             Err(why) => {
-                tracing::info!(job = %lease.job, why, "no room for the job beside those that run; it goes back");
-                Admission::Later
+                tracing::info!(job = %lease.job, why, "no room for the job beside those that run");
+                Admission::Later(Turned { footprint, why })
             }
         }
     }
