@@ -107,13 +107,21 @@ impl<'a> Rows<'a> {
 
     /// The caller's row numbers, for messages.
     pub fn name(&self, sequences: &[usize]) -> String {
-        const LISTED: usize = 8;
-        let rows: Vec<u32> = sequences.iter().flat_map(|at| self.sequence(*at)).copied().collect();
-        let shown: Vec<String> = rows.iter().take(LISTED).map(ToString::to_string).collect();
-        match rows.len().saturating_sub(LISTED) {
-            0 => shown.join(", "),
-            more => format!("{} and {more} more", shown.join(", ")),
-        }
+        listed(&sequences.iter().flat_map(|at| self.sequence(*at)).copied().collect::<Vec<u32>>())
+    }
+
+    /// As [`Self::name`], of the rows to measure on.
+    pub fn name_tuning(&self) -> String {
+        listed(&self.tuning)
+    }
+}
+
+fn listed(rows: &[u32]) -> String {
+    const LISTED: usize = 8;
+    let shown: Vec<String> = rows.iter().take(LISTED).map(ToString::to_string).collect();
+    match rows.len().saturating_sub(LISTED) {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
     }
 }
 

@@ -290,7 +290,8 @@ impl Attempt<'_> {
             })
             .await?
             .into_inner();
-        metrics.extend(scored.metrics);
+        // The log could not be read again: JSON has no such numbers.
+        metrics.extend(scored.metrics.into_iter().filter(|(_, value)| value.is_finite()));
         JobMeter::of(self.job, self.spec).held_out(&metrics);
         let entry = LogKind::Metrics { metrics: metrics.clone() };
         self.patiently(|| self.journal.append(self.job, self.fence, entry.clone(), "")).await?;

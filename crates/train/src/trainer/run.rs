@@ -159,15 +159,8 @@ impl<'a, B: Deref<Target = Base>> Run<'a, B> {
                         self.next_step(&batch, observer)
                     }
                 };
-                match stepped {
-                    Ok(()) => {
-                        if self.measurement_is_due()
-                            && let Some(measured) = self.measure_some(observer)?
-                        {
-                            observer.on_tuning(&measured);
-                        }
-                        return Ok(None);
-                    }
+                match stepped.and_then(|()| self.measure_if_due(observer)) {
+                    Ok(()) => return Ok(None),
                     Err(error) if error.is_divergence() && self.state.best.is_some() => {
                         let kept = self.state.best.map_or(0, |best| best.step);
                         observer.on_note(&format!("{error}; training ends here, the state after step {kept} is kept"));

@@ -40,8 +40,18 @@ impl<B: Deref<Target = Base>> Run<'_, B> {
         step > 0 && is_its_turn && !is_measured && !self.rows.tuning().is_empty()
     }
 
+    /// Some more of a measurement that is due, and what it showed once it is whole.
+    pub(super) fn measure_if_due(&mut self, observer: &mut dyn Observer) -> Result<(), Error> {
+        if self.measurement_is_due()
+            && let Some(measured) = self.measure_some(observer)?
+        {
+            observer.on_tuning(&measured);
+        }
+        Ok(())
+    }
+
     /// Some more of the tuning rows; once those are all, loss and accuracy, and whether they are the best so far.
-    pub(super) fn measure_some(&mut self, observer: &mut dyn Observer) -> Result<Option<TuningMetrics>, Error> {
+    fn measure_some(&mut self, observer: &mut dyn Observer) -> Result<Option<TuningMetrics>, Error> {
         let place = format!("measuring after step {}", self.state.step);
         let fresh = || Measuring { turns: 0, micro: self.state.micro_batch as usize, sums: Measured::default() };
         let mut measuring = self.measuring.take().unwrap_or_else(fresh);
@@ -73,13 +83,16 @@ impl<B: Deref<Target = Base>> Run<'_, B> {
 
     fn judge(&mut self, sums: Measured, place: &str) -> Result<TuningMetrics, Error> {
         let own = [sums.loss, sums.correct as f64, sums.labels as f64];
-        let [loss, correct, labels] = self.ranks.sum(own, place)?;
-        let tokens = labels as u64;
-        let labels = labels.max(1.0);
-        let loss = loss / labels;
+        let sums = self.ranks.sum(own, place)?;
         let bound = self.state.best.map_or(f64::INFINITY, |best| best.loss * (1.0 - self.recipe.stop.min_improvement));
-        let token_accuracy = correct / labels;
-        let measured = TuningMetrics { step: self.state.step, loss, token_accuracy, tokens, best: loss < bound };
+        let step = self.state.step;
+        let measured = figures(step, sums, bound).map_err(|loss| Error::NotFinite {
+            step,
+            what: "the loss on the tuning rows",
+            loss,
+            grad_norm: f64::NAN,
+            rows: self.rows.name_tuning(),
+        })?;
         if measured.best {
             let keeping = format!("keeping the state after step {}", measured.step);
             self.best = self.optimizer.flat_values().map_err(|error| Error::at(keeping)(error.into()))?;
@@ -91,6 +104,17 @@ impl<B: Deref<Target = Base>> Run<'_, B> {
         self.state.last_tuning = Some(measured);
         Ok(measured)
     }
+}
+
+/// What summed losses, right labels and labels come to; a loss is the best below `bound`. Err: the loss, which is no number, and
+/// could be neither compared nor told.
+fn figures(step: u64, [loss, correct, labels]: [f64; 3], bound: f64) -> Result<TuningMetrics, f64> {
+    let (tokens, labels) = (labels as u64, labels.max(1.0));
+    let (loss, token_accuracy) = (loss / labels, correct / labels);
+    if !loss.is_finite() {
+        return Err(loss);
+    }
+    Ok(TuningMetrics { step, loss, token_accuracy, tokens, best: loss < bound })
 }
 
 /// What passes over at most `micro` rows sum up to. A pass without memory is made again over half as many rows, and so are
@@ -132,6 +156,18 @@ mod tests {
             Ok(Measured { loss: rows.iter().map(|row| f64::from(*row)).sum(), correct: 1, labels: rows.len() as u64 })
         });
         (outcome, sizes, micro)
+    }
+
+    #[test]
+    fn a_loss_that_is_no_number_is_no_measurement() {
+        let measured = figures(3, [6.0, 2.0, 4.0], 1.6).expect("a number");
+        assert_eq!((measured.loss, measured.token_accuracy, measured.tokens, measured.best), (1.5, 0.5, 4, true));
+        assert!(!figures(3, [6.0, 2.0, 4.0], 1.5).expect("a number").best);
+        for loss in [f64::NAN, f64::INFINITY] {
+            assert!(figures(3, [loss, 2.0, 4.0], f64::INFINITY).is_err_and(|loss| !loss.is_finite()));
+        }
+        let error = Error::NotFinite { step: 3, what: "", loss: f64::NAN, grad_norm: f64::NAN, rows: String::new() };
+        assert!(error.is_divergence(), "the run ends with the best state, as after a step like that");
     }
 
     #[test]
