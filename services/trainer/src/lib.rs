@@ -15,6 +15,8 @@ mod calibrations;
 mod checkpoints;
 mod device;
 mod error;
+#[cfg(test)]
+mod fixtures;
 mod grpc;
 mod jobs;
 mod journal;
