@@ -38,6 +38,8 @@ const TICKS: usize = 1024;
 /// First and longest pause between two tries of a call that can succeed later.
 const PAUSE: Duration = Duration::from_millis(500);
 const MAX_PAUSE: Duration = Duration::from_secs(10);
+/// Between two looks whether an attempt that waits must end.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// The services that a job needs.
 #[derive(Clone)]
@@ -103,10 +105,15 @@ pub struct Prepared {
 impl Attempt<'_> {
     pub async fn run(&self) -> Result<Ended> {
         self.say(JobEvent::Prepare, "fetching base and shards").await?;
-        let prepared = self.prepare().await?;
+        let prepared = tokio::select! {
+            prepared = self.prepare() => prepared,
+            // A base may take long to come; what is here already stays in the cache.
+            halt = self.halted() => return Ok(Ended::Halted(halt)),
+        };
         if let Some(halt) = self.halt.raised() {
             return Ok(Ended::Halted(halt));
         }
+        let prepared = prepared?;
         let mut message = format!(
             "{} rows, {} tokens to train on; {} rows held out; {} rows longer than {} tokens left out",
             prepared.start.train.len(),
@@ -366,6 +373,16 @@ impl Attempt<'_> {
         let _ = self.queue.notify(self.job).await;
     }
 
+    /// Waits until this attempt must end.
+    pub async fn halted(&self) -> Halt {
+        loop {
+            if let Some(halt) = self.halt.raised() {
+                return halt;
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
     /// Repeats a call that can succeed later for as long as this attempt may go on: a store or a service that is away
     /// for minutes costs minutes, not the job.
     async fn patiently<T, F: Future<Output = Result<T>>>(&self, call: impl Fn() -> F) -> Result<T> {
@@ -380,5 +397,47 @@ impl Attempt<'_> {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(MAX_PAUSE);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tailor_queue::InProcessQueue;
+
+    use super::*;
+    use crate::fixtures::spec;
+
+    #[tokio::test]
+    async fn an_attempt_that_must_end_waits_for_no_base() {
+        let mut settings = Settings::default();
+        // Where nobody listens.
+        settings.services.registry = "http://127.0.0.1:1".into();
+        let clients = Clients::connect(&settings).expect("addresses");
+        let (store, queue, job, spec) =
+            (Store::memory(), InProcessQueue::new(), JobId::from_parts(1_700_000_000_000, 1), spec());
+        let (journal, device) = (Journal::new(store.clone()), Device::start("tailor-device-test").expect("a thread"));
+        let (fetching, halt) = (Mutex::new(()), HaltFlag::default());
+        let attempt = Attempt {
+            journal: &journal,
+            queue: &queue,
+            store: &store,
+            clients: &clients,
+            cache_dir: Path::new("."),
+            device: &device,
+            fetching: &fetching,
+            job: &job,
+            spec: &spec,
+            fence: 1,
+            halt: halt.clone(),
+            checkpoint_every: Duration::from_secs(60),
+            party: None,
+            shares: false,
+        };
+        let cancel = async {
+            tokio::time::sleep(LOOK_EVERY).await;
+            halt.raise(Halt::Cancelled);
+        };
+        let (ended, ()) = tokio::join!(attempt.run(), cancel);
+        assert!(matches!(ended, Ok(Ended::Halted(Halt::Cancelled))), "{:?}", ended.map(drop));
     }
 }

@@ -85,7 +85,10 @@ async fn train(worker: &Worker, device: &Device, seat: &Seat, halt: &HaltFlag) -
     let spec = worker.journal().spec(&seat.job).await?;
     // Fence 0: rank 0 says which attempt this is, and says everything that the log is told.
     let attempt = worker.attempt(device, &seat.job, &spec, 0, halt.clone(), None);
-    let mut start = attempt.prepare().await?.start;
+    let mut start = tokio::select! {
+        prepared = attempt.prepare() => prepared?.start,
+        _ = attempt.halted() => return Err(Error::Ranks("this worker must leave before the ranks are connected".into())),
+    };
     let fence = follow_plan(&attempt, &party, halt, &mut start).await?;
     let (notes, inbox) = mpsc::channel(NOTES);
     let observer = Quiet { halt: halt.clone(), notes };
