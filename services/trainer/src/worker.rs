@@ -5,6 +5,7 @@
 //! worker can hold. Neither counts as an attempt. Whatever becomes of one, the others do not notice.
 
 mod admission;
+mod present;
 mod turned_away;
 
 use std::collections::HashSet;
@@ -181,14 +182,10 @@ impl Worker {
             }
         };
         let calibrations = Calibrations::of(&self.store);
-        let present = calibrations.introduce(&device, &self.cache_dir, self.calibrate, self.memory_limit).await;
-        let keeping = match present {
-            Ok(presence) => Some(Bound(tokio::spawn(presence.keep(stop.clone())))),
-            Err(error) => {
-                tracing::warn!(%error, "jobs cannot be planned for this worker");
-                None
-            }
-        };
+        let (cache_dir, limit) = (self.cache_dir.clone(), self.memory_limit);
+        let first = calibrations.introduce(&device, &cache_dir, self.calibrate, limit).await;
+        let staying = present::stay(calibrations, device.clone(), cache_dir, limit, first, stop.clone());
+        let mut staying = Bound(tokio::spawn(staying));
         tracing::info!(worker = self.name, at_once = self.jobs_at_once, "waiting for jobs");
         let worker = Arc::new(self);
         let mut running = JoinSet::new();
@@ -254,10 +251,8 @@ impl Worker {
         }
         // Each has been told by its keeper.
         while running.join_next().await.is_some() {}
-        if let Some(mut keeping) = keeping {
-            // It says goodbye.
-            let _ = (&mut keeping.0).await;
-        }
+        // It says goodbye.
+        let _ = (&mut staying.0).await;
         match worker.lost.get() {
             None => Ok(()),
             Some(error) => Err(format!(
