@@ -172,7 +172,16 @@ impl Calibrations {
         }
         let mut all = Vec::new();
         for key in self.store.list(FOLDER).await? {
-            let Some(calibration) = self.store.find_json::<Calibration>(&key).await? else { continue };
+            let calibration = match self.store.find_json::<Calibration>(&key).await {
+                Ok(Some(calibration)) => calibration,
+                Ok(None) => continue,
+                Err(error) if error.retryable() => return Err(error.into()),
+                // Of a newer version, or damaged: no reason to plan for none of the others.
+                Err(error) => {
+                    tracing::warn!(key, %error, "a trainer is left out of plans");
+                    continue;
+                }
+            };
             let name = key.strip_prefix(FOLDER).and_then(|name| name.strip_prefix('/')?.strip_suffix(".json"));
             let own = name.and_then(|name| sightings.get(name)).map_or(&[][..], Vec::as_slice);
             let is_there = own.iter().any(|one| !one.left && now_ms.saturating_sub(one.at_ms) < SILENCE_MS);
@@ -347,6 +356,17 @@ mod tests {
         assert_eq!(there.len(), 1, "{there:?}");
         card.say(later, false).await.expect("stored");
         assert!(absent(later).await.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_machine_that_cannot_be_read_hides_no_other() {
+        let calibrations = Calibrations::of(&Store::memory());
+        let _host = calibrations.presence(trainer(16), calibration(16, START), START).await.expect("stored");
+        let newer =
+            br#"{"device":{"name":"new","kind":"tpu","memory_bytes":1},"threads":1,"rates":{},"measured_at_ms":0}"#;
+        let written = calibrations.store.create_raw(&calibration_key(&trainer(1)), newer.as_slice()).await;
+        assert!(written.expect("stored").is_none());
+        assert_eq!(planned_for(&calibrations, START).await, [16]);
     }
 
     #[tokio::test]
