@@ -16,6 +16,8 @@ use crate::error::{Error, Result};
 /// Shards that stay for a job's next attempt, or for the next job on the same rows.
 const KEPT: usize = 8;
 const INDEX: &str = ".index";
+/// How often a shard is fetched that leaves the cache before it is opened.
+const TRIES: usize = 5;
 
 /// `<cache>/shards/<sha256>`, each with its index beside it.
 pub struct ShardCache {
@@ -34,19 +36,28 @@ impl ShardCache {
     pub async fn open(&self, store: &Store, digest: &str) -> Result<ShardFile> {
         let digest = Digest::try_new(digest)?;
         let path = self.folder.join(digest.hex());
-        // Only what is whole and has this digest ever gets this name.
-        if !tokio::fs::try_exists(&path).await.unwrap_or(false) {
-            store.fetch_blob_to(&digest, &path).await?;
+        let mut tries = 0;
+        loop {
+            // Only what is whole and has this digest ever gets this name.
+            if !tokio::fs::try_exists(&path).await.unwrap_or(false) {
+                store.fetch_blob_to(&digest, &path).await?;
+            }
+            let (folder, at) = (self.folder.clone(), path.clone());
+            let opened = tokio::task::spawn_blocking(move || {
+                let file = ShardFile::open(&at, ShardLimits::default());
+                touch(&at);
+                // Whoever has a file open keeps it, named or not.
+                remove_oldest(&folder, KEPT);
+                file
+            });
+            let opened = opened.await.map_err(|_| Error::DeviceGone)?;
+            tries += 1;
+            // Another job's shard has taken its place since it was looked at.
+            let has_left = opened.is_err() && !tokio::fs::try_exists(&path).await.unwrap_or(true);
+            if !has_left || tries == TRIES {
+                return Ok(opened?);
+            }
         }
-        let folder = self.folder.clone();
-        let opened = tokio::task::spawn_blocking(move || {
-            let file = ShardFile::open(&path, ShardLimits::default());
-            touch(&path);
-            // Whoever has a file open keeps it, named or not.
-            remove_oldest(&folder, KEPT);
-            file
-        });
-        Ok(opened.await.map_err(|_| Error::DeviceGone)??)
     }
 }
 
@@ -173,6 +184,31 @@ mod tests {
         let (rows, _) = put(ShardKind::Decoder, Content::Example(example(2))).await;
         let error = HeldOut::of(rows, 0).expect_err("held-out rows must hide their targets").to_string();
         assert!(error.contains("must hide"), "{error}");
+        std::fs::remove_dir_all(folder).expect("removed");
+    }
+
+    /// More jobs than the cache has places for, each of which finds its shard named and gone a moment later.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn jobs_that_take_each_others_places_open_their_shards_all_the_same() {
+        let (store, folder) = (Store::memory(), folder());
+        let mut digests = Vec::new();
+        for id in 0..3 * KEPT as u32 {
+            let content = Content::Prompt(vec![id % 10, id / 10]);
+            digests.push(store.put_blob(shard(ShardKind::Prompts, vec![content])).await.expect("stored").to_string());
+        }
+        let jobs = (0..4).map(|job| {
+            let (store, folder, digests) = (store.clone(), folder.clone(), digests.clone());
+            tokio::spawn(async move {
+                let cache = ShardCache::in_folder(&folder);
+                for at in 0..60 {
+                    let digest = &digests[(at * (2 * job + 1) + 5 * job) % digests.len()];
+                    assert_eq!(cache.open(&store, digest).await.expect("opens").rows(), 1);
+                }
+            })
+        });
+        for job in jobs.collect::<Vec<_>>() {
+            job.await.expect("all open");
+        }
         std::fs::remove_dir_all(folder).expect("removed");
     }
 
