@@ -50,11 +50,13 @@ impl Modules {
         let mut init = Init::new(seed);
         let (mut all, mut taken) = (Vec::new(), Taken::new());
         for (path, &LinearShape { in_features, out_features }) in &self.shapes {
+            // A decomposition takes seconds where the layers are large, and so do the lengths of all rows.
+            if (self.spec.init == LoraInit::Pissa || self.config.use_dora) && should_stop() {
+                return Ok(None);
+            }
             let rank = self.config.rank_for(path) as usize;
             let (a, b) = match self.spec.init {
                 LoraInit::Default => (init.lora_a(rank, in_features), init.lora_b(out_features, rank)),
-                // Each takes seconds where the layers are large.
-                LoraInit::Pissa if should_stop() => return Ok(None),
                 LoraInit::Pissa => {
                     let weight = base.dense_weight(path).ok_or_else(|| missing(path))?;
                     let (a, b) = pissa::principal(&weight, rank as i64, self.config.scale_for(path), seed)?;

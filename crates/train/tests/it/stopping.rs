@@ -123,14 +123,16 @@ fn a_run_that_is_stopped_while_it_measures_measures_anew_when_it_goes_on() {
 fn parameters_that_take_long_to_make_are_not_waited_for_by_a_run_that_is_to_stop() {
     let tiny = TinyBase::llama();
     let rows = tiny.rows(8);
-    let begin = |init| {
-        let recipe = recipe(&LoraSpec { init, ..lora() }, &spec());
+    let begin = |init, dora| {
+        let recipe = recipe(&LoraSpec { init, dora, ..lora() }, &spec());
         let mut stopped = Seen { stop_after: Some(0), ..Seen::default() };
         Session::begin(&tiny.base, &recipe, rows.as_slice(), "tiny", None, &Ranks::alone(), &mut stopped).map(drop)
     };
-    begin(LoraInit::Default).expect("nothing to wait for");
-    let error = begin(LoraInit::Pissa).expect_err("a decomposition of each weight");
-    assert!(matches!(error, Error::Stopped { .. }), "{error}");
+    begin(LoraInit::Default, false).expect("nothing to wait for");
+    for (init, dora) in [(LoraInit::Pissa, false), (LoraInit::Default, true)] {
+        let error = begin(init, dora).expect_err("a decomposition, or lengths, of each weight");
+        assert!(matches!(error, Error::Stopped { .. }), "{error}");
+    }
 }
 
 /// Has it stopped at the third look.
