@@ -271,7 +271,7 @@ impl Jobs {
         }
         self.journal.event(job, 0, JobEvent::Cancel, "cancelled by its owner").await?;
         self.notify(job).await;
-        if before == JobState::Paused {
+        if matches!(before, JobState::Paused | JobState::Queued) {
             self.forget_checkpoints(job).await;
         }
         let after = self.get(job).await?;
@@ -411,3 +411,6 @@ fn same_request(first: &JobSpec, second: &JobSpec) -> bool {
     let timeless = |spec: &JobSpec| JobSpec { created_at_ms: 0, traceparent: None, ..spec.clone() };
     timeless(first) == timeless(second)
 }
+
+#[cfg(test)]
+mod tests;
