@@ -303,10 +303,6 @@ unsafe fn multiply<const ROWS: usize>(part: &Part, chunk: Chunk, levels: *const 
         unsafe {
             let levels = levels.add(at * TURNED).cast::<__m512i>();
             let x = part.values::<ROWS>(at);
-            // The next block, of this group or of the one after it.
-            for line in 0..0 * ROWS {
-                _mm_prefetch::<_MM_HINT_T0>(x.wrapping_add(ROWS * BLOCK / 2 + 16 * line).cast());
-            }
             let mut products = [[_mm512_setzero_si512(); 2]; ROWS];
             for pair in 0..BLOCK / 2 {
                 let w = [
