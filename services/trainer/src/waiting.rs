@@ -43,11 +43,14 @@ impl Absence {
     }
 }
 
+/// Who was away when it was looked at.
+type Known = (Instant, Vec<Absence>);
+
 /// Who is away.
 #[derive(Debug, Clone)]
 pub struct Absences {
     calibrations: Calibrations,
-    last: Arc<Mutex<Option<(Instant, Vec<Absence>)>>>,
+    last: Arc<Mutex<Option<Known>>>,
 }
 
 impl Absences {

@@ -81,7 +81,7 @@ impl Room {
         let mut taken = self.taken.lock().await;
         taken.remove(&manifest.fingerprint);
         if wanted != Wanted::Now {
-            let takers = self.takers(&slots.lock().await, &taken, &needs);
+            let takers = self.takers(&*slots.lock().await, &taken, &needs);
             if choice::next_to_go(&manifest.name, needed, &takers, limits)?.is_some() {
                 return Err(Error::NoFreeRoom(manifest.name.to_string()));
             }
