@@ -12,6 +12,9 @@
 //! below that of the way over a bf16 weight. What a row gets depends on nothing but the row: neither on the other rows, nor
 //! on the number of threads.
 //!
+//! A weight in bf16 is multiplied by f32, or by two halves of bf16 that have 16 significant bits where the processor multiplies
+//! those.
+//!
 //! AVX-512 adds a whole block in 32 bits, and not an eighth of it, so that a sum is brought under its scales once: an activation
 //! is then rounded to a multiple of 1/130,900 of its block's magnitudes together, if that is coarser (2⁻¹² of the largest where
 //! all are as large, half a bit less than above where one is). A processor's tiles (AMX) multiply what is unpacked and rounded to
@@ -29,6 +32,8 @@ mod avx512;
 mod chunks;
 #[cfg(target_arch = "x86_64")]
 mod columns;
+#[cfg(target_arch = "x86_64")]
+mod halves;
 mod integers;
 #[cfg(target_arch = "x86_64")]
 mod layout;
@@ -154,8 +159,6 @@ struct Activations<'a> {
     values: &'a [i16],
     /// Padded to whole strides, and [`GROUP`] more behind them, so that eight can be read from anywhere.
     scales: &'a [f32],
-    /// Of what was made for blocks: from a row's scales to the next one's.
-    scale_stride: usize,
 }
 
 /// At most [`DENSE_OUT`] rows of weights and [`DENSE_ROWS`] of x, row after row of `width` values.

@@ -7,8 +7,11 @@ use super::lines::Lines;
 use super::workers::{Workers, spread};
 use super::{Activations, BLOCK, GROUP, STRIDE};
 #[cfg(target_arch = "x86_64")]
-use super::{amx, avx512, integers, layout};
+use super::{amx, avx512, halves, integers, layout};
 use crate::Instructions;
+
+/// Values from which on they are made on all threads.
+const MANY: usize = 1 << 16;
 
 /// Rows of x [M, K] with what was made of them.
 ///
@@ -21,7 +24,7 @@ pub struct Inputs {
     rows: usize,
     width: usize,
     floats: Vec<f32>, // [M, K]
-    values: Lines,    // [M/8, K/64, 8, 64]; for columns [chunks, M/8, blocks of a chunk, 8, 64]
+    values: Lines, // [M/8, K/64, 8, 64]; for columns [chunks, M/8, blocks of a chunk, 8, 64]; halves [M, 2, K padded]
     scales: Vec<f32>, // [M/8, K/64 (to a multiple of 8), 8]; for columns as the values
     made: Made,
 }
@@ -65,7 +68,7 @@ impl Inputs {
         matches!(self.made, Made::Integers | Made::Blocks | Made::Columns)
     }
 
-    /// Whether the kernels of AVX-512 take it, for few rows or for many.
+    /// Whether the kernels of AVX-512 take it, for one row or for several.
     pub(super) fn is_for_avx512(&self) -> bool {
         matches!(self.made, Made::Blocks | Made::Columns)
     }
@@ -76,6 +79,13 @@ impl Inputs {
 
     pub(super) fn is_tiled(&self) -> bool {
         self.made == Made::Tiles
+    }
+
+    /// The halves of some rows, where there are some.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn halves(&self, rows: std::ops::Range<usize>) -> Option<&[i16]> {
+        let row = 2 * halves::padded(self.width);
+        (self.made == Made::Halves).then(|| &self.values.values()[rows.start * row..rows.end * row])
     }
 
     /// A group's values for the tiles, and how many rows it has.
@@ -97,12 +107,9 @@ impl Inputs {
         let rows = self.group_rows(group);
         let (values, padded) = (group * GROUP * self.width + block * rows * BLOCK, self.padded_blocks());
         let values = &self.values.values()[values..values + blocks * rows * BLOCK];
-        if self.made == Made::Blocks {
-            return Activations { values, scales: &self.scales[block..rows * padded], scale_stride: padded };
-        }
         let scales = group * GROUP * padded + block * rows;
         let scales = &self.scales[scales..scales + blocks.next_multiple_of(STRIDE) * rows + GROUP];
-        Activations { values, scales, scale_stride: 0 }
+        Activations { values, scales }
     }
 
     /// Where a group's values and scales of a chunk begin: [blocks, rows, 64] and [blocks, rows].
@@ -132,11 +139,31 @@ impl Inputs {
         } else if four_bit {
             #[cfg(target_arch = "x86_64")]
             if instructions == Instructions::Avx512 && avx512::available() {
-                let made = if self.rows <= avx512::FEW { Made::Blocks } else { Made::Columns };
+                let made = if self.rows <= 1 { Made::Blocks } else { Made::Columns };
                 return self.quantize(made, workers);
             }
             self.quantize(Made::Integers, workers);
+        } else {
+            #[cfg(target_arch = "x86_64")]
+            if instructions == Instructions::Avx512 && halves::available() && self.width > 0 {
+                self.halve(workers);
+            }
         }
+    }
+
+    /// Makes the halves.
+    #[cfg(target_arch = "x86_64")]
+    fn halve(&mut self, workers: &dyn Workers) {
+        let (rows, width, floats, padded) = (self.rows, self.width, &self.floats, halves::padded(self.width));
+        self.values.grow(2 * rows * padded);
+        let values = Shared(self.values.values_mut().as_mut_ptr());
+        let one = |row: usize| {
+            let values = &values;
+            // SAFETY: the processor has them; the row's places are within the buffer, and its own.
+            unsafe { halves::split(&floats[row * width..][..width], values.0.add(2 * row * padded)) };
+        };
+        each(workers, rows, width, &one);
+        self.made = Made::Halves;
     }
 
     /// Puts the rows beside each other for the processor's tiles.
@@ -193,27 +220,23 @@ impl Inputs {
                         put(block, place, place);
                     });
                 };
-                return chunks(blocks).for_each(one);
+                return if rows <= GROUP { one(Chunk::whole(blocks)) } else { chunks(blocks).for_each(one) };
             }
-            let scale_place = |block: usize| match made {
-                Made::Blocks => row * padded + block,
-                _ => group * GROUP * padded + block * members + at,
-            };
-            for block in 0..blocks {
-                put(block, group * GROUP * blocks + block * members + at, scale_place(block));
-            }
+            let (first, first_scale) = (group * GROUP * blocks + at, group * GROUP * padded + at);
+            (0..blocks).for_each(|block| put(block, first + block * members, first_scale + block * members));
             for block in blocks..padded {
                 // SAFETY: as above.
-                unsafe { *scales.0.add(scale_place(block)) = 0.0 };
+                unsafe { *scales.0.add(first_scale + block * members) = 0.0 };
             }
         };
-        if rows < GROUP {
-            (0..rows).for_each(one);
-        } else {
-            spread(workers, rows, &one);
-        }
+        each(workers, rows, width, &one);
         self.made = made;
     }
+}
+
+/// Calls `one` with each row: on all threads where it takes longer than to wake them.
+fn each(workers: &dyn Workers, rows: usize, width: usize, one: &(dyn Fn(usize) + Sync)) {
+    if rows * width < MANY { (0..rows).for_each(one) } else { spread(workers, rows, one) }
 }
 
 /// A pointer whose users write to places of their own.

@@ -1,9 +1,10 @@
-//! The kernels for few rows of x with AVX-512 and its products of 16-bit integers (VNNI); [`super::columns`] has those for many.
+//! The kernels for one row of x with AVX-512 and its products of 16-bit integers (VNNI), which read memory as fast as it gives;
+//! [`super::columns`] has those for several.
 //!
 //! Two rows of the weight lie in a register, one in each half. `vpermw` looks up 32 levels at a time by the low five bits of
 //! each lane; the table has every level twice, so that the fifth may be anything. Eight blocks' products are added up across
-//! their lanes by a tree, which leaves a block in each lane, and are brought under their scales together: for 128 weights that is
-//! 8 instructions to unpack, shared by all rows of x, and 7 a row.
+//! their lanes by a tree, which leaves a block in each lane, and are brought under their scales together: 15 instructions for 128
+//! weights. A second row of x would need each of its values loaded for a single product, where columns use one for two.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -17,8 +18,6 @@ pub(super) const KERNELS: Kernels = Kernels { packed, dense, dense_outs: 4, expa
 
 /// Packed bytes that are asked for ahead of their use.
 const AHEAD: usize = 32 << 10;
-/// Rows of x at most.
-pub(super) const FEW: usize = 4;
 
 pub(super) fn available() -> bool {
     avx2::available()
@@ -66,8 +65,7 @@ fn levels(bytes: __m512i, table: __m512i) -> [__m512i; 4] {
 }
 
 /// acc + Σ of two products of 16-bit integers, lane by lane. Not by its intrinsic, which LLVM takes apart into two
-/// instructions to shorten a chain that nothing waits for; nor declared pure, which lets it put off what a block's second half
-/// gives until the registers are full.
+/// instructions to shorten a chain that nothing waits for.
 #[inline]
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")]
 pub(super) fn add_products(mut acc: __m512i, a: __m512i, b: __m512i) -> __m512i {
@@ -79,61 +77,50 @@ pub(super) fn add_products(mut acc: __m512i, a: __m512i, b: __m512i) -> __m512i 
     acc
 }
 
-/// Σ of 64 products of each row in 8 lanes, for ROWS rows of x: their chains side by side, since each waits for itself.
+/// Σ of 64 products of each row in 8 lanes.
 ///
 /// # Safety
-/// ROWS·64 values are there.
+/// 64 values are there.
 #[inline]
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn block<const ROWS: usize>(w: [__m512i; 4], x: *const i16) -> [__m512i; ROWS] {
+unsafe fn block(w: [__m512i; 4], x: *const i16) -> __m512i {
     // SAFETY: as the caller says.
-    let x = |row: usize, i: usize| unsafe {
-        _mm512_broadcast_i64x4(_mm256_loadu_si256(x.add(row * BLOCK).cast::<__m256i>().add(i)))
-    };
-    let mut sums = std::array::from_fn(|row| _mm512_madd_epi16(w[0], x(row, 0)));
+    let x = |i: usize| unsafe { _mm512_broadcast_i64x4(_mm256_loadu_si256(x.cast::<__m256i>().add(i))) };
+    let mut sum = _mm512_madd_epi16(w[0], x(0));
     for (i, w) in w.into_iter().enumerate().skip(1) {
-        for (row, sum) in sums.iter_mut().enumerate() {
-            *sum = add_products(*sum, w, x(row, i));
-        }
+        sum = add_products(sum, w, x(i));
     }
-    sums
+    sum
 }
 
 /// Pairs of lanes of two registers, added up: the first one's, then the other's, in every second lane.
 #[inline]
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")]
-fn two<const ROWS: usize>(a: [__m512i; ROWS], b: [__m512i; ROWS]) -> [__m512i; ROWS] {
-    std::array::from_fn(|row| {
-        _mm512_add_epi32(_mm512_unpacklo_epi32(a[row], b[row]), _mm512_unpackhi_epi32(a[row], b[row]))
-    })
+fn two(a: __m512i, b: __m512i) -> __m512i {
+    _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b))
 }
 
 /// The same of two results of [`two`].
 #[inline]
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")]
-fn four<const ROWS: usize>(a: [__m512i; ROWS], b: [__m512i; ROWS]) -> [__m512i; ROWS] {
-    std::array::from_fn(|row| {
-        _mm512_add_epi32(_mm512_unpacklo_epi64(a[row], b[row]), _mm512_unpackhi_epi64(a[row], b[row]))
-    })
+fn four(a: __m512i, b: __m512i) -> __m512i {
+    _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b))
 }
 
-/// The sums of eight blocks' lanes, for ROWS rows of x: of both rows of the weight the first four blocks, then the last four. `one`
-/// makes a block's; each level of the tree is done as soon as it can be, so that nothing has to leave the registers.
+/// The sums of eight blocks' lanes: of both rows of the weight the first four blocks, then the last four. `one` makes a block's;
+/// each level of the tree is done as soon as it can be, so that nothing has to leave the registers.
 #[inline]
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")]
-fn across<const ROWS: usize>(mut one: impl FnMut() -> [__m512i; ROWS]) -> [__m512i; ROWS] {
+fn across(mut one: impl FnMut() -> __m512i) -> __m512i {
     let mut half = || {
         let first = two(one(), one());
         four(first, two(one(), one()))
     };
     let (first, last) = (half(), half());
-    std::array::from_fn(|row| {
-        let (first, last) = (first[row], last[row]);
-        _mm512_add_epi32(
-            _mm512_shuffle_i32x4::<0b10_00_10_00>(first, last),
-            _mm512_shuffle_i32x4::<0b11_01_11_01>(first, last),
-        )
-    })
+    _mm512_add_epi32(
+        _mm512_shuffle_i32x4::<0b10_00_10_00>(first, last),
+        _mm512_shuffle_i32x4::<0b11_01_11_01>(first, last),
+    )
 }
 
 /// Eight floats of each of two rows in the order of [`across`], and back.
@@ -143,36 +130,33 @@ fn interleaved(x: __m512) -> __m512 {
     _mm512_shuffle_f32x4::<0b11_01_10_00>(x, x)
 }
 
-/// Two rows of a weight by ROWS rows of x: `weights`, `scales` and `sums` [ROWS] of each.
+/// Two rows of a weight by x: `weights`, `scales` and `sums` of each.
 ///
 /// # Safety
-/// All that the blocks and rows call for is there.
+/// All that the blocks call for is there.
 #[inline]
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn add<const ROWS: usize>(
+unsafe fn add(
     [mut first, mut second]: [*const u8; 2],
     [first_scales, second_scales]: [*const f32; 2],
     part: &Part<'_, u8>,
     table: __m512i,
     [first_sums, second_sums]: [*mut Lanes; 2],
 ) {
-    let mut acc = [_mm512_setzero_ps(); ROWS];
-    for (row, acc) in acc.iter_mut().enumerate() {
-        // SAFETY: as the caller says.
-        *acc = interleaved(_mm512_castsi512_ps(unsafe { both(first_sums.add(row), second_sums.add(row)) }));
-    }
+    // SAFETY: as the caller says.
+    let mut acc = interleaved(_mm512_castsi512_ps(unsafe { both(first_sums, second_sums) }));
     let mut x = part.x.values.as_ptr();
     for at in (0..part.blocks).step_by(STRIDE) {
         let mut one = || {
             // Hints that may point behind the end: the rows after the next.
             _mm_prefetch::<_MM_HINT_T1>(first.wrapping_add(AHEAD).cast());
             _mm_prefetch::<_MM_HINT_T1>(second.wrapping_add(AHEAD).cast());
-            // SAFETY: a block has 32 bytes, and ROWS·64 values; one past the end at most.
+            // SAFETY: a block has 32 bytes, and 64 values; one past the end at most.
             unsafe {
-                let sums = block::<ROWS>(levels(both(first, second), table), x);
+                let sum = block(levels(both(first, second), table), x);
                 (first, second) = (first.add(BLOCK / 2), second.add(BLOCK / 2));
-                x = x.add(ROWS * BLOCK);
-                sums
+                x = x.add(BLOCK);
+                sum
             }
         };
         let mut left = part.blocks - at;
@@ -181,65 +165,47 @@ unsafe fn add<const ROWS: usize>(
         } else {
             across(|| {
                 if left == 0 {
-                    return [_mm512_setzero_si512(); ROWS];
+                    return _mm512_setzero_si512();
                 }
                 left -= 1;
                 one()
             })
         };
         // SAFETY: scales are padded with zeros to whole strides.
-        let scales = interleaved(_mm512_castsi512_ps(unsafe { both(first_scales.add(at), second_scales.add(at)) }));
-        for (row, (acc, products)) in acc.iter_mut().zip(products).enumerate() {
-            // SAFETY: as above.
-            let of_x = unsafe { _mm256_loadu_ps(part.x.scales.as_ptr().add(row * part.x.scale_stride + at)) };
-            let of_x = _mm512_castps256_ps512(of_x);
-            let of_x = _mm512_shuffle_f32x4::<0b01_01_00_00>(of_x, of_x);
-            *acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), _mm512_mul_ps(scales, of_x), *acc);
-        }
+        let (scales, of_x) = unsafe {
+            let scales = interleaved(_mm512_castsi512_ps(both(first_scales.add(at), second_scales.add(at))));
+            (scales, _mm512_castps256_ps512(_mm256_loadu_ps(part.x.scales.as_ptr().add(at))))
+        };
+        let of_x = _mm512_shuffle_f32x4::<0b01_01_00_00>(of_x, of_x);
+        acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), _mm512_mul_ps(scales, of_x), acc);
     }
-    for (row, acc) in acc.into_iter().enumerate() {
-        let acc = interleaved(acc);
-        // SAFETY: as above.
-        unsafe {
-            _mm256_storeu_ps(first_sums.add(row).cast(), _mm512_castps512_ps256(acc));
-            _mm256_storeu_pd(second_sums.add(row).cast(), _mm512_extractf64x4_pd::<1>(_mm512_castps_pd(acc)));
-        }
+    let acc = interleaved(acc);
+    // SAFETY: as above.
+    unsafe {
+        _mm256_storeu_ps(first_sums.cast(), _mm512_castps512_ps256(acc));
+        _mm256_storeu_pd(second_sums.cast(), _mm512_extractf64x4_pd::<1>(_mm512_castps_pd(acc)));
     }
 }
 
-/// The rows of a weight, two by two: one of the first half and one of the second, so that memory is read in two streams that
-/// do not meet in a page. The last of an odd number is beside itself.
+/// The rows of a weight by one row of x, two by two: one of the first half and one of the second, so that memory is read in two
+/// streams that do not meet in a page. The last of an odd number is beside itself.
 ///
 /// # Safety
-/// As for [`packed`].
+/// The processor has what [`available`] looks for; `sums` has an entry for each row; x has one row, made for blocks.
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn pairs<const ROWS: usize>(part: &Part<'_, u8>, sums: *mut Lanes) {
+unsafe fn packed(part: &Part<'_, u8>, rows: usize, sums: *mut Lanes) {
+    debug_assert!(rows == 1);
     let (table, half) = (table(part.levels), part.outs / 2);
-    let mut unread = [[0f32; 8]; ROWS];
+    let mut unread = [0f32; 8];
     for out in 0..part.outs.div_ceil(2) {
         let (first, second) = if out < half { (out, half + out) } else { (part.outs - 1, part.outs - 1) };
         let ((weights, scales), (others, other_scales)) = (part.row(first, BLOCK / 2), part.row(second, BLOCK / 2));
         // SAFETY: as the caller says.
         unsafe {
-            let others_sums = if out < half { sums.add(second * ROWS) } else { unread.as_mut_ptr() };
+            let others_sums = if out < half { sums.add(second) } else { &raw mut unread };
             let both = [weights.as_ptr(), others.as_ptr()];
             let scales = [scales.as_ptr(), other_scales.as_ptr()];
-            add::<ROWS>(both, scales, part, table, [sums.add(first * ROWS), others_sums]);
-        }
-    }
-}
-
-/// # Safety
-/// The processor has what [`available`] looks for; `sums` has an entry for each pair of rows; of x's there are [`FEW`] at
-/// most, made for blocks.
-unsafe fn packed(part: &Part<'_, u8>, rows: usize, sums: *mut Lanes) {
-    // SAFETY: as the caller says.
-    unsafe {
-        match rows {
-            1 => pairs::<1>(part, sums),
-            2 => pairs::<2>(part, sums),
-            3 => pairs::<3>(part, sums),
-            _ => pairs::<FEW>(part, sums),
+            add(both, scales, part, table, [sums.add(first), others_sums]);
         }
     }
 }

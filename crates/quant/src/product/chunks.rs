@@ -17,6 +17,11 @@ pub(super) struct Chunk {
 }
 
 impl Chunk {
+    /// All blocks as they lie: for rows of x that are one group, which keep no levels.
+    pub fn whole(blocks: usize) -> Self {
+        Self { first: 0, step: 1, count: blocks, before: 0 }
+    }
+
     /// Whether it is the first of its class.
     pub fn begins(self) -> bool {
         self.first < STRIDE

@@ -1,11 +1,14 @@
-//! Many rows of x by AVX-512: the outputs of a tile lie beside each other in a register's lanes.
+//! Several rows of x by AVX-512: the outputs of a tile lie beside each other in a register's lanes.
 //!
 //! A row of a weight takes a lane and a pair of values of x is the same for all of them, so the 64 products of a block end in one
 //! integer a lane, and what brings it under its scales (three instructions) is needed once for 32 of `vpdpwssd`, not for four as
-//! where a row lies along a register. The price is that packed rows are turned: which is why few rows of x go by
+//! where a row lies along a register. The price is that packed rows are turned: which is why a single row of x goes by
 //! [`super::avx512`], whose sums are the same to the bit. Both take the integer sum of a block, which is exact
 //! ([`Inputs`] sees to it that it fits 32 bits), scale it, and add it to the sum of those blocks whose number has the same last
 //! three bits; the eight sums are then added up as everywhere.
+//!
+//! One group of rows is multiplied as a block is unpacked, with nothing in between. For more the levels of a few blocks are kept
+//! ([`super::chunks`]) while all groups go by.
 
 use std::arch::x86_64::*;
 use std::cell::RefCell;
@@ -59,6 +62,14 @@ pub(super) unsafe fn work(tile: &Tile<'_>, matrix: &Matrix<'_>) {
         let row = |at: usize| matrix.bytes(tile.first + at.min(tile.count - 1), 0..blocks).as_ptr();
         let packed = Packed { rows: std::array::from_fn(row), blocks, levels: matrix.levels() };
         let groups = x.groups();
+        if groups == 1 {
+            // SAFETY: as the caller says; whole rows, and scales for all blocks.
+            unsafe {
+                room.multiply_once(&packed, x);
+                room.finish(tile, matrix.unit(), 0..1);
+            }
+            return;
+        }
         for first in (0..groups).step_by(BUNCH) {
             let bunch = first..groups.min(first + BUNCH);
             // SAFETY: as the caller says; whole rows, and scales for all blocks.
@@ -120,6 +131,17 @@ impl Room {
                 unsafe { by_rows!(multiply[x.group_rows(group)](&part, chunk, levels, sums)) }
             }
         }
+    }
+
+    /// # Safety
+    /// As [`multiply_once`].
+    unsafe fn multiply_once(&mut self, packed: &Packed<'_>, x: &Inputs) {
+        self.sums.clear();
+        self.sums.resize(x.rows(), [[[0.0; LANES]; STRIDE]; 2]);
+        let part = Part { scales: self.turned.as_ptr(), x: x.columns(0, Chunk::whole(packed.blocks)) };
+        let sums = self.sums.as_mut_ptr();
+        // SAFETY: as the caller says.
+        unsafe { by_rows!(multiply_once[x.rows()](&part, packed, sums)) }
     }
 
     /// Sums to outputs.
@@ -320,6 +342,47 @@ unsafe fn multiply<const ROWS: usize>(part: &Part, chunk: Chunk, levels: *const 
         for (half, acc) in acc.into_iter().enumerate() {
             // SAFETY: as above.
             unsafe { _mm512_storeu_ps(sum(row, half), acc) };
+        }
+    }
+}
+
+/// The same from packed rows, of which nothing is kept: for rows of x that are one group.
+///
+/// # Safety
+/// As [`multiply`]; the rows have all blocks.
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")]
+unsafe fn multiply_once<const ROWS: usize>(part: &Part, packed: &Packed<'_>, sums: *mut Sums) {
+    let table = table(packed.levels);
+    for block in 0..packed.blocks {
+        packed.ask(block);
+        // SAFETY: as the caller says.
+        unsafe {
+            let x = part.values::<ROWS>(block);
+            let mut products = [[_mm512_setzero_si512(); 2]; ROWS];
+            for piece in 0..2 {
+                let first = packed.piece(0, 2 * block + piece);
+                let second = packed.piece(1, 2 * block + piece);
+                let x = x.add(piece * PAIRS);
+                // Written out: a function with so many registers would not be part of this one.
+                macro_rules! add {
+                    ($($word:literal $at:literal)*) => { $({
+                        let of = |word| _mm512_permutexvar_epi16(_mm512_srli_epi16::<{ 4 * $at }>(word), table);
+                        let w = [of(first[$word]), of(second[$word])];
+                        let x = x.add(4 * $word + $at);
+                        let mut row = 0;
+                        while row < ROWS {
+                            let x = _mm512_set1_epi32(*x.add(row * BLOCK / 2));
+                            products[row] = [add_products(products[row][0], w[0], x), add_products(products[row][1], w[1], x)];
+                            row += 1;
+                        }
+                    })* };
+                }
+                add!(0 0  0 1  0 2  0 3  1 0  1 1  1 2  1 3  2 0  2 1  2 2  2 3  3 0  3 1  3 2  3 3);
+            }
+            part.add_scaled((block, block), products, |row, half, products, scales| {
+                let acc = (*sums.add(row))[half][block % STRIDE].as_mut_ptr();
+                _mm512_storeu_ps(acc, _mm512_fmadd_ps(products, scales, _mm512_loadu_ps(acc)));
+            });
         }
     }
 }

@@ -16,11 +16,13 @@ pub(super) enum Made {
     #[default]
     Nothing,
     Integers,
-    /// The same for AVX-512 and few rows: scales row by row.
+    /// The same for AVX-512 and one row.
     Blocks,
-    /// The same for AVX-512 and many rows: a block's values as pairs that are unpacked together.
+    /// The same for AVX-512 and several rows: a block's values as pairs that are unpacked together.
     Columns,
     Tiles,
+    /// Not integers but two halves of bf16, for weights in bf16.
+    Halves,
 }
 
 impl Made {
@@ -230,7 +232,7 @@ mod tests {
                 made.order().iter().zip(ordered).for_each(|(at, value)| natural[usize::from(*at)] = value);
                 (natural, scale)
             });
-            assert_eq!(natural[0], natural[1], "few rows and many");
+            assert_eq!(natural[0], natural[1], "one row and several");
             let (natural, scale) = natural[0];
             let together: i64 = natural.iter().map(|value| i64::from(*value).abs()).sum();
             assert!(together * LARGEST_LEVEL as i64 <= i64::from(i32::MAX), "{together}");

@@ -163,6 +163,38 @@ fn tiles_multiply_a_weight_in_bf16_as_f64_does() {
     }
 }
 
+/// By products of bf16, where the processor has them.
+#[test]
+fn two_halves_of_an_activation_have_sixteen_bits_and_know_no_neighbour() {
+    if !Instructions::Avx512.available() {
+        return;
+    }
+    for (out, width) in [(75, 192), (16, 77), (3, 2080)] {
+        let weights: Vec<bf16> = noise(out * width, 5).into_iter().map(bf16::from_f32).collect();
+        let bias: Vec<bf16> = noise(out, 6).into_iter().map(bf16::from_f32).collect();
+        let of = |rows: usize| {
+            let mut x = Inputs::default();
+            x.resize(rows, width).copy_from_slice(&noise(rows * width, 3));
+            x.prepare_for(Instructions::Avx512, false, &Alone);
+            let mut y = vec![f32::NAN; rows * out];
+            let product = Product { weights: Weights::Bf16(&weights), bias: Some(&bias), low_rank: &[], y: &mut y };
+            products(&x, &mut [product], &Alone);
+            (x, y)
+        };
+        let (x, all) = of(11);
+        for (at, y) in all.iter().enumerate() {
+            let pairs = x.row(at / out).iter().zip(&weights[at % out * width..][..width]);
+            let terms: Vec<f64> = pairs.map(|(x, w)| f64::from(*x) * w.to_f64()).collect();
+            let exact = terms.iter().sum::<f64>() + bias[at % out].to_f64();
+            let limit = 2e-6 + terms.iter().map(|term| term.abs()).sum::<f64>() / f64::from(1 << 17);
+            assert!((f64::from(*y) - exact).abs() < limit, "{y} and {exact} at {at}");
+        }
+        for rows in [1, 2, 3, 4, 5, 8] {
+            assert_eq!(of(rows).1, all[..rows * out], "{rows} rows of {out} × {width}");
+        }
+    }
+}
+
 #[test]
 fn blocks_of_128_and_a_row_of_odd_blocks_have_their_own_scales() {
     for (size, width) in [(128, 384), (64, 192), (256, 64)] {

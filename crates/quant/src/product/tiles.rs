@@ -12,7 +12,7 @@ use super::{
     BLOCK, DENSE_OUT, DENSE_ROWS, Dense, GROUP, Inputs, Kernels, Lanes, Matrix, Part, STRIDE, Weights, kernels, total,
 };
 #[cfg(target_arch = "x86_64")]
-use super::{columns, strip};
+use super::{columns, halves, strip};
 use crate::Instructions;
 
 /// Outputs of one tile.
@@ -242,6 +242,10 @@ impl Tile<'_> {
 
     fn dense(&self, weights: &[bf16], kernels: Kernels) {
         let (rows, width) = (self.x.rows(), self.x.width());
+        #[cfg(target_arch = "x86_64")]
+        if self.x.halves(0..rows).is_some() {
+            return self.by_halves(weights);
+        }
         // One row of x: four chains of sums at a time hide the additions' latency. More: some rows of weights by four.
         let (wide, tall) = if rows == 1 { (DENSE_OUT, 1) } else { (kernels.dense_outs, DENSE_ROWS) };
         for at in (0..self.count).step_by(wide) {
@@ -256,6 +260,26 @@ impl Tile<'_> {
                 unsafe { (kernels.dense)(&Dense { weights, x, width }, sums.as_mut_ptr()) };
                 for (pair, sums) in sums[..outs * members].iter().enumerate() {
                     self.write(row + pair % members, first + pair / members, total(sums));
+                }
+            }
+        }
+    }
+
+    /// Rows of x outside: they are twice as many bytes as the weights.
+    #[cfg(target_arch = "x86_64")]
+    fn by_halves(&self, weights: &[bf16]) {
+        let (rows, width) = (self.x.rows(), self.x.width());
+        for row in (0..rows).step_by(halves::ROWS) {
+            let Some(x) = self.x.halves(row..rows.min(row + halves::ROWS)) else { return };
+            for at in (0..self.count).step_by(halves::OUTS) {
+                let first = self.first + at;
+                let outs = halves::OUTS.min(self.count - at);
+                let weights = &weights[first * width..(first + outs) * width];
+                let mut sums = [0.0; halves::OUTS * halves::ROWS];
+                // SAFETY: halves are made where the processor has products for them.
+                let members = unsafe { halves::Part { weights, width, x }.multiply(&mut sums) };
+                for (pair, sum) in sums[..outs * members].iter().enumerate() {
+                    self.write(row + pair % members, first + pair / members, *sum);
                 }
             }
         }
