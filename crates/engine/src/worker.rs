@@ -58,7 +58,9 @@ impl Worker {
         };
         let base = guarded(|| {
             let load = LoadOptions { compute: options.compute, device: tailor_models::chosen_device()? };
-            Base::load(folder, &load)
+            let mut base = Base::load(folder, &load)?;
+            base.prepare_to_serve();
+            Ok(base)
         });
         let base = base.map_err(refused)?;
         let (blocks, block_bytes) = options.kv_blocks(base.config());

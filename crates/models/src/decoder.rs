@@ -7,6 +7,7 @@ mod layer;
 use std::f64::consts::TAU;
 use std::rc::Rc;
 
+use tailor_quant::CompactBf16;
 use tailor_torch::device::has_kernels;
 use tch::{Kind, Tensor};
 
@@ -32,6 +33,8 @@ pub(crate) struct Decoder {
     pub(crate) layers: Vec<Layer>,
     pub(crate) norm: RmsNorm,
     pub(crate) lm_head: Linear, // tied: over the embedding's values
+    /// The head's weight once more, for steps of serving on a CPU.
+    pub(crate) compact_head: Option<CompactBf16>,
     pub(crate) logit_softcap: Option<f64>,
     pub(crate) kinds: Vec<LayerKind>,
 }
@@ -63,7 +66,16 @@ impl Decoder {
         // Rounded to the weights' type first, as the reference does: in bf16 that shows.
         let root = || Tensor::from((hidden as f64).sqrt()).to_kind(embedding.kind()).to_device(weights.device());
         let embedding_scale = config.gemma_scaling.then(root);
-        Ok(Self { embed_tokens, embedding_scale, layers, norm, lm_head, logit_softcap: config.logit_softcap, kinds })
+        Ok(Self {
+            embed_tokens,
+            embedding_scale,
+            layers,
+            norm,
+            lm_head,
+            compact_head: None,
+            logit_softcap: config.logit_softcap,
+            kinds,
+        })
     }
 
     /// [V, D]

@@ -14,7 +14,7 @@ mod vector;
 use std::cell::RefCell;
 
 use half::bf16;
-use tailor_quant::{Inputs, LowRank, Matrix, Product, Weights, Workers, products, spread};
+use tailor_quant::{CompactBf16, Inputs, LowRank, Matrix, Product, Weights, Workers, products, spread};
 use tailor_torch::TorchWorkers;
 use tch::{Device, Kind, Tensor};
 
@@ -50,6 +50,14 @@ fn takes_linear(linear: &Linear) -> bool {
 /// Whether it takes these adapters.
 pub(crate) fn takes(segments: &[Segment<'_>]) -> bool {
     segments.iter().all(|segment| segment.adapter.is_none_or(LoraSet::is_served))
+}
+
+/// The head's weight in fewer bytes, where it is in bf16 and its values suit that.
+pub(crate) fn compact_head(decoder: &Decoder) -> Option<CompactBf16> {
+    match &decoder.lm_head.weight {
+        Weight::Dense(weight) => CompactBf16::new(values(weight), *weight.size().last()? as usize, &TorchWorkers),
+        Weight::FourBit(_) | Weight::OnDevice(_) => None,
+    }
 }
 
 /// What a step works in, kept from step to step.
@@ -253,7 +261,12 @@ impl Step<'_> {
         let terms = linears.map(|linear| self.sets.terms(linear.slot));
         let mut all = Vec::with_capacity(N);
         for ((linear, terms), y) in linears.iter().zip(&terms).zip(outputs) {
-            let (weights, out) = weights(linear);
+            let (weights, out) = match &self.decoder.compact_head {
+                Some(compact) if std::ptr::eq(*linear, &self.decoder.lm_head) => {
+                    (Weights::Compact(compact), compact.out())
+                }
+                _ => weights(linear),
+            };
             y.resize(x.rows() * out, 0.0);
             all.push(Product { weights, bias: linear.bias.as_ref().map(values), low_rank: terms, y });
         }

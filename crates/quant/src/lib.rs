@@ -11,6 +11,7 @@
 mod bytes;
 mod checkpoint;
 mod code;
+mod compact;
 mod dequantize;
 mod error;
 mod fingerprint;
@@ -26,6 +27,7 @@ mod values;
 pub use bytes::Bytes;
 pub use checkpoint::{Checkpoint, TensorRef};
 pub use code::{Backend, Code, FP4, NF4, dynamic_map};
+pub use compact::CompactBf16;
 pub use dequantize::{Instructions, View};
 pub use error::{Error, Result};
 pub use fingerprint::fingerprint;

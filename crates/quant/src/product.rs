@@ -218,6 +218,14 @@ pub fn has_tiles() -> bool {
     false
 }
 
+/// Whether the processor has products of bf16 for weights in bf16.
+pub(crate) fn multiplies_bf16() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return halves::available();
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
 /// The eight sums as one, in the same order everywhere.
 #[inline(always)]
 fn total(sums: &Lanes) -> f32 {

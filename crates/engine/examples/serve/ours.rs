@@ -22,7 +22,8 @@ pub struct Ours {
 
 impl Ours {
     pub fn load(folder: &Path, vocab: usize) -> Result<Self, Failure> {
-        let base = Base::load(folder, &LoadOptions { compute: Compute::Bf16, ..LoadOptions::default() })?;
+        let mut base = Base::load(folder, &LoadOptions { compute: Compute::Bf16, ..LoadOptions::default() })?;
+        base.prepare_to_serve();
         let pool = base.kv_pool(32 * BLOCKS)?;
         Ok(Self { base, pool, vocab })
     }
@@ -37,7 +38,10 @@ impl Ours {
 
     /// Bytes of weights that a step reads: all but the embedding, of which it needs a row a token.
     pub fn bytes(&self) -> usize {
-        self.base.resident_bytes() - self.base.embedding_size() * self.vocab * 2
+        let table = self.base.embedding_size() * self.vocab * 2;
+        // The head is there twice where it is compact; a step reads that one.
+        let unread = if self.base.prepared_bytes() > 0 { 2 * table } else { table };
+        self.base.resident_bytes() - unread
     }
 
     /// Seconds of `steps` steps of one token for each of `sets`.

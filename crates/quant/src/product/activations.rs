@@ -81,6 +81,10 @@ impl Inputs {
         self.made == Made::Tiles
     }
 
+    pub(super) fn is_halved(&self) -> bool {
+        self.made == Made::Halves
+    }
+
     /// The halves of some rows, where there are some.
     #[cfg(target_arch = "x86_64")]
     pub(super) fn halves(&self, rows: std::ops::Range<usize>) -> Option<&[i16]> {

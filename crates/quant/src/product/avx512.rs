@@ -107,16 +107,12 @@ fn four(a: __m512i, b: __m512i) -> __m512i {
     _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b))
 }
 
-/// The sums of eight blocks' lanes: of both rows of the weight the first four blocks, then the last four. `one` makes a block's;
-/// each level of the tree is done as soon as it can be, so that nothing has to leave the registers.
+/// The sums of eight blocks' lanes: of both rows of the weight the first four blocks, then the last four.
 #[inline]
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")]
-fn across(mut one: impl FnMut() -> __m512i) -> __m512i {
-    let mut half = || {
-        let first = two(one(), one());
-        four(first, two(one(), one()))
-    };
-    let (first, last) = (half(), half());
+fn across(blocks: [__m512i; STRIDE]) -> __m512i {
+    let [a, b, c, d, e, f, g, h] = blocks;
+    let (first, last) = (four(two(a, b), two(c, d)), four(two(e, f), two(g, h)));
     _mm512_add_epi32(
         _mm512_shuffle_i32x4::<0b10_00_10_00>(first, last),
         _mm512_shuffle_i32x4::<0b11_01_11_01>(first, last),
@@ -147,30 +143,29 @@ unsafe fn add(
     let mut acc = interleaved(_mm512_castsi512_ps(unsafe { both(first_sums, second_sums) }));
     let mut x = part.x.values.as_ptr();
     for at in (0..part.blocks).step_by(STRIDE) {
-        let mut one = || {
-            // Hints that may point behind the end: the rows after the next.
-            _mm_prefetch::<_MM_HINT_T1>(first.wrapping_add(AHEAD).cast());
-            _mm_prefetch::<_MM_HINT_T1>(second.wrapping_add(AHEAD).cast());
-            // SAFETY: a block has 32 bytes, and 64 values; one past the end at most.
-            unsafe {
-                let sum = block(levels(both(first, second), table), x);
-                (first, second) = (first.add(BLOCK / 2), second.add(BLOCK / 2));
-                x = x.add(BLOCK);
-                sum
-            }
-        };
-        let mut left = part.blocks - at;
-        let products = if left >= STRIDE {
-            across(one)
-        } else {
-            across(|| {
-                if left == 0 {
-                    return _mm512_setzero_si512();
+        let mut products = [_mm512_setzero_si512(); STRIDE];
+        // Not a closure, which might be called where it should be a part of this.
+        macro_rules! multiply {
+            ($products:expr) => {
+                for product in $products {
+                    // Hints that may point behind the end: the rows after the next.
+                    _mm_prefetch::<_MM_HINT_T1>(first.wrapping_add(AHEAD).cast());
+                    _mm_prefetch::<_MM_HINT_T1>(second.wrapping_add(AHEAD).cast());
+                    // SAFETY: a block has 32 bytes, and 64 values; one past the end at most.
+                    unsafe {
+                        *product = block(levels(both(first, second), table), x);
+                        (first, second) = (first.add(BLOCK / 2), second.add(BLOCK / 2));
+                        x = x.add(BLOCK);
+                    }
                 }
-                left -= 1;
-                one()
-            })
-        };
+            };
+        }
+        if part.blocks - at >= STRIDE {
+            multiply!(&mut products);
+        } else {
+            multiply!(products.iter_mut().take(part.blocks - at));
+        }
+        let products = across(products);
         // SAFETY: scales are padded with zeros to whole strides.
         let (scales, of_x) = unsafe {
             let scales = interleaved(_mm512_castsi512_ps(both(first_scales.add(at), second_scales.add(at))));
@@ -297,6 +292,7 @@ unsafe fn dense(part: &Dense<'_>, sums: *mut Lanes) {
     // SAFETY: as the caller says.
     unsafe {
         match part.shape() {
+            (4, 1) => dense_rows::<1>(part, sums),
             (4, 2) => dense_rows::<2>(part, sums),
             (4, 3) => dense_rows::<3>(part, sums),
             (4, 4) => dense_rows::<4>(part, sums),

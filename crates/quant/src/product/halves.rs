@@ -9,12 +9,15 @@ use std::cell::OnceCell;
 use half::bf16;
 
 use super::avx512;
+use crate::compact::{self, CompactBf16};
 
 /// Rows of weights and of x that are multiplied at a time: as many sums as leave registers for both.
 pub(super) const OUTS: usize = 4;
 pub(super) const ROWS: usize = 4;
 /// Values of a register.
-const STEP: usize = 32;
+const STEP: usize = compact::STEP;
+/// Bytes of a compact weight that are asked for ahead of their use.
+const AHEAD: usize = 8 << 10;
 
 thread_local! {
     static AVAILABLE: OnceCell<bool> = const { OnceCell::new() };
@@ -66,6 +69,36 @@ fn bits(x: __m256bh) -> __m256i {
 fn pairs(x: __m512i) -> __m512bh {
     // SAFETY: both are 512 bits.
     unsafe { std::mem::transmute(x) }
+}
+
+/// A row of a compact weight, exceptions and all.
+///
+/// # Safety
+/// [`available`]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+pub(super) unsafe fn decode(weight: &CompactBf16, row: usize, to: &mut [bf16]) {
+    let (bytes, exponents) = weight.row(row);
+    // SAFETY: there are 16 exponents; each step has its bytes, and as many places. A hint may point behind the end.
+    unsafe {
+        let once = _mm256_loadu_si256(exponents.as_ptr().cast());
+        // Twice, since what names one has five bits for the table, the fifth of which may be anything.
+        let table = _mm512_broadcast_i64x4(once);
+        let (sign, mantissa) = (_mm512_set1_epi16(i16::MIN), _mm512_set1_epi16(0x7f));
+        for (step, to) in bytes.chunks_exact(compact::BYTES).zip(to.chunks_exact_mut(STEP)) {
+            _mm_prefetch::<_MM_HINT_T0>(step.as_ptr().wrapping_add(AHEAD).cast());
+            let short = _mm512_cvtepu8_epi16(_mm256_loadu_si256(step.as_ptr().cast()));
+            let names = _mm256_cvtepu8_epi16(_mm_loadu_si128(step.as_ptr().add(STEP).cast()));
+            let both = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(names), _mm256_srli_epi16::<4>(names));
+            let exponents = _mm512_permutexvar_epi16(both, table);
+            // (a & b) | c
+            let low = _mm512_ternarylogic_epi64::<0xea>(short, mantissa, exponents);
+            let value = _mm512_ternarylogic_epi64::<0xea>(_mm512_slli_epi16::<8>(short), sign, low);
+            _mm512_storeu_si512(to.as_mut_ptr().cast(), value);
+        }
+    }
+    for (column, value) in weight.exceptions(row) {
+        to[*column as usize] = *value;
+    }
 }
 
 /// Some rows of weights by some of x.

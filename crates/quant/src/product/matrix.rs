@@ -7,7 +7,7 @@ use half::bf16;
 #[cfg(target_arch = "x86_64")]
 use super::scales::{self, Planes};
 use super::{BLOCK, LARGEST_LEVEL, Levels, STRIDE};
-use crate::{Quantized, Scales};
+use crate::{CompactBf16, Quantized, Scales};
 
 /// A hint that so many bytes will be read.
 #[inline(always)]
@@ -31,6 +31,8 @@ pub enum Weights<'a> {
     FourBit(Matrix<'a>),
     /// Row by row.
     Bf16(&'a [bf16]),
+    /// The same, for an input that is prepared for weights in bf16 alone.
+    Compact(&'a CompactBf16),
 }
 
 /// A 4-bit weight whose rows are whole blocks and whose blocks have one scale each.

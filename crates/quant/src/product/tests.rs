@@ -1,7 +1,7 @@
 use half::bf16;
 
 use super::*;
-use crate::{Backend, BlockSize, Code, Float, Quantized, quantize};
+use crate::{Backend, BlockSize, Code, CompactBf16, Float, Quantized, quantize};
 
 fn noise(count: usize, seed: u32) -> Vec<f32> {
     let mut state = seed.wrapping_mul(2_654_435_761) | 1;
@@ -179,6 +179,12 @@ fn two_halves_of_an_activation_have_sixteen_bits_and_know_no_neighbour() {
             let mut y = vec![f32::NAN; rows * out];
             let product = Product { weights: Weights::Bf16(&weights), bias: Some(&bias), low_rank: &[], y: &mut y };
             products(&x, &mut [product], &Alone);
+            if let Some(compact) = CompactBf16::new(&weights, width, &Alone) {
+                let mut again = vec![f32::NAN; rows * out];
+                let weights = Weights::Compact(&compact);
+                products(&x, &mut [Product { weights, bias: Some(&bias), low_rank: &[], y: &mut again }], &Alone);
+                assert_eq!(y, again, "compact");
+            }
             (x, y)
         };
         let (x, all) = of(11);

@@ -13,7 +13,7 @@ use super::{
 };
 #[cfg(target_arch = "x86_64")]
 use super::{columns, halves, strip};
-use crate::Instructions;
+use crate::{CompactBf16, Instructions};
 
 /// Outputs of one tile.
 const TILE: usize = 16;
@@ -44,6 +44,7 @@ impl Product<'_> {
         match self.weights {
             Weights::FourBit(matrix) => matrix.out(),
             Weights::Bf16(values) => values.len() / x.width().max(1),
+            Weights::Compact(compact) => compact.out(),
         }
     }
 
@@ -52,6 +53,7 @@ impl Product<'_> {
         let whole = match self.weights {
             Weights::FourBit(matrix) => matrix.width() == x.width() && (x.is_quantized() || x.is_tiled()),
             Weights::Bf16(values) => values.len() == out * x.width(),
+            Weights::Compact(compact) => compact.width() == x.width() && x.is_halved(),
         };
         assert!(whole, "weights and input differ in width, or the input was not prepared");
         assert_eq!(self.y.len(), x.rows() * out, "output and rows differ in length");
@@ -155,6 +157,7 @@ impl Room {
 
 thread_local! {
     static ROOM: RefCell<Room> = RefCell::default();
+    static DECODED: RefCell<Vec<bf16>> = const { RefCell::new(Vec::new()) };
 }
 
 impl Tile<'_> {
@@ -173,6 +176,7 @@ impl Tile<'_> {
             Weights::FourBit(matrix) if self.x.is_for_columns() => unsafe { columns::work(self, matrix) },
             Weights::FourBit(matrix) => self.four_bit(matrix, kernels),
             Weights::Bf16(weights) => self.dense(weights, kernels),
+            Weights::Compact(compact) => self.compact(compact),
         }
     }
 
@@ -243,7 +247,7 @@ impl Tile<'_> {
     fn dense(&self, weights: &[bf16], kernels: Kernels) {
         let (rows, width) = (self.x.rows(), self.x.width());
         #[cfg(target_arch = "x86_64")]
-        if self.x.halves(0..rows).is_some() {
+        if self.x.is_halved() {
             return self.by_halves(weights);
         }
         // One row of x: four chains of sums at a time hide the additions' latency. More: some rows of weights by four.
@@ -270,19 +274,47 @@ impl Tile<'_> {
     fn by_halves(&self, weights: &[bf16]) {
         let (rows, width) = (self.x.rows(), self.x.width());
         for row in (0..rows).step_by(halves::ROWS) {
-            let Some(x) = self.x.halves(row..rows.min(row + halves::ROWS)) else { return };
             for at in (0..self.count).step_by(halves::OUTS) {
                 let first = self.first + at;
                 let outs = halves::OUTS.min(self.count - at);
-                let weights = &weights[first * width..(first + outs) * width];
-                let mut sums = [0.0; halves::OUTS * halves::ROWS];
-                // SAFETY: halves are made where the processor has products for them.
-                let members = unsafe { halves::Part { weights, width, x }.multiply(&mut sums) };
-                for (pair, sum) in sums[..outs * members].iter().enumerate() {
-                    self.write(row + pair % members, first + pair / members, *sum);
-                }
+                self.some_by_halves(&weights[first * width..(first + outs) * width], first, row);
             }
         }
+    }
+
+    /// Some outputs, from `first` on, of some rows of x, from `row` on.
+    #[cfg(target_arch = "x86_64")]
+    fn some_by_halves(&self, weights: &[bf16], first: usize, row: usize) {
+        let (rows, width) = (self.x.rows(), self.x.width());
+        let Some(x) = self.x.halves(row..rows.min(row + halves::ROWS)) else { return };
+        let mut sums = [0.0; halves::OUTS * halves::ROWS];
+        // SAFETY: halves are made where the processor has products for them.
+        let members = unsafe { halves::Part { weights, width, x }.multiply(&mut sums) };
+        for (pair, sum) in sums[..weights.len() / width * members].iter().enumerate() {
+            self.write(row + pair % members, first + pair / members, *sum);
+        }
+    }
+
+    /// A few outputs' weights are decoded at a time, into the first-level cache.
+    fn compact(&self, compact: &CompactBf16) {
+        #[cfg(target_arch = "x86_64")]
+        DECODED.with_borrow_mut(|decoded| {
+            let (rows, width) = (self.x.rows(), self.x.width());
+            decoded.resize(halves::OUTS * width, bf16::ZERO);
+            for at in (0..self.count).step_by(halves::OUTS) {
+                let first = self.first + at;
+                let outs = halves::OUTS.min(self.count - at);
+                for (row, to) in (first..first + outs).zip(decoded.chunks_exact_mut(width)) {
+                    // SAFETY: x has halves, so the processor has what it takes.
+                    unsafe { halves::decode(compact, row, to) };
+                }
+                for row in (0..rows).step_by(halves::ROWS) {
+                    self.some_by_halves(&decoded[..outs * width], first, row);
+                }
+            }
+        });
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = compact;
     }
 
     /// `sums` [tile, rows of the group]
