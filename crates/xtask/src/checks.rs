@@ -1,8 +1,10 @@
 //! `cargo xtask test|parity|golden|compose`.
 
 use std::fs;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -24,15 +26,18 @@ struct Peers {
 }
 
 impl Peers {
-    fn of_tests() -> Result<Self> {
+    /// Finds or installs them, what takes long beside `build`.
+    fn of_tests(build: impl FnOnce() -> Result<()>) -> Result<Self> {
+        let (redis, nvrtc) = (redis::server()?, libtorch::nvrtc::library()?);
         let venv =
-            Venv::ensure("venv-test", "tests/python/requirements.txt", "an S3-compatible server and a gRPC client")?;
+            || Venv::ensure("venv-test", "tests/python/requirements.txt", "an S3-compatible server and a gRPC client");
+        let venv = installed_while(venv, build)?;
         let variables = vec![
-            ("TAILOR_TEST_REDIS", redis::server()?),
+            ("TAILOR_TEST_REDIS", redis),
             ("TAILOR_TEST_PYTHON", venv.python()),
             ("TAILOR_TEST_MOTO", venv.script("moto_server")),
             ("TAILOR_BIN_DIR", workspace::programs()?),
-            ("TAILOR_TEST_NVRTC", libtorch::nvrtc::library()?),
+            ("TAILOR_TEST_NVRTC", nvrtc),
         ];
         for (name, path) in &variables {
             println!("{name}={}", path.display());
@@ -56,16 +61,16 @@ pub fn test(filters: &[String]) -> Result<()> {
 /// As [`test`], the tests being told more.
 pub fn test_with(filters: &[String], told: &[(&str, &Path)]) -> Result<()> {
     libtorch::setup()?;
-    let peers = Peers::of_tests()?;
     let runner = nextest::runner()?;
-    if filters.is_empty() {
-        process::heading("format");
-        process::run(workspace::cargo().args(["fmt", "--all", "--check"])).context("`cargo fmt` mends that")?;
-        process::heading("lints");
-        process::run(workspace::cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
-    }
-    process::heading("programs");
-    process::run(workspace::cargo().args(BUILD_ALL))?;
+    let peers = Peers::of_tests(|| {
+        if filters.is_empty() {
+            process::heading("format");
+            process::run(workspace::cargo().args(["fmt", "--all", "--check"])).context("`cargo fmt` mends that")?;
+            process::heading("lints");
+            process::run(workspace::cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+        }
+        build_all()
+    })?;
     process::heading("tests");
     process::run(peers.give_to(runner.command(filters)).envs(told.iter().copied()))?;
     if !filters.is_empty() {
@@ -80,9 +85,7 @@ pub fn test_with(filters: &[String], told: &[(&str, &Path)]) -> Result<()> {
 /// `cargo xtask parity [NAME ...]`
 pub fn parity(names: &[String]) -> Result<()> {
     libtorch::setup()?;
-    let venv = parity_venv()?;
-    process::heading("programs");
-    process::run(workspace::cargo().args(BUILD_ALL))?;
+    let venv = installed_while(parity_venv, build_all)?;
     run_scripts(&venv, "tests/parity", "check_", names)
 }
 
@@ -100,6 +103,22 @@ pub fn compose(arguments: &[String]) -> Result<()> {
     // A skip has said so itself, in its own frame.
     ensure!(status.success() || status.code() == Some(SKIPPED), "{COMPOSE} failed ({status})");
     Ok(())
+}
+
+fn build_all() -> Result<()> {
+    process::heading("programs");
+    process::run(workspace::cargo().args(BUILD_ALL))
+}
+
+/// Installs a virtualenv beside a build: pip waits for the network most of the time, and the compiler for the processor.
+fn installed_while(install: impl FnOnce() -> Result<Venv> + Send, build: impl FnOnce() -> Result<()>) -> Result<Venv> {
+    thread::scope(|scope| {
+        let installing = scope.spawn(install);
+        let built = build();
+        let installed = installing.join().unwrap_or_else(|panic| resume_unwind(panic));
+        built?;
+        installed
+    })
 }
 
 /// The virtualenv with the peers that we compare with.
