@@ -66,7 +66,7 @@ def main() -> int:
     print(f"seed {seed}", flush=True)
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     llama_cpp.llama_log_set(SILENCE, None)
     failed = count = 0
     print(f"{'model':12} {'adapter':17} {'moves':>8} {'merged':>8} {'apart':>8} {'folded':>6} {'bf16':>8} {'f16':>8} {'texts':>7}")
@@ -288,7 +288,7 @@ def logprobs(model, ids: list[int]) -> torch.Tensor:
 
 
 def llama(file: Path, **options):
-    return llama_cpp.Llama(str(file), n_ctx=40, n_threads=2, n_threads_batch=2, logits_all=True, verbose=False,
+    return llama_cpp.Llama(str(file), n_ctx=40, n_threads=1, n_threads_batch=1, logits_all=True, verbose=False,
                            type_k=GGML_F32, type_v=GGML_F32, flash_attn=False, **options)
 
 

@@ -74,7 +74,7 @@ def main() -> int:
     print(f"seed {seed}", flush=True)
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     failed = count = 0
     print(f"{'family':6} {'head':7} {'adapter':17} {'moves':>8} {'f32':>8} {'bf16':>8} {'kept':>8} {'nf4':>8} {'kept':>8}")
     for family in FAMILIES:

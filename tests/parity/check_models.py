@@ -325,7 +325,7 @@ def main() -> int:
     print(f"seed {seed}", flush=True)
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     table, failed = [], []
     with tempfile.TemporaryDirectory(prefix="tailor-models-") as scratch:
         for family, config in FAMILIES.items():

@@ -54,7 +54,7 @@ def main() -> int:
     print(f"seed {seed}", flush=True)
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     results = []
     with tempfile.TemporaryDirectory(prefix="tailor-parity-") as scratch:
         system = System(Path(scratch))

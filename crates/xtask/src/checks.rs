@@ -1,10 +1,13 @@
 //! `cargo xtask test|parity|golden|compose`.
 
 use std::fs;
+use std::num::NonZero;
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -86,12 +89,14 @@ pub fn test_with(filters: &[String], told: &[(&str, &Path)]) -> Result<()> {
 pub fn parity(names: &[String]) -> Result<()> {
     libtorch::setup()?;
     let venv = installed_while(parity_venv, build_all)?;
-    run_scripts(&venv, "tests/parity", "check_", names)
+    // The models are so small that a script computes on one core.
+    let cores = thread::available_parallelism().map_or(1, NonZero::get);
+    run_scripts(&venv, "tests/parity", "check_", names, cores)
 }
 
 /// `cargo xtask golden [NAME ...]`
 pub fn golden(names: &[String]) -> Result<()> {
-    run_scripts(&parity_venv()?, "tests/golden", "make_", names)
+    run_scripts(&parity_venv()?, "tests/golden", "make_", names, 1)
 }
 
 /// `cargo xtask compose [ARGUMENTS]`
@@ -133,20 +138,48 @@ pub fn llama_venv() -> Result<Venv> {
     Venv::ensure_with("venv-llama", "tests/bench/requirements.txt", note, &LlamaCpp::Here)
 }
 
-/// Runs a folder's scripts to the end, all of them, and names those that failed.
-fn run_scripts(venv: &Venv, folder: &str, prefix: &str, names: &[String]) -> Result<()> {
+/// Runs a folder's scripts to the end, all of them, and names those that failed. Where several run at a time, each is shown when
+/// it has ended, else while it runs.
+fn run_scripts(venv: &Venv, folder: &str, prefix: &str, names: &[String], at_once: usize) -> Result<()> {
     let scripts = scripts(&workspace::root().join(folder), prefix, names)?;
     let programs = workspace::programs()?;
-    let mut failed = Vec::new();
-    for script in &scripts {
-        process::heading(script);
+    let at_once = at_once.min(scripts.len());
+    if at_once > 1 {
+        println!("{} scripts, {at_once} at a time: {}", scripts.len(), scripts.join(", "));
+    }
+    let succeeds = |script: &str| -> Result<bool> {
         let mut command = Command::new(venv.python());
         command.arg(Path::new(folder).join(script)).current_dir(workspace::root());
         command.env("TAILOR_BIN_DIR", &programs).env("TAILOR_TEST_PYTHON", venv.python());
-        if !process::status(&mut command)?.success() {
-            failed.push(script.as_str());
+        if at_once == 1 {
+            process::heading(script);
+            return Ok(process::status(&mut command)?.success());
         }
-    }
+        // What a script starts has as many cores as the script.
+        command.env("OMP_NUM_THREADS", "1");
+        let began = Instant::now();
+        let (said, status) = process::heard(&mut command)?;
+        println!("\n==> {script}, {:.0} s\n{said}", began.elapsed().as_secs_f64());
+        Ok(status.success())
+    };
+    let next = AtomicUsize::new(0);
+    let work = || -> Result<Vec<String>> {
+        let mut failed = Vec::new();
+        while let Some(script) = scripts.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if !succeeds(script)? {
+                failed.push(script.clone());
+            }
+        }
+        Ok(failed)
+    };
+    let failed: Vec<Vec<String>> = thread::scope(|scope| {
+        let workers: Vec<_> = (0..at_once).map(|_| scope.spawn(work)).collect();
+        workers
+            .into_iter()
+            .map(|worker| worker.join().unwrap_or_else(|panic| resume_unwind(panic)))
+            .collect::<Result<_>>()
+    })?;
+    let failed = failed.concat();
     ensure!(failed.is_empty(), "{} of {} scripts failed: {}", failed.len(), scripts.len(), failed.join(", "));
     println!("\nall {} scripts of {folder} succeeded", scripts.len());
     Ok(())

@@ -1,6 +1,7 @@
 //! Runs programs where the user sees them.
 
 use std::env;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 
@@ -22,6 +23,22 @@ pub fn run(command: &mut Command) -> Result<()> {
     let status = status(command)?;
     ensure!(status.success(), "{} failed ({status})", line(command));
     Ok(())
+}
+
+/// Runs to the end without a word. What it printed, output and errors in the order in which they came, and the exit status.
+pub fn heard(command: &mut Command) -> Result<(String, ExitStatus)> {
+    let line = line(command);
+    let (mut reader, writer) = io::pipe().context("cannot make a pipe")?;
+    let errors = writer.try_clone().context("cannot share a pipe")?;
+    let child = command.stdin(Stdio::null()).stdout(writer).stderr(errors).spawn();
+    // The command holds the pipe's other end as the child does; while it is held, reading comes to no end.
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut child = child.with_context(|| format!("cannot run {line}"))?;
+    let mut said = Vec::new();
+    let heard = reader.read_to_end(&mut said);
+    let status = child.wait().with_context(|| format!("cannot wait for {line}"))?;
+    heard.with_context(|| format!("cannot read what {line} prints"))?;
+    Ok((String::from_utf8_lossy(&said).into_owned(), status))
 }
 
 /// Whether a command runs and succeeds; what it prints is not shown.
@@ -51,6 +68,13 @@ fn line(command: &Command) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_command_prints_is_heard_in_its_order_with_how_it_ended() {
+        let (said, status) =
+            heard(Command::new("sh").args(["-c", "echo one; echo two >&2; echo three; exit 3"])).unwrap();
+        assert_eq!((said.as_str(), status.code()), ("one\ntwo\nthree\n", Some(3)));
+    }
 
     #[test]
     fn command_is_shown_as_one_would_type_it() {
