@@ -85,8 +85,13 @@ pub fn test_with(filters: &[String], told: &[(&str, &Path)]) -> Result<()> {
     Ok(())
 }
 
-/// `cargo xtask parity [NAME ...]`
+/// `cargo xtask parity [--install | NAME ...]`
 pub fn parity(names: &[String]) -> Result<()> {
+    if let [flag] = names
+        && flag == "--install"
+    {
+        return parity_venv().map(drop);
+    }
     libtorch::setup()?;
     let venv = installed_while(parity_venv, build_all)?;
     // The models are so small that a script computes on one core.

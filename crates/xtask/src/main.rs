@@ -51,11 +51,12 @@ const TASKS: &[Task] = &[
     },
     Task {
         name: "parity",
-        arguments: "[NAME ...]",
+        arguments: "[--install | NAME ...]",
         about: "live comparisons with the Python tools (torch, transformers, peft, bitsandbytes, llama.cpp)",
         details: "Runs tests/parity/check_*.py, or those whose names contain NAME, as many at a time as there are cores, in a\n\
                   virtualenv of its own in the cache. The first run downloads some 3 GB (pip's torch comes with the CUDA\n\
-                  libraries) and compiles llama.cpp, for which a C++ compiler must be there: some two minutes on two cores.",
+                  libraries) and compiles llama.cpp, for which a C++ compiler must be there: some two minutes on two cores.\n\
+                  --install         makes that virtualenv and compares nothing",
         run: checks::parity,
     },
     Task {
