@@ -4,6 +4,7 @@
     tests/compose/run.py                     programs built on this machine, put into the images of deploy/Dockerfile
     tests/compose/run.py --bin-dir DIR       the same with programs that are already in DIR
     tests/compose/run.py --full              programs built inside the containers too (a long build)
+    tests/compose/run.py --images            only what stands in for images of a registry
 
 Where no registry is reachable the base images are made here (images.py). Exit status: 0 passed, 1 failed, 77 skipped
 because this machine cannot run it; a skip also prints a line that starts with SKIPPED.
@@ -44,7 +45,11 @@ def main() -> int:
     try:
         compose = find_compose()
         with tempfile.TemporaryDirectory(prefix="tailor-compose-") as scratch:
-            return System(compose, Path(scratch), options).test()
+            system = System(compose, Path(scratch), options)
+            if options.images:
+                system.choose_peers()
+                return 0
+            return system.test()
     except Skip as reason:
         bar = "=" * 100
         print(f"{bar}\nSKIPPED: the compose test did NOT run: {reason}\n{bar}", flush=True)
@@ -55,6 +60,8 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="build the programs inside the containers")
     parser.add_argument("--bin-dir", type=Path, help="take the programs from this folder instead of building them")
+    parser.add_argument("--images", action="store_true",
+                        help="make what stands in for images that no registry gives, for a later run, and nothing else")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md", help="the page whose walk is run")
     parser.add_argument("--keep", action="store_true", help="leave the containers and images for a look around")
     parser.add_argument("--trust-host", action="store_true",
@@ -125,8 +132,8 @@ class System:
 
     # --- images ---
 
-    def choose_images(self) -> None:
-        """Registry images where a registry answers, stand-ins where none does; then where the programs come from."""
+    def choose_peers(self) -> dict:
+        """Registry images where a registry answers, stand-ins where none does. What that overrides in the compose file."""
         override: dict = {}
         self.choose("REDIS_IMAGE", "valkey/valkey:8-bookworm", images.redis)
         if self.choose("STORE_IMAGE", "rustfs/rustfs:1.0.1", images.store):
@@ -135,6 +142,12 @@ class System:
         self.choose("RUNTIME_IMAGE", "debian:bookworm-slim", images.debian)
         if self.options.full:
             self.choose("RUST_IMAGE", "rust:1.95-bookworm", images.rust)
+        return override
+
+    def choose_images(self) -> None:
+        """Other programs' images, then where ours come from."""
+        override = self.choose_peers()
+        if self.options.full:
             if self.options.trust_host:
                 self.lend_authorities()
         else:
