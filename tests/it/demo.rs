@@ -3,6 +3,7 @@
 use serde_json::Value;
 use tailor_testkit::TempDir;
 
+use crate::support::cluster::ONE_THREAD;
 use crate::support::{Cli, repository};
 
 #[test]
@@ -14,7 +15,7 @@ fn the_demo_teaches_tiny_t5_what_it_did_not_know() {
 fn the_demo_teaches_tiny_llama_what_it_did_not_know() {
     let (folder, assets) = teaches("tiny-llama", "grammar-llama");
     // A second run, here a short one, goes on from what the first one kept.
-    let second = demo(&Cli::new(folder.path()), &["--assets", &assets, "--base", "tiny-llama", "--epochs", "0.1"]);
+    let second = demo(&folder, &["--assets", &assets, "--base", "tiny-llama", "--epochs", "0.1"]);
     let job = finished(&second);
     assert_eq!((&job["adapter"], &job["adapter_version"]), (&"grammar-llama".into(), &2.into()));
 }
@@ -23,7 +24,7 @@ fn the_demo_teaches_tiny_llama_what_it_did_not_know() {
 fn teaches(base: &str, adapter: &str) -> (TempDir, String) {
     let folder = TempDir::new();
     let assets = repository().display().to_string();
-    let lines = demo(&Cli::new(folder.path()), &["--assets", &assets, "--base", base]);
+    let lines = demo(&folder, &["--assets", &assets, "--base", base]);
 
     let job = finished(&lines);
     assert_eq!((&job["adapter"], &job["adapter_version"]), (&adapter.into(), &1.into()));
@@ -41,8 +42,10 @@ fn teaches(base: &str, adapter: &str) -> (TempDir, String) {
     (folder, assets)
 }
 
-fn demo(cli: &Cli, arguments: &[&str]) -> Vec<Value> {
-    cli.lines(&[&["demo"], arguments].concat())
+/// On one core: two of them would not be twice as fast, and another test has the other one.
+fn demo(folder: &TempDir, arguments: &[&str]) -> Vec<Value> {
+    let [(name, value)] = ONE_THREAD;
+    Cli::new(folder.path()).env(name, value).lines(&[&["demo"], arguments].concat())
 }
 
 /// The job's document, among those of its events.

@@ -43,8 +43,8 @@ pub struct Cluster {
     pub folder: TempDir,
 }
 
-/// Several processes that compute on the same few cores: threads of one that wait for each other, at full speed, would keep
-/// those of another from what they wait for.
+/// Several processes, of this test and of another beside it, compute on the same few cores: threads of one that wait for each
+/// other, at full speed, would keep those of another from what they wait for.
 pub const ONE_THREAD: [(&str, &str); 1] = [("OMP_NUM_THREADS", "1")];
 
 impl Cluster {

@@ -7,6 +7,7 @@ use serde_json::Value;
 use tailor_testkit::TempDir;
 
 use super::clients::Addresses;
+use super::cluster::ONE_THREAD;
 use super::{Cli, Family, Process, eventually};
 
 pub struct Up {
@@ -60,7 +61,7 @@ impl Up {
 
 async fn launch(folder: &TempDir, state: &std::path::Path, environment: &[(&str, &str)]) -> (Process, Addresses) {
     let mut cli = Cli::new(folder.path()).env("TAILOR_STATE", state.display().to_string());
-    for (name, value) in environment {
+    for (name, value) in ONE_THREAD.iter().chain(environment) {
         cli = cli.env(name, *value);
     }
     let _ = std::fs::remove_file(folder.join("up.out"));
