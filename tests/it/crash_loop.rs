@@ -1,4 +1,4 @@
-//! One job whose trainer is killed with SIGKILL at fifty random moments: it costs time, and nothing else.
+//! A job whose trainer is killed with SIGKILL at random moments, again and again: it costs time, and nothing else.
 
 use std::time::{Duration, Instant};
 
@@ -7,12 +7,24 @@ use tailor_pb::{registry, training};
 use crate::support::clients::Addresses;
 use crate::support::{Cluster, Family, Service, Training};
 
-const KILLS: u64 = 50;
-/// From this kill on the moments are those after training: while predicting, and while publishing.
-const AFTER_TRAINING_FROM: u64 = 42;
-const PUBLISHING_FROM: u64 = 48;
-/// Some dozen attempts' worth. Should they be trained sooner, the kills of the first phase hit the predicting.
-const STEPS: u64 = 1500;
+/// How often a trainer is killed, and when.
+struct Kills {
+    count: u64,
+    /// From this kill on the moments are those after training: while predicting, and while publishing.
+    predicting_from: u64,
+    publishing_from: u64,
+    /// Some dozen attempts' worth. Should they be trained sooner, the kills of the first phase hit the predicting.
+    steps: u64,
+}
+
+/// Every attempt reads the job's whole log, so the time that many of them take grows with the square of their number; in a folder
+/// reading is cheap.
+const FIFTY: Kills = Kills { count: 50, predicting_from: 42, publishing_from: 48, steps: 1500 };
+/// What is being sent to an object store ends in other ways than what is being written to a disk.
+const TEN: Kills = Kills { count: 10, predicting_from: 7, publishing_from: 9, steps: 300 };
+/// In which an attempt is killed, from the beginning of its training on.
+const WHILE_TRAINING: Duration = Duration::from_millis(400);
+const AFTER_TRAINING: Duration = Duration::from_millis(60);
 
 /// Moments that nobody chose.
 struct Chance(u64);
@@ -27,6 +39,18 @@ impl Chance {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_whose_trainer_is_killed_fifty_times_publishes_once_and_the_same_bytes() {
     let Some(mut cluster) = Cluster::prepare() else { return };
+    let folder = cluster.folder.join("store").display().to_string();
+    cluster.set("STORE__URL", folder);
+    publishes_once_and_the_same_bytes(cluster, FIFTY).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_over_an_object_store_whose_trainer_is_killed_ten_times_publishes_once_and_the_same_bytes() {
+    let Some(cluster) = Cluster::prepare() else { return };
+    publishes_once_and_the_same_bytes(cluster, TEN).await;
+}
+
+async fn publishes_once_and_the_same_bytes(mut cluster: Cluster, kills: Kills) {
     cluster.set("TRAINER__LEASE_MS", "600");
     cluster.set("TRAINER__RECONCILE_MS", "300");
     cluster.set("TRAINER__CHECKPOINT_MS", "50");
@@ -37,25 +61,25 @@ async fn a_job_whose_trainer_is_killed_fifty_times_publishes_once_and_the_same_b
     let at = cluster.addresses.clone();
     at.upload("many", crate::support::rows::csv(400).as_bytes()).await.expect("rows uploaded");
 
-    let killed = create(&at, "killed").await;
+    let killed = create(&at, "killed", kills.steps).await;
     let mut chance = Chance(20_261_125);
     let mut attempts = 0;
     let mut counts = std::collections::BTreeMap::<String, u64>::new();
-    for kill in 0..KILLS {
-        let job = moment(&at, &killed.id, kill, attempts).await;
+    for kill in 0..kills.count {
+        let job = moment(&at, &killed.id, &kills, kill, attempts).await;
         *counts.entry(job.state.clone()).or_default() += 1;
         attempts = job.attempts;
-        let longest = if job.state == "TRAINING" { 900 } else { 60 };
-        tokio::time::sleep(chance.up_to(Duration::from_millis(longest))).await;
+        let longest = if job.state == "TRAINING" { WHILE_TRAINING } else { AFTER_TRAINING };
+        tokio::time::sleep(chance.up_to(longest)).await;
         cluster.replace(Service::Trainer).await;
     }
     println!("killed while {counts:?}, {attempts} attempts");
     let finished = patiently(&at, &killed.id, |job| job.state == "SUCCEEDED").await;
-    assert!(finished.attempts > KILLS / 2, "{} attempts", finished.attempts);
+    assert!(finished.attempts > kills.count / 2, "{} attempts", finished.attempts);
     assert_eq!((finished.adapter_version, at.versions("killed").await), (1, 1), "one version");
-    assert_eq!(finished.last_step.as_ref().map(|step| step.step), Some(STEPS));
+    assert_eq!(finished.last_step.as_ref().map(|step| step.step), Some(kills.steps));
 
-    let whole = create(&at, "whole").await;
+    let whole = create(&at, "whole", kills.steps).await;
     let whole = patiently(&at, &whole.id, |job| job.state == "SUCCEEDED").await;
     assert_eq!(whole.attempts, 1, "this one was left alone");
     assert_eq!(weights(&at, "killed").await, weights(&at, "whole").await, "the same bytes");
@@ -67,9 +91,8 @@ async fn a_job_whose_trainer_is_killed_fifty_times_publishes_once_and_the_same_b
 }
 
 /// With dropout, so that the generator's place matters.
-async fn create(at: &Addresses, adapter: &str) -> training::Job {
-    let mut request =
-        Training { base: Family::T5.base(), dataset: "many", adapter, steps: STEPS, key: adapter }.request();
+async fn create(at: &Addresses, adapter: &str, steps: u64) -> training::Job {
+    let mut request = Training { base: Family::T5.base(), dataset: "many", adapter, steps, key: adapter }.request();
     request.lora = Some(training::Lora { rank: Some(4), dropout: Some(0.1), ..Default::default() });
     if let Some(evaluation) = &mut request.evaluation {
         evaluation.max_validation_rows = Some(0);
@@ -79,15 +102,17 @@ async fn create(at: &Addresses, adapter: &str) -> training::Job {
 }
 
 /// Waits until a new attempt is where kill number `kill` should hit it.
-async fn moment(at: &Addresses, id: &str, kill: u64, attempts: u64) -> training::Job {
-    let states: &[&str] = match kill {
-        ..AFTER_TRAINING_FROM => &["TRAINING", "EVALUATING"],
-        AFTER_TRAINING_FROM..PUBLISHING_FROM => &["EVALUATING"],
-        _ => &["PUBLISHING", "SUCCEEDED"],
+async fn moment(at: &Addresses, id: &str, kills: &Kills, kill: u64, attempts: u64) -> training::Job {
+    let states: &[&str] = if kill < kills.predicting_from {
+        &["TRAINING", "EVALUATING"]
+    } else if kill < kills.publishing_from {
+        &["EVALUATING"]
+    } else {
+        &["PUBLISHING", "SUCCEEDED"]
     };
     patiently(at, id, |job| {
         assert_ne!(job.state, "FAILED", "{}", job.error);
-        assert!(kill >= PUBLISHING_FROM || job.state != "SUCCEEDED", "the job ended before kill {kill}");
+        assert!(kill >= kills.publishing_from || job.state != "SUCCEEDED", "the job ended before kill {kill}");
         states.contains(&job.state.as_str()) && (job.attempts > attempts || job.state == "SUCCEEDED")
     })
     .await
