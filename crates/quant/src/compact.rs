@@ -29,8 +29,18 @@ pub struct CompactBf16 {
     exponents: [u16; 16],
     /// Where each row's exceptions begin, and where the last one's end.
     starts: Vec<u32>,
-    /// Columns and values that are zeros in the row.
-    exceptions: Vec<(u32, bf16)>,
+    exceptions: Vec<Exception>,
+}
+
+/// A column and its value, which is a zero among the coded ones.
+type Exception = (u32, bf16);
+
+/// Some rows on their way.
+struct Part<'a> {
+    values: &'a [bf16],
+    bytes: &'a mut [u8],
+    /// Of each row.
+    exceptions: Vec<Vec<Exception>>,
 }
 
 impl CompactBf16 {
@@ -52,22 +62,19 @@ impl CompactBf16 {
         }
         let mut bytes = vec![0u8; out * (width / STEP) * BYTES];
         let row_bytes = width / STEP * BYTES;
-        let parts: Vec<Mutex<(&[bf16], &mut [u8], Vec<Vec<(u32, bf16)>>)>> = values
-            .chunks(ROWS * width)
-            .zip(bytes.chunks_mut(ROWS * row_bytes))
-            .map(|(values, bytes)| Mutex::new((values, bytes, Vec::new())))
-            .collect();
+        let parts = values.chunks(ROWS * width).zip(bytes.chunks_mut(ROWS * row_bytes));
+        let parts: Vec<Mutex<Part<'_>>> =
+            parts.map(|(values, bytes)| Mutex::new(Part { values, bytes, exceptions: Vec::new() })).collect();
         spread(workers, parts.len(), &|part| {
             // Nobody else takes this part; a panic elsewhere ends the whole.
             let Ok(mut part) = parts[part].lock() else { return };
-            let (values, bytes, found) = &mut *part;
+            let Part { values, bytes, exceptions } = &mut *part;
             let rows = values.chunks_exact(width).zip(bytes.chunks_exact_mut(row_bytes));
-            found.extend(rows.map(|(values, bytes)| code_row(values, &codes, bytes)));
+            exceptions.extend(rows.map(|(values, bytes)| code_row(values, &codes, bytes)));
         });
         let (mut starts, mut exceptions) = (vec![0], Vec::new());
         for part in parts {
-            let (_, _, found) = part.into_inner().ok()?;
-            for row in found {
+            for row in part.into_inner().ok()?.exceptions {
                 exceptions.extend(row);
                 starts.push(u32::try_from(exceptions.len()).ok()?);
             }
@@ -90,7 +97,7 @@ impl CompactBf16 {
 
     /// What is kept.
     pub fn size_bytes(&self) -> usize {
-        self.bytes.len() + self.starts.len() * size_of::<u32>() + self.exceptions.len() * size_of::<(u32, bf16)>()
+        self.bytes.len() + self.starts.len() * size_of::<u32>() + self.exceptions.len() * size_of::<Exception>()
     }
 
     /// The coded bytes of a row, and the exponents.
@@ -100,7 +107,7 @@ impl CompactBf16 {
     }
 
     /// Columns of a row whose values are not among the coded ones.
-    pub(crate) fn exceptions(&self, row: usize) -> &[(u32, bf16)] {
+    pub(crate) fn exceptions(&self, row: usize) -> &[Exception] {
         &self.exceptions[self.starts[row] as usize..self.starts[row + 1] as usize]
     }
 }
@@ -120,7 +127,7 @@ fn most_frequent(values: &[bf16], width: usize) -> [u16; 16] {
 }
 
 /// Gives what it keeps beside.
-fn code_row(values: &[bf16], codes: &[Option<u8>; 256], bytes: &mut [u8]) -> Vec<(u32, bf16)> {
+fn code_row(values: &[bf16], codes: &[Option<u8>; 256], bytes: &mut [u8]) -> Vec<Exception> {
     let mut beside = Vec::new();
     for (step, (values, bytes)) in values.chunks_exact(STEP).zip(bytes.chunks_exact_mut(BYTES)).enumerate() {
         let (short, names) = bytes.split_at_mut(STEP);
