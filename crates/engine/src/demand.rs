@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use tailor_models::Config;
+use tailor_models::{Base, Config, LoadOptions};
 use tailor_torch::gpu;
 use tch::Device;
 
@@ -12,7 +12,7 @@ use crate::options::EngineOptions;
 
 const WEIGHTS: &str = "safetensors";
 
-/// Bytes of a base's weights, as they lie in its folder, and of its keys and values. Dense weights that are computed in another
+/// Bytes of a base's weights, as they lie in its folder, of what is made of them for serving, and of its keys and values. Dense weights that are computed in another
 /// type than they are kept in take more or less: [`crate::EngineInfo`] has what it came to.
 ///
 /// # Errors
@@ -31,7 +31,9 @@ pub fn demand(folder: &Path, options: &EngineOptions) -> Result<u64, Error> {
     let weights = files.flatten().filter(|file| Path::new(&file.file_name()).extension().is_some_and(|e| e == WEIGHTS));
     let weights: u64 = weights.filter_map(|file| file.metadata().ok()).map(|found| found.len()).sum();
     let (blocks, block_bytes) = options.kv_blocks(&config);
-    Ok(weights.saturating_add(blocks.saturating_mul(block_bytes) as u64))
+    let prepared = gpu::chosen_device()
+        .map_or(0, |device| Base::prepared_demand(&config, &LoadOptions { compute: options.compute, device }));
+    Ok(weights.saturating_add(prepared).saturating_add(blocks.saturating_mul(block_bytes) as u64))
 }
 
 /// Bytes of the device that this process computes on: the GPU's, or what the machine or its control group has. None where

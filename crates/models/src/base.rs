@@ -230,6 +230,17 @@ impl Base {
         }
     }
 
+    /// Bytes that [`Self::prepare_to_serve`] makes at most, as far as a config tells.
+    pub fn prepared_demand(config: &Config, options: &LoadOptions) -> u64 {
+        let here = options.device == Device::Cpu && options.compute == Compute::Bf16;
+        match config {
+            Config::Decoder(decoder) if here && tailor_quant::CompactBf16::is_taken() => {
+                (decoder.vocab_size * decoder.hidden_size) as u64 * 3 / 2
+            }
+            Config::Decoder(_) | Config::T5(_) => 0,
+        }
+    }
+
     /// Bytes of what [`Self::prepare_to_serve`] has made.
     pub fn prepared_bytes(&self) -> usize {
         match &self.model {

@@ -51,7 +51,7 @@ bool has_block_products() {
 
 bool has_attention_blocks(const at::Tensor& x) {
   static const bool there = has_block_products();
-  return there && x.scalar_type() == at::kBFloat16 && x.size(3) % kStep == 0;
+  return there && x.is_cpu() && x.scalar_type() == at::kBFloat16 && x.size(3) % kStep == 0;
 }
 
 Rows rows_of(const at::Tensor& x, int64_t batch, int64_t head) {

@@ -116,7 +116,7 @@ struct Room {
   int64_t width, keys;  // padded
   std::vector<Bits> k_turned, v, q, q_low, weights, low;
   std::vector<float> scores, sums;
-  const Bits* placed = nullptr;  // the keys that are there
+  const Bits *placed = nullptr, *placed_v = nullptr;  // the keys and values that are there
 
   Room(int64_t width, int64_t all_keys, bool fine)
       : width(width), keys(whole(all_keys, kPanel)), k_turned(keys * width), v(keys * width), q(kQueries * width),
@@ -124,8 +124,9 @@ struct Room {
         scores(kQueries * kKeys), sums(kQueries * width) {}
 
   void take(const Rows& k, const Rows& v) {
-    if (placed == k.at) return;
+    if (placed == k.at && placed_v == v.at) return;
     placed = k.at;
+    placed_v = v.at;
     place_turned(k, keys, k_turned.data());
     place(v, keys, this->v.data());
   }

@@ -121,7 +121,7 @@ impl Bases {
         };
         let info = engine.info();
         let size_bytes = info.resident_bytes.saturating_add(info.kv_bytes);
-        self.room.settle(&self.slots, manifest, size_bytes).await;
+        self.room.settle(&self.slots, manifest, size_bytes, wanted).await;
         tracing::info!(base = %manifest.name, fingerprint = %manifest.fingerprint, size_bytes, "base is resident");
         Ok((tokenizer, Device::here(engine)))
     }

@@ -29,6 +29,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 pub use self::figures::{Figures, Seen, SeenSide};
+use self::trial::After;
 pub use self::turn::Turn;
 use crate::error::{Error, Result};
 use crate::models::{Model, Models};
@@ -265,12 +266,31 @@ impl Rollouts {
     }
 
     async fn prepare(self: &Arc<Self>, live: &Arc<Live>, golden: Option<&Golden>) {
-        if let Err(error) = self.trials.pass(&self.models, &live.canary, golden).await {
-            self.trip(live, format!("it did not pass its trial: {error}"));
-        }
-        let resident = async { self.models.ready("", &live.stable).await?.lease().await };
-        if let Err(error) = resident.await {
-            tracing::warn!(adapter = %live.adapter, %error, "the way back of a rollout cannot be loaded ahead of time");
+        let way_back = async {
+            let resident = async { self.models.ready("", &live.stable).await?.lease().await };
+            if let Err(error) = resident.await {
+                tracing::warn!(adapter = %live.adapter, %error, "the way back of a rollout cannot be loaded ahead of time");
+            }
+        };
+        tokio::join!(self.try_canary(live, golden), way_back);
+    }
+
+    /// Gives the canary its trial ahead of its callers, again where it was not the canary that failed.
+    async fn try_canary(self: &Arc<Self>, live: &Arc<Live>, golden: Option<&Golden>) {
+        let mut tries = 0;
+        while let Err(error) = self.trials.pass(&self.models, &live.canary, golden).await {
+            tries += 1;
+            match trial::after(&error, tries) {
+                After::Abort => return self.trip(live, format!("it did not pass its trial: {error}")),
+                After::Again(wait) if !live.is_tripped() => {
+                    tracing::warn!(adapter = %live.adapter, %error, tries, ?wait, "a canary's trial is made again");
+                    tokio::time::sleep(wait).await;
+                }
+                After::Again(_) | After::Leave => {
+                    tracing::warn!(adapter = %live.adapter, %error, "a canary's trial is left to its first caller");
+                    return;
+                }
+            }
         }
     }
 

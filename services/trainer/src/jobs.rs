@@ -98,7 +98,9 @@ impl Jobs {
         // After a crash between key and spec the retried request completes what the first one began.
         if self.journal.create(&job, &spec).await?.is_created() {
             self.journal.append(&job, 0, LogKind::Note, &first_word(&spec)).await?;
-            self.tell_who_is_missing(&job, &spec).await?;
+            if let Err(error) = self.tell_who_is_missing(&job, &spec).await {
+                tracing::warn!(%job, %error, "its owner is told later what the job waits for");
+            }
         }
         if let Err(error) = self.queue.enqueue(&job, class_of(&spec.recipe), spec.traceparent.clone()).await {
             tracing::warn!(%job, %error, "job is stored, but the queue did not take it; it will be offered again");

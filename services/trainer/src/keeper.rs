@@ -133,7 +133,8 @@ impl Keeper {
             }
         }
         match view.state {
-            JobState::Cancelled => return Some(Halt::Cancelled),
+            // Failed: given up for want of a worker, just before this one began.
+            JobState::Cancelled | JobState::Failed => return Some(Halt::Cancelled),
             // The attempt has begun, so its owner's pause has led back here, or the reconciler to whom all workers were gone: either
             // way what is learnt is saved, and the job goes on from there.
             JobState::Paused | JobState::Queued => return Some(Halt::Paused),
@@ -142,8 +143,7 @@ impl Keeper {
             | JobState::Training
             | JobState::Evaluating
             | JobState::Publishing
-            | JobState::Succeeded
-            | JobState::Failed => {}
+            | JobState::Succeeded => {}
         }
         match self.journal.newest_attempt(job).await {
             Ok(newest) if newest > self.fence => Some(Halt::Superseded),

@@ -67,16 +67,18 @@ impl Held {
         let newer = std::mem::replace(&mut self.steps, steps);
         newer.into_iter().for_each(|step| hold(&mut self.steps, step));
     }
+
+    /// The same of what is told.
+    fn put_back_told(&mut self, mut told: VecDeque<(LogKind, String)>) {
+        told.append(&mut self.told);
+        self.told = told;
+    }
 }
 
 /// Held for a moment only, never while something is waited for.
 fn lock(held: &Mutex<Held>) -> MutexGuard<'_, Held> {
     // Nothing panics while it is held.
     held.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn next_told(held: &Mutex<Held>) -> Option<(LogKind, String)> {
-    lock(held).told.pop_front()
 }
 
 impl Progress<'_> {
@@ -129,16 +131,21 @@ impl Progress<'_> {
     }
 
     async fn flush(&self, held: &Mutex<Held>) {
-        let steps = std::mem::take(&mut lock(held).steps);
+        // Together, so that no measurement comes to stand before its steps.
+        let (steps, mut told) = {
+            let mut held = lock(held);
+            (std::mem::take(&mut held.steps), std::mem::take(&mut held.told))
+        };
         if !steps.is_empty() && !self.write(LogKind::Progress { steps: steps.clone() }, "").await {
             lock(held).put_back(steps);
         }
-        while let Some((kind, message)) = next_told(held) {
+        while let Some((kind, message)) = told.pop_front() {
             if !self.write(kind.clone(), &message).await {
-                lock(held).told.push_front((kind, message));
+                told.push_front((kind, message));
                 break;
             }
         }
+        lock(held).put_back_told(told);
         let evaluated = lock(held).evaluated.take();
         if let Some((done, total)) = evaluated
             && !self.write(LogKind::Evaluation { done, total }, "").await

@@ -126,7 +126,8 @@ impl Gatherer {
             }
             if looks.is_multiple_of(LOOKS_PER_VIEW) {
                 journal.log(&lease.job, view.seq + 1).await?.iter().for_each(|entry| view.apply(entry));
-                if view.state == JobState::Cancelled {
+                // Cancelled, or given up by the reconciler just before this attempt began.
+                if view.state.is_final() {
                     return Ok(Gathered::Cancelled);
                 }
                 // Whoever leases it next sets it aside.

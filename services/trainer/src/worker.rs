@@ -196,11 +196,17 @@ impl Worker {
             // Before a job, and with nothing else to do: somebody waits for whoever takes a seat. That the queue is away is
             // told below.
             while running.try_join_next().is_some() {}
-            if running.is_empty()
-                && let Some(seat) = worker.find_seat().await
-            {
-                seat::sit(&worker, &device, seat, &stop).await;
-                continue;
+            if running.is_empty() {
+                // Whether its part fits is asked of others, who may take their time. A seat that is taken just when the worker is
+                // to stop is free again once its own time has run out.
+                let seat = tokio::select! {
+                    () = stop.cancelled() => break,
+                    seat = worker.find_seat() => seat,
+                };
+                if let Some(seat) = seat {
+                    seat::sit(&worker, &device, seat, &stop).await;
+                    continue;
+                }
             }
             if running.len() >= worker.jobs_at_once {
                 tokio::select! {

@@ -143,6 +143,20 @@ fn a_row_gets_the_same_bits_in_whatever_company() {
     }
 }
 
+/// Chunks that do not begin their class, and more groups of rows than are kept sums of.
+#[test]
+fn a_row_gets_the_same_bits_among_hundreds_by_a_wide_weight() {
+    let (out, width) = (37, 2112);
+    let four_bit = weight(out, width, Code::Nf4, true);
+    let weights = Weights::FourBit(Matrix::new(&four_bit).unwrap());
+    let Some(x) = block_inputs(521, width) else { return };
+    let all = product(&x, weights, out, &[]);
+    for rows in [1, 8, 9, 17, 513] {
+        let some = product(&block_inputs(rows, width).unwrap(), weights, out, &[]);
+        assert_eq!(some, all[..rows * out], "{rows} rows");
+    }
+}
+
 #[test]
 fn tiles_multiply_a_weight_in_bf16_as_f64_does() {
     let (out, width, rows) = (75, 192, 50);

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tailor_domain::{BaseName, Digest, ErrorCode, Version};
-use tailor_serverkit::status::code_of;
 
 use super::list::List;
 use crate::error::{Error, Result};
@@ -97,14 +96,15 @@ impl ResidentAdapter {
     }
 }
 
-/// Asks again as long as the registry is away.
+/// Asks again as long as the registry or the store is away.
 async fn patiently<F>(ask: impl Fn() -> F) -> Result<()>
 where
     F: Future<Output = Result<()>>,
 {
     loop {
         match ask().await {
-            Err(Error::Service { status, .. }) if code_of(&status) == ErrorCode::Unavailable => {
+            Err(error @ (Error::Service { .. } | Error::Store(_))) if error.code() == ErrorCode::Unavailable => {
+                tracing::debug!(%error, "asked again in a moment");
                 tokio::time::sleep(PAUSE).await;
             }
             said => return said,

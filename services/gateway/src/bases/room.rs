@@ -104,8 +104,8 @@ impl Room {
 
     /// A base that was started takes so many bytes: others may have to go for what was not expected. It is there, whether they
     /// can or not.
-    pub async fn settle(&self, slots: &Mutex<Slots>, manifest: &BaseManifest, size_bytes: u64) {
-        if let Err(error) = self.try_make(slots, manifest, size_bytes, Wanted::Now).await {
+    pub async fn settle(&self, slots: &Mutex<Slots>, manifest: &BaseManifest, size_bytes: u64, wanted: Wanted) {
+        if let Err(error) = self.try_make(slots, manifest, size_bytes, wanted).await {
             tracing::warn!(base = %manifest.name, %error, "a base takes more than was expected, and more than bases may");
             let took = Taken { name: manifest.name.clone(), size_bytes };
             self.taken.lock().await.insert(manifest.fingerprint.clone(), took);
