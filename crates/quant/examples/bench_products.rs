@@ -66,6 +66,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for rows in [1, 4, 8, 32] {
         let mut x = Inputs::default();
         x.resize(rows, width).copy_from_slice(&noise(rows * width));
+        x.prepare(false, &Rayon);
         let mut y = vec![0f32; rows * 32000];
         let mut best = f64::MAX;
         for _ in 0..5 {
