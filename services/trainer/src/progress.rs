@@ -136,13 +136,14 @@ impl Progress<'_> {
             let mut held = lock(held);
             (std::mem::take(&mut held.steps), std::mem::take(&mut held.told))
         };
-        if !steps.is_empty() && !self.write(LogKind::Progress { steps: steps.clone() }, "").await {
+        let mut goes_on = steps.is_empty() || self.write(LogKind::Progress { steps: steps.clone() }, "").await;
+        if !goes_on {
             lock(held).put_back(steps);
         }
-        while let Some((kind, message)) = told.pop_front() {
-            if !self.write(kind.clone(), &message).await {
+        while goes_on && let Some((kind, message)) = told.pop_front() {
+            goes_on = self.write(kind.clone(), &message).await;
+            if !goes_on {
                 told.push_front((kind, message));
-                break;
             }
         }
         lock(held).put_back_told(told);
