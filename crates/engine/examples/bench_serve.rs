@@ -5,7 +5,8 @@
 //! products by themselves are measured against what the card copies. `--shape tinyllama|llama3-8b|tiny`.
 //!
 //! Both sides take turns, so that a machine whose speed drifts drifts for both; medians, and the median of the pairs' ratios.
-//! Both are given their tokens and are timed from tokens to logits. `--pairs N`, `--no-peer`, `--base DIR` (a base that is
+//! Both are given their tokens. Ours are timed to the likeliest next token, as a greedy request wants it, and at batch 1 also to
+//! all logits; llama.cpp's to all logits, the largest of which nobody has looked for yet. `--pairs N`, `--no-peer`, `--base DIR` (a base that is
 //! there already, or will be made there), `--only NAME` (decode, "decode 8", prefill, adapters).
 
 #[path = "serve/card.rs"]
@@ -22,12 +23,13 @@ use std::time::Instant;
 use tailor_testkit::{LlamaShape, TempDir};
 use tch::{Device, Kind, Tensor};
 
-use ours::Ours;
+use ours::{Ours, Wanted};
 use peer::Peer;
 
 pub type Failure = Box<dyn std::error::Error>;
 
-const BATCHES: [usize; 3] = [1, 8, 32];
+const BATCHES: [(usize, Wanted); 4] =
+    [(1, Wanted::Likeliest), (8, Wanted::Likeliest), (32, Wanted::Likeliest), (1, Wanted::Logits)];
 const PROMPT: usize = 512;
 const STEPS: usize = 16;
 const RANK: i64 = 16;
@@ -85,23 +87,25 @@ fn main() -> Result<(), Failure> {
         false => None,
     };
     println!("{}", hardware());
-    println!("weights {:.0} MB a token", ours.bytes() as f64 / 1e6);
-    let batches: Vec<usize> = BATCHES.into_iter().filter(|batch| settings.wants(&format!("decode {batch}"))).collect();
+    let [greedy, all] = [Wanted::Likeliest, Wanted::Logits].map(|wanted| ours.bytes(wanted) as f64 / 1e6);
+    println!("weights {greedy:.0} MB a token, {all:.0} where all logits are wanted");
+    let batches = BATCHES.into_iter().filter(|(batch, _)| settings.wants(&format!("decode {batch}")));
+    let batches: Vec<(usize, Wanted)> = batches.collect();
     if !batches.is_empty() || settings.wants("prefill") {
         println!(
             "| work | ours, tokens/s | llama.cpp Q4_0, tokens/s | ratio of pairs (median) | read, GB/s | of the bandwidth |"
         );
         println!("| --- | --- | --- | --- | --- | --- |");
     }
-    for batch in batches {
+    for (batch, wanted) in batches {
         let sets = vec![None; batch];
         compare(
             &settings,
-            &format!("decode, batch {batch}"),
+            &decoding(batch, wanted),
             batch * STEPS,
-            ours.bytes() * STEPS,
+            ours.bytes(wanted) * STEPS,
             peer.as_mut(),
-            || ours.decode(&sets, STEPS),
+            || ours.decode(&sets, STEPS, wanted),
             |peer| peer.decode(batch, STEPS),
         )?;
     }
@@ -110,7 +114,7 @@ fn main() -> Result<(), Failure> {
             &settings,
             &format!("prefill, {PROMPT} tokens"),
             PROMPT,
-            ours.bytes(),
+            ours.bytes(Wanted::Logits),
             peer.as_mut(),
             || ours.prefill(PROMPT),
             |peer| peer.prefill(PROMPT),
@@ -155,21 +159,24 @@ fn on_card(settings: &Settings, shape: &LlamaShape) -> Result<(), Failure> {
         card.products(shape)?;
     }
     let ours = Ours::random(shape, card.device())?;
-    println!("weights {:.0} MB a token, copies {:.0} GB/s\n", ours.bytes() as f64 / 1e6, card.copied() / 1e9);
+    let bytes = ours.bytes(Wanted::Logits);
+    println!("weights {:.0} MB a token, copies {:.0} GB/s\n", bytes as f64 / 1e6, card.copied() / 1e9);
     println!("| work | tokens/s | ms a step | read, GB/s | of what the card copies |");
     println!("| --- | --- | --- | --- | --- |");
     let row = |name: &str, tokens: usize, steps: usize, run: &dyn Fn() -> Result<f64, Failure>| {
         run()?;
         let seconds = (0..settings.pairs).map(|_| run()).collect::<Result<Vec<_>, _>>()?;
         let step = median(seconds) / steps as f64;
-        let read = ours.bytes() as f64 / step;
+        let read = bytes as f64 / step;
         let (speed, share) = (tokens as f64 / step, read / card.copied() * 100.0);
         println!("| {name} | {speed:.0} | {:.2} | {:.0} | {share:.0} % |", step * 1e3, read / 1e9);
         Ok::<_, Failure>(())
     };
-    for batch in BATCHES.into_iter().filter(|batch| settings.wants(&format!("decode {batch}"))) {
+    // There is one way on a card: all logits are made.
+    let batches = BATCHES.into_iter().filter(|(_, wanted)| *wanted == Wanted::Likeliest).map(|(batch, _)| batch);
+    for batch in batches.filter(|batch| settings.wants(&format!("decode {batch}"))) {
         let sets = vec![None; batch];
-        row(&format!("decode, batch {batch}"), batch, STEPS, &|| ours.decode(&sets, STEPS))?;
+        row(&decoding(batch, Wanted::Likeliest), batch, STEPS, &|| ours.decode(&sets, STEPS, Wanted::Logits))?;
     }
     if settings.wants("prefill") {
         row(&format!("prompt of {PROMPT} tokens"), PROMPT, 1, &|| ours.prefill(PROMPT))?;
@@ -178,6 +185,12 @@ fn on_card(settings: &Settings, shape: &LlamaShape) -> Result<(), Failure> {
         adapters(settings, &ours)?;
     }
     Ok(())
+}
+
+/// The name of a row.
+fn decoding(batch: usize, wanted: Wanted) -> String {
+    let wanted = if wanted == Wanted::Logits { ", all logits" } else { "" };
+    format!("decode, batch {batch}{wanted}")
 }
 
 /// One row of the table.
@@ -221,9 +234,10 @@ fn adapters(settings: &Settings, ours: &Ours) -> Result<(), Failure> {
         let sets: Vec<_> = (0..batch).map(|seed| ours.adapter(RANK, seed as i64)).collect::<Result<_, _>>()?;
         let (with, without): (Vec<_>, Vec<_>) = sets.iter().map(|set| (Some(set), None)).unzip();
         let mut pairs = Vec::new();
-        ours.decode(&with, 2)?;
+        let decode = |sets: &[_], steps| ours.decode(sets, steps, Wanted::Likeliest);
+        decode(&with, 2)?;
         for _ in 0..settings.pairs {
-            pairs.push((ours.decode(&without, STEPS)?, ours.decode(&with, STEPS)?));
+            pairs.push((decode(&without, STEPS)?, decode(&with, STEPS)?));
         }
         let speed = |seconds: f64| (batch * STEPS) as f64 / seconds;
         let cost = median(pairs.iter().map(|(without, with)| (1.0 - without / with) * 100.0).collect());

@@ -17,6 +17,19 @@ pub struct Answering {
 }
 
 impl Answering {
+    /// Whether nothing of the logits matters but which token is likeliest.
+    pub fn is_greedy(&self) -> bool {
+        self.sampler.is_greedy() && self.constraint.is_none() && self.top_logprobs.is_none()
+    }
+
+    /// Takes the next token of an answer that is greedy, as [`Self::advance`] would have found it.
+    pub fn advance_to(&mut self, token: u32, eos: &[u32]) -> Option<u32> {
+        if eos.contains(&token) || self.stop_ids.contains(&token) {
+            return self.end(EndReason::Stop);
+        }
+        self.append(token, None, true)
+    }
+
     /// Takes the logits of the next token. The token, if another is to come after it; None when the answer is complete.
     ///
     /// # Errors
@@ -39,17 +52,22 @@ impl Answering {
             None => true,
             Some(constraint) => constraint.accept(token).map_err(Error::Constraint)?,
         };
+        let logprobs = plain.and_then(|(top, logits)| Logprobs::of(&logits, token, top)).map(Box::new);
+        Ok(self.append(token, logprobs, goes_on))
+    }
+
+    /// Gives a token to the reader. It again, if another is to come after it.
+    fn append(&mut self, token: u32, logprobs: Option<Box<Logprobs>>, goes_on: bool) -> Option<u32> {
         self.sampler.note(token);
         self.made += 1;
-        let logprobs = plain.and_then(|(top, logits)| Logprobs::of(&logits, token, top)).map(Box::new);
         self.send(Event::Token { id: token, logprobs });
         if !goes_on {
-            return Ok(self.end(EndReason::Stop));
+            return self.end(EndReason::Stop);
         }
         if self.made >= self.max_new_tokens {
-            return Ok(self.end(EndReason::Length));
+            return self.end(EndReason::Length);
         }
-        Ok(Some(token))
+        Some(token)
     }
 
     fn end(&self, reason: EndReason) -> Option<u32> {

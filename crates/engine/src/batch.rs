@@ -10,7 +10,7 @@
 use std::collections::HashSet;
 use std::time::Instant;
 
-use tailor_models::{BLOCK_TOKENS, Base, EncoderInput, KvPool, Segment};
+use tailor_models::{BLOCK_TOKENS, Base, EncoderInput, KvPool, Next, Segment};
 use tailor_torch::guarded;
 use tch::Tensor;
 
@@ -96,13 +96,13 @@ impl Batch {
         self.done.steps += 1;
         let mut over = HashSet::new();
         match self.run(base, &pieces) {
-            Ok(logits) => self.take_in(base, &pieces, logits, &mut over),
+            Ok(next) => self.take_in(base, &pieces, &next, &mut over),
             Err(error) if pieces.len() > 1 => {
                 tracing::warn!(%error, sequences = pieces.len(), "a step failed; its sequences go again one by one");
                 for piece in pieces {
                     let alone = [piece];
                     match self.run(base, &alone) {
-                        Ok(logits) => self.take_in(base, &alone, logits, &mut over),
+                        Ok(next) => self.take_in(base, &alone, &next, &mut over),
                         Err(error) => self.give_up(alone[0].sequence, error, &mut over),
                     }
                 }
@@ -193,9 +193,9 @@ impl Batch {
         true
     }
 
-    /// One guarded pass, each sequence with its own adapter → (M, V): a row for each whose prompt has been read, and for each
-    /// token that is scored.
-    fn run(&self, base: &Base, pieces: &[Piece]) -> Result<Tensor, Error> {
+    /// One guarded pass, each sequence with its own adapter: the likeliest token or logits (M, V) of each whose prompt has been
+    /// read, and logits for each token that is scored.
+    fn run(&self, base: &Base, pieces: &[Piece]) -> Result<Next, Error> {
         let segments = pieces.iter().map(|piece| {
             let sequence = &self.sequences[piece.sequence];
             let end = sequence.computed + piece.count;
@@ -206,23 +206,25 @@ impl Batch {
                 cross: sequence.encoder.as_ref().map(|side| (side.blocks.as_slice(), side.tokens.len())),
                 adapter: sequence.set(),
                 logits: sequence.wanted(piece.count),
+                likeliest: sequence.wants_likeliest(piece.count),
             }
         });
         let segments: Vec<Segment<'_>> = segments.collect();
-        guarded(|| base.advance(&segments, &self.pool)).map_err(|error| Error::model(&error))
+        guarded(|| base.next(&segments, &self.pool)).map_err(|error| Error::model(&error))
     }
 
-    /// Lets each sequence take its logits; notes who is over.
-    fn take_in(&mut self, base: &Base, pieces: &[Piece], logits: Tensor, over: &mut HashSet<usize>) {
-        let rows = match self.answers(pieces, &logits) {
+    /// Lets each sequence take its token or logits; notes who is over.
+    fn take_in(&mut self, base: &Base, pieces: &[Piece], next: &Next, over: &mut HashSet<usize>) {
+        let logits = &next.logits;
+        let rows = match self.answers(pieces, next) {
             Ok(rows) => rows,
             Err(error) => return pieces.iter().for_each(|piece| self.give_up(piece.sequence, error.clone(), over)),
         };
         let eos = base.config().eos_token_ids();
         let (mut rows, mut row) = (rows.into_iter(), 0);
-        for piece in pieces {
+        for (piece, likeliest) in pieces.iter().zip(&next.likeliest) {
             let sequence = &mut self.sequences[piece.sequence];
-            let wanted = sequence.wanted(piece.count);
+            let wanted = if likeliest.is_some() { 0 } else { sequence.wanted(piece.count) };
             let own = row..row + wanted;
             row = own.end;
             if sequence.is_reading() {
@@ -247,9 +249,14 @@ impl Batch {
                     taken.map(|()| !is_complete)
                 }
                 Goal::Answer(answering) if is_complete => {
-                    let Some(mut row) = rows.next() else { continue };
+                    let token = match likeliest {
+                        Some(token) => Ok(answering.advance_to(*token, eos)),
+                        None => {
+                            let Some(mut row) = rows.next() else { continue };
+                            answering.advance(&mut row, eos)
+                        }
+                    };
                     self.done.made_tokens += 1;
-                    let token = answering.advance(&mut row, eos);
                     token.map(|token| token.map(|token| sequence.tokens.push(token)).is_some())
                 }
                 Goal::Answer(_) => Ok(true),
@@ -262,10 +269,10 @@ impl Batch {
         }
     }
 
-    /// The rows of those that answer, on the host.
-    fn answers(&self, pieces: &[Piece], logits: &Tensor) -> Result<Vec<Vec<f32>>, Error> {
+    /// The rows of those that answer and have their logits, on the host.
+    fn answers(&self, pieces: &[Piece], Next { logits, likeliest }: &Next) -> Result<Vec<Vec<f32>>, Error> {
         let (mut rows, mut row) = (Vec::new(), 0);
-        for piece in pieces {
+        for (piece, _) in pieces.iter().zip(likeliest).filter(|(_, likeliest)| likeliest.is_none()) {
             let sequence = &self.sequences[piece.sequence];
             let wanted = sequence.wanted(piece.count) as i64;
             if let Goal::Answer(_) = &sequence.goal {

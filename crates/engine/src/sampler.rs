@@ -46,6 +46,12 @@ impl Sampler {
         kept.last().map(|(token, _)| *token)
     }
 
+    /// Whether the next token is the first of the likeliest, whatever the logits are.
+    pub fn is_greedy(&self) -> bool {
+        let Sampling { temperature, logit_bias, .. } = &self.sampling;
+        *temperature == 0.0 && logit_bias.is_empty() && !self.sampling.has_penalties()
+    }
+
     /// Takes note of a token of the answer.
     pub fn note(&mut self, token: u32) {
         *self.seen.entry(token).or_default() += 1;
@@ -59,10 +65,10 @@ impl Sampler {
                 *logit += bias;
             }
         }
-        let repeats = *repetition_penalty != 1.0 && *repetition_penalty != 0.0;
-        if !repeats && *presence_penalty == 0.0 && *frequency_penalty == 0.0 {
+        if !self.sampling.has_penalties() {
             return;
         }
+        let repeats = self.sampling.penalises_repetition();
         for (token, count) in &self.seen {
             let Some(logit) = logits.get_mut(*token as usize) else { continue };
             if repeats {

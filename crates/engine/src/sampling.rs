@@ -41,6 +41,15 @@ impl Sampling {
         seed: None,
     };
 
+    /// Whether logits depend on what stands before.
+    pub(crate) fn has_penalties(&self) -> bool {
+        self.penalises_repetition() || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
+    }
+
+    pub(crate) fn penalises_repetition(&self) -> bool {
+        self.repetition_penalty != 1.0 && self.repetition_penalty != 0.0
+    }
+
     /// # Errors
     /// Names the field, its value and its limits.
     pub fn validate(&self) -> Result<(), String> {

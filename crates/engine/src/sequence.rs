@@ -226,6 +226,11 @@ impl Sequence {
         }
     }
 
+    /// Whether the likeliest token is all that is wanted after the next `count` tokens.
+    pub fn wants_likeliest(&self, count: usize) -> bool {
+        matches!(&self.goal, Goal::Answer(answering) if answering.is_greedy()) && self.wanted(count) == 1
+    }
+
     /// So many of the next `count` tokens that no more than `rows` logits of what is scored are wanted.
     pub fn within(&self, count: usize, rows: usize) -> usize {
         match &self.goal {

@@ -218,35 +218,48 @@ impl Base {
         self.device
     }
 
-    /// Makes ready for serving what need not be there for anything else: on a CPU a decoder's head in three quarters of its
-    /// bytes, every one of which a step reads, without any loss ([`CompactBf16`]).
+    /// Makes ready for serving what need not be there for anything else. On a CPU a step reads every byte of a decoder's head: it
+    /// is kept in three quarters of them without any loss ([`CompactBf16`]), and in a quarter, which is enough to find the
+    /// largest logit ([`Screen`]).
     ///
     /// [`CompactBf16`]: tailor_quant::CompactBf16
+    /// [`Screen`]: tailor_quant::Screen
     pub fn prepare_to_serve(&mut self) {
         if let Model::Decoder(decoder) = &mut self.model
             && self.steps == Steps::Fused
         {
             decoder.compact_head = crate::fused::compact_head(decoder);
+            decoder.head_screen = crate::fused::head_screen(decoder).map(Box::new);
         }
     }
 
     /// Bytes that [`Self::prepare_to_serve`] makes at most, as far as a config tells.
     pub fn prepared_demand(config: &Config, options: &LoadOptions) -> u64 {
         let here = options.device == Device::Cpu && options.compute == Compute::Bf16;
-        match config {
-            Config::Decoder(decoder) if here && tailor_quant::CompactBf16::is_taken() => {
-                (decoder.vocab_size * decoder.hidden_size) as u64 * 3 / 2
-            }
-            Config::Decoder(_) | Config::T5(_) => 0,
-        }
+        let Config::Decoder(decoder) = config else { return 0 };
+        let values = (decoder.vocab_size * decoder.hidden_size) as u64;
+        let compact = if here && tailor_quant::CompactBf16::is_taken() { values * 3 / 2 } else { 0 };
+        // Its scales are at most one in f32 for 64 values.
+        let screen = if here && tailor_quant::Screen::is_taken() { values / 2 + values / 16 } else { 0 };
+        compact + screen
     }
 
     /// Bytes of what [`Self::prepare_to_serve`] has made.
     pub fn prepared_bytes(&self) -> usize {
-        match &self.model {
-            Model::Decoder(decoder) => decoder.compact_head.as_ref().map_or(0, |head| head.size_bytes()),
-            Model::T5(_) => 0,
-        }
+        let Model::Decoder(decoder) = &self.model else { return 0 };
+        let screen = decoder.head_screen.as_ref().map_or(0, |screen| screen.size_bytes());
+        decoder.compact_head.as_ref().map_or(0, |head| head.size_bytes()) + screen
+    }
+
+    /// Bytes of the head that a step reads for whole logits, and where the largest alone is wanted.
+    pub fn head_bytes(&self) -> (usize, usize) {
+        let Model::Decoder(decoder) = &self.model else { return (0, 0) };
+        let whole = match (&decoder.compact_head, &decoder.lm_head.weight) {
+            (Some(compact), _) => compact.size_bytes(),
+            (None, Weight::Dense(weight)) => weight.numel() * weight.kind().elt_size_in_bytes(),
+            (None, Weight::FourBit(_) | Weight::OnDevice(_)) => 0, // no head is in 4 bits
+        };
+        (whole, decoder.head_screen.as_ref().map_or(whole, |screen| screen.size_bytes()))
     }
 
     /// Every linear layer but the head: what PEFT's `all-linear` targets.

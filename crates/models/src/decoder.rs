@@ -7,7 +7,7 @@ mod layer;
 use std::f64::consts::TAU;
 use std::rc::Rc;
 
-use tailor_quant::CompactBf16;
+use tailor_quant::{CompactBf16, Screen};
 use tailor_torch::device::has_kernels;
 use tch::{Kind, Tensor};
 
@@ -35,6 +35,8 @@ pub(crate) struct Decoder {
     pub(crate) lm_head: Linear, // tied: over the embedding's values
     /// The head's weight once more, for steps of serving on a CPU.
     pub(crate) compact_head: Option<CompactBf16>,
+    /// What tells where the largest logit is without reading all of the head.
+    pub(crate) head_screen: Option<Box<Screen>>,
     pub(crate) logit_softcap: Option<f64>,
     pub(crate) kinds: Vec<LayerKind>,
 }
@@ -73,6 +75,7 @@ impl Decoder {
             norm,
             lm_head,
             compact_head: None,
+            head_screen: None,
             logit_softcap: config.logit_softcap,
             kinds,
         })

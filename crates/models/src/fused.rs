@@ -14,14 +14,14 @@ mod vector;
 use std::cell::RefCell;
 
 use half::bf16;
-use tailor_quant::{CompactBf16, Inputs, LowRank, Matrix, Product, Weights, Workers, products, spread};
+use tailor_quant::{CompactBf16, Inputs, LowRank, Matrix, Product, Screen, Weights, Workers, products, spread};
 use tailor_torch::TorchWorkers;
 use tch::{Device, Kind, Tensor};
 
 use crate::decoder::{Attention, Decoder, Layer, Mlp};
 use crate::linear::{Linear, Weight};
 use crate::norm::RmsNorm;
-use crate::pages::{KvPool, Segment};
+use crate::pages::{KvPool, Next, Segment};
 use crate::pass::Pass;
 use crate::spans::GivenRows;
 use crate::{LoraSet, Result};
@@ -60,6 +60,14 @@ pub(crate) fn compact_head(decoder: &Decoder) -> Option<CompactBf16> {
     }
 }
 
+/// What tells the largest logit, where logits are the head's product and nothing more.
+pub(crate) fn head_screen(decoder: &Decoder) -> Option<Screen> {
+    let Linear { weight: Weight::Dense(weight), bias: None, .. } = &decoder.lm_head else { return None };
+    // A cap makes equals of the largest ones.
+    let is_plain = decoder.logit_softcap.is_none();
+    is_plain.then(|| Screen::new(values(weight), *weight.size().last()? as usize, &TorchWorkers)).flatten()
+}
+
 /// What a step works in, kept from step to step.
 #[derive(Default)]
 struct Room {
@@ -72,6 +80,7 @@ struct Room {
     gate: Vec<f32>, // [N, F]
     up: Vec<f32>,
     y: Vec<f32>,
+    coarse: Vec<f32>, // [rows whose likeliest token is wanted, V]
 }
 
 thread_local! {
@@ -101,7 +110,7 @@ impl<'a> Sets<'a> {
 }
 
 /// # Shapes
-/// `ids` [N, 1]: all new tokens → logits [M, V] in f32, a row for each segment that wants some
+/// `ids` [N, 1]: all new tokens → logits [M, V] in f32, a row for each that is wanted and not known to be the likeliest token alone
 ///
 /// # Errors
 /// libtorch failed.
@@ -111,7 +120,7 @@ pub(crate) fn advance(
     given: &GivenRows,
     segments: &[Segment<'_>],
     pool: &KvPool,
-) -> Result<Tensor> {
+) -> Result<Next> {
     let x = given.put_into(decoder.embed(ids, None, &Pass::base()));
     let x = Vec::<f32>::try_from(&x.f_to_kind(Kind::Float)?.f_view([-1])?)?;
     ROOM.with_borrow_mut(|room| {
@@ -131,7 +140,7 @@ struct Step<'a> {
 }
 
 impl Step<'_> {
-    fn run(&self, room: &mut Room) -> Result<Tensor> {
+    fn run(&self, room: &mut Room) -> Result<Next> {
         let places: Vec<usize> = self.segments.iter().flat_map(|s| s.past..s.past + s.tokens.len()).collect();
         let angles: Vec<vector::Angles> =
             self.decoder.kinds.iter().map(|kind| vector::Angles::new(&kind.inverse_frequencies, &places)).collect();
@@ -228,31 +237,80 @@ impl Step<'_> {
         self.products([&mlp.down_proj], &mut room.inner, [&mut room.y]);
     }
 
-    /// Logits after as many of the last tokens as each segment wants.
-    fn head(&self, room: &mut Room) -> Result<Tensor> {
-        let norm = Norm::of(&self.decoder.norm);
-        let width = norm.width();
+    /// The likeliest next token where no more is wanted, logits after as many of the last tokens as each other segment wants.
+    fn head(&self, room: &mut Room) -> Result<Next> {
         let mut end = 0;
-        let rows = self.segments.iter().flat_map(|segment| {
+        let ends = self.segments.iter().map(|segment| {
             end += segment.tokens.len();
-            (end - segment.logits..end).map(move |row| (segment, row))
+            end
         });
+        let ends: Vec<usize> = ends.collect();
+        let likeliest = self.likeliest(&ends, room);
+        let with_logits = self.segments.iter().zip(&ends).zip(&likeliest).filter(|(_, likeliest)| likeliest.is_none());
+        let rows =
+            with_logits.flat_map(|((segment, end), _)| (end - segment.logits..*end).map(move |row| (segment, row)));
         let wanted: Vec<(&Segment<'_>, usize)> = rows.collect();
         let vocab = self.decoder.embedding().size()[0];
         if wanted.is_empty() {
-            return Ok(Tensor::f_empty([0, vocab], (Kind::Float, Device::Cpu))?);
+            return Ok(Next { logits: Tensor::f_empty([0, vocab], (Kind::Float, Device::Cpu))?, likeliest });
         }
-        let input = room.input.resize(wanted.len(), width);
-        for ((_, row), out) in wanted.iter().zip(input.chunks_exact_mut(width)) {
-            norm.apply(&room.x[row * width..][..width], out);
-        }
+        let rows: Vec<usize> = wanted.iter().map(|(_, row)| *row).collect();
+        self.ends(&rows, &room.x, &mut room.input);
         let sets = Sets::new(wanted.iter().map(|(segment, _)| segment.adapter));
         let head = Step { sets: &sets, ..*self };
         head.products([&self.decoder.lm_head], &mut room.input, [&mut room.y]);
         if let Some(cap) = self.decoder.logit_softcap {
             room.y.iter_mut().for_each(|y| *y = ((f64::from(*y) / cap).tanh() * cap) as f32);
         }
-        Ok(Tensor::f_from_slice(&room.y)?.f_view([wanted.len() as i64, -1])?)
+        let logits = Tensor::f_from_slice(&room.y)?.f_view([wanted.len() as i64, -1])?;
+        Ok(Next { logits, likeliest })
+    }
+
+    /// Of each segment the likeliest next token, where that is all that is wanted and no adapter changes the head. None of those
+    /// that need their logits for it after all.
+    ///
+    /// `ends`: after the last row of each segment.
+    fn likeliest(&self, ends: &[usize], room: &mut Room) -> Vec<Option<u32>> {
+        let mut likeliest = vec![None; self.segments.len()];
+        let head = &self.decoder.lm_head;
+        let Some(screen) = &self.decoder.head_screen else { return likeliest };
+        let is_plain = |segment: &Segment<'_>| segment.adapter.is_none_or(|set| set.change(head.slot).is_none());
+        let segments = self.segments.iter().enumerate().filter(|(_, segment)| segment.likeliest && is_plain(segment));
+        let segments: Vec<usize> = segments.map(|(at, _)| at).collect();
+        if segments.is_empty() {
+            return likeliest;
+        }
+        let rows: Vec<usize> = segments.iter().map(|at| ends[*at] - 1).collect();
+        self.ends(&rows, &room.x, &mut room.input);
+        let weights = self.weights(head).0;
+        let found = screen.largest(weights, &mut room.input, &mut room.coarse, self.workers);
+        segments.into_iter().zip(found).for_each(|(at, found)| likeliest[at] = found);
+        likeliest
+    }
+
+    /// Some rows of x through the last norm.
+    fn ends(&self, rows: &[usize], x: &[f32], input: &mut Inputs) {
+        let norm = Norm::of(&self.decoder.norm);
+        let width = norm.width();
+        let input = input.resize(rows.len(), width);
+        for (row, out) in rows.iter().zip(input.chunks_exact_mut(width)) {
+            norm.apply(&x[row * width..][..width], out);
+        }
+    }
+
+    /// A linear layer's weight and outputs. What [`fits`] has let through.
+    fn weights<'b>(&'b self, linear: &'b Linear) -> (Weights<'b>, usize) {
+        match (&linear.weight, &self.decoder.compact_head) {
+            (_, Some(compact)) if std::ptr::eq(linear, &self.decoder.lm_head) => {
+                (Weights::Compact(compact), compact.out())
+            }
+            (Weight::FourBit(weight), _) => {
+                let matrix = Matrix::new(weight.quantized()).unwrap_or_else(|| panic!("looked at when it was loaded"));
+                (Weights::FourBit(matrix), matrix.out())
+            }
+            (Weight::Dense(weight), _) => (Weights::Bf16(values(weight)), weight.size()[0] as usize),
+            (Weight::OnDevice(_), _) => panic!("looked at when it was loaded"),
+        }
     }
 
     /// The linear layers with their adapters, of one input.
@@ -261,12 +319,7 @@ impl Step<'_> {
         let terms = linears.map(|linear| self.sets.terms(linear.slot));
         let mut all = Vec::with_capacity(N);
         for ((linear, terms), y) in linears.iter().zip(&terms).zip(outputs) {
-            let (weights, out) = match &self.decoder.compact_head {
-                Some(compact) if std::ptr::eq(*linear, &self.decoder.lm_head) => {
-                    (Weights::Compact(compact), compact.out())
-                }
-                _ => weights(linear),
-            };
+            let (weights, out) = self.weights(linear);
             y.resize(x.rows() * out, 0.0);
             all.push(Product { weights, bias: linear.bias.as_ref().map(values), low_rank: terms, y });
         }
@@ -288,18 +341,6 @@ impl Step<'_> {
             work(row, &mut of_row);
         };
         if rows < SHARED_ROWS { (0..rows).for_each(one) } else { spread(self.workers, rows, &one) }
-    }
-}
-
-/// A linear layer's weight and outputs. What [`fits`] has let through.
-fn weights(linear: &Linear) -> (Weights<'_>, usize) {
-    match &linear.weight {
-        Weight::FourBit(weight) => {
-            let matrix = Matrix::new(weight.quantized()).unwrap_or_else(|| panic!("looked at when it was loaded"));
-            (Weights::FourBit(matrix), matrix.out())
-        }
-        Weight::Dense(weight) => (Weights::Bf16(values(weight)), weight.size()[0] as usize),
-        Weight::OnDevice(_) => panic!("looked at when it was loaded"),
     }
 }
 

@@ -72,7 +72,7 @@ pub use error::{Error, Result};
 pub use greedy::{Answering, Greedy};
 pub use linear::{Compute, LinearInfo};
 pub use lora::{Lora, LoraInit, LoraSet, Outline, Prepared};
-pub use pages::{BLOCK_TOKENS, EncoderInput, KvPool, Segment};
+pub use pages::{BLOCK_TOKENS, EncoderInput, KvPool, Next, Segment};
 pub use pass::{Adapters, Pass, Routes};
 pub use texts::Texts;
 pub use weights::Parameter;

@@ -45,6 +45,16 @@ pub struct Segment<'a> {
     pub adapter: Option<&'a LoraSet>,
     /// After how many of the last tokens logits are wanted.
     pub logits: usize,
+    /// Whether nothing is wanted of the logits after the last token, which must be the only ones, but which token is likeliest.
+    pub likeliest: bool,
+}
+
+/// What comes of a step.
+pub struct Next {
+    /// A row for each that is wanted, in the segments' order, but for those of [`Self::likeliest`].
+    pub logits: Tensor, // [M, V]
+    /// Of each segment the likeliest next token (the first of equals), where no more was wanted and it is known without logits.
+    pub likeliest: Vec<Option<u32>>,
 }
 
 /// The input of an encoder, and the blocks for what the decoder's cross-attention needs of it.
@@ -92,16 +102,27 @@ impl Base {
         Ok(KvPool { layers, blocks })
     }
 
+    /// Takes the new tokens of all segments, which all want logits, through the model.
+    ///
+    /// # Shapes
+    /// → logits [M, V], a row for each that is wanted, in the segments' order
+    ///
+    /// # Errors
+    /// As [`Self::next`].
+    pub fn advance(&self, segments: &[Segment<'_>], pool: &KvPool) -> Result<Tensor> {
+        let segments: Vec<Segment<'_>> =
+            segments.iter().map(|segment| Segment { likeliest: false, ..*segment }).collect();
+        Ok(self.next(&segments, pool)?.logits)
+    }
+
     /// Takes the new tokens of all segments through the model.
     ///
     /// Going again with the same segments after a failure is allowed: blocks are written before they are read.
     ///
-    /// # Shapes
-    /// → logits [M, V], a row for each segment that wants some, in their order
-    ///
     /// # Errors
-    /// No segment; one without tokens or room; a token that the model does not have; libtorch failed.
-    pub fn advance(&self, segments: &[Segment<'_>], pool: &KvPool) -> Result<Tensor> {
+    /// No segment; one without tokens or room, or that wants what it cannot have; a token that the model does not have; libtorch
+    /// failed.
+    pub fn next(&self, segments: &[Segment<'_>], pool: &KvPool) -> Result<Next> {
         if segments.is_empty() {
             return Err(Error::Request("no segment; give at least one".into()));
         }
@@ -114,6 +135,12 @@ impl Base {
                     "logits after {wanted} tokens are wanted of a segment of {tokens}"
                 )));
             }
+            if segment.likeliest && segment.logits != 1 {
+                let wanted = segment.logits;
+                return Err(Error::Request(format!(
+                    "the likeliest token is wanted after {wanted} tokens, and not after 1"
+                )));
+            }
             if let Some((blocks, length)) = segment.cross {
                 check_room(blocks, length, segment.tokens, pool)?;
             }
@@ -122,8 +149,10 @@ impl Base {
             }
         }
         let groups = self.groups(segments);
-        let [_] = groups.as_slice() else { return self.apart(segments, &groups, pool) };
-        self.together(segments, pool)
+        match groups.as_slice() {
+            [_] => self.together(segments, pool),
+            groups => Ok(Next::of(self.apart(segments, groups, pool)?, segments)),
+        }
     }
 
     /// Which segments go through the model together: all, but where kernels take few rows at a time those that are decoded go by
@@ -138,12 +167,12 @@ impl Base {
         decoded.chunks(FEW_ROWS).map(<[usize]>::to_vec).chain(others).collect()
     }
 
-    /// Group after group; logits in the segments' order.
+    /// Group after group, where nothing knows a token without logits; they come in the segments' order.
     fn apart(&self, segments: &[Segment<'_>], groups: &[Vec<usize>], pool: &KvPool) -> Result<Tensor> {
         let (mut parts, mut order) = (Vec::new(), Vec::<usize>::new());
         for group in groups {
             let own: Vec<Segment<'_>> = group.iter().map(|at| segments[*at]).collect();
-            parts.push(self.together(&own, pool)?);
+            parts.push(self.together(&own, pool)?.logits);
             order.extend(group.iter().flat_map(|at| std::iter::repeat_n(*at, segments[*at].logits)));
         }
         let mut places: Vec<i64> = (0..order.len() as i64).collect();
@@ -151,7 +180,7 @@ impl Base {
         Ok(Tensor::f_cat(&parts, 0)?.f_index_select(0, &self.index(&places))?)
     }
 
-    fn together(&self, segments: &[Segment<'_>], pool: &KvPool) -> Result<Tensor> {
+    fn together(&self, segments: &[Segment<'_>], pool: &KvPool) -> Result<Next> {
         no_grad(|| {
             let lengths: Vec<usize> = segments.iter().map(|segment| segment.tokens.len()).collect();
             let sets: Vec<Option<&LoraSet>> = segments.iter().map(|segment| segment.adapter).collect();
@@ -177,11 +206,12 @@ impl Base {
             let wanting = segments.iter().flat_map(|s| std::iter::repeat_n(s.adapter, s.logits));
             let wanting: Vec<Option<&LoraSet>> = wanting.collect();
             if wanted.is_empty() {
-                return Ok(Tensor::f_empty([0, self.config().vocab_size()], (Kind::Float, self.device()))?);
+                let none = Tensor::f_empty([0, self.config().vocab_size()], (Kind::Float, self.device()))?;
+                return Ok(Next::of(none, segments));
             }
             let last = hidden.squeeze_dim(1).index_select(0, &self.index(&wanted)); // [M, D]
             let routes = Routes::new(&wanting, self.device());
-            Ok(self.head(&last, &Pass::rows(&routes)))
+            Ok(Next::of(self.head(&last, &Pass::rows(&routes)), segments))
         })
     }
 
@@ -275,6 +305,13 @@ impl Base {
 
     fn index(&self, values: &[i64]) -> Tensor {
         Tensor::from_slice(values).to_device(self.device())
+    }
+}
+
+impl Next {
+    /// Of all segments logits.
+    fn of(logits: Tensor, segments: &[Segment<'_>]) -> Self {
+        Self { logits, likeliest: vec![None; segments.len()] }
     }
 }
 

@@ -34,8 +34,8 @@ pub use fingerprint::fingerprint;
 pub use float::Float;
 pub use folder::{Progress, QuantOptions, QuantReport, quantize_folder};
 pub use product::{
-    Alone, BLOCK, Inputs, LowRank, Matrix, Product, Weights, Workers, has_tiles, is_fast, products, products_with,
-    spread,
+    Alone, BLOCK, Inputs, LowRank, Matrix, Product, Screen, Weights, Workers, has_tiles, is_fast, products,
+    products_with, spread,
 };
 pub use quantize::{BlockSize, quantize, quantize_bytes, quantize_with_offset};
 pub use quantized::{NESTED_BLOCK, Quantized, Scales};

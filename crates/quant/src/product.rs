@@ -43,6 +43,7 @@ mod matrix;
 mod portable;
 #[cfg(target_arch = "x86_64")]
 mod scales;
+mod screen;
 #[cfg(target_arch = "x86_64")]
 mod strip;
 mod tiles;
@@ -51,6 +52,7 @@ mod workers;
 pub use activations::Inputs;
 pub use low_rank::LowRank;
 pub use matrix::{Matrix, Weights};
+pub use screen::Screen;
 pub use tiles::{Product, products, products_with};
 pub use workers::{Alone, Workers, spread};
 

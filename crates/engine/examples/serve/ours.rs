@@ -14,6 +14,15 @@ const WARM_UP: usize = 4;
 /// Blocks of a sequence's room.
 const BLOCKS: usize = 32;
 
+/// What is wanted of a step of decoding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// The likeliest token: greedy decoding.
+    Likeliest,
+    /// All logits, to sample from them.
+    Logits,
+}
+
 pub struct Ours {
     base: Base,
     pool: KvPool,
@@ -36,16 +45,17 @@ impl Ours {
         Ok(Self { base, pool, vocab: shape.vocab })
     }
 
-    /// Bytes of weights that a step reads: all but the embedding, of which it needs a row a token.
-    pub fn bytes(&self) -> usize {
+    /// Bytes of weights that a step reads: all but the embedding, of which it needs a row a token. Of what tells the likeliest token
+    /// the rows that are looked at besides are not counted.
+    pub fn bytes(&self, wanted: Wanted) -> usize {
         let table = self.base.embedding_size() * self.vocab * 2;
-        // The head is there twice where it is compact; a step reads that one.
-        let unread = if self.base.prepared_bytes() > 0 { 2 * table } else { table };
-        self.base.resident_bytes() - unread
+        let layers = self.base.resident_bytes() - self.base.prepared_bytes() - 2 * table;
+        let (whole, likeliest) = self.base.head_bytes();
+        layers + if wanted == Wanted::Logits { whole } else { likeliest }
     }
 
     /// Seconds of `steps` steps of one token for each of `sets`.
-    pub fn decode(&self, sets: &[Option<&LoraSet>], steps: usize) -> Result<f64, Failure> {
+    pub fn decode(&self, sets: &[Option<&LoraSet>], steps: usize, wanted: Wanted) -> Result<f64, Failure> {
         let mut seconds = 0.0;
         for at in 0..WARM_UP + steps {
             let tokens: Vec<[u32; 1]> = (0..sets.len()).map(|i| [((at * 7 + i) % self.vocab) as u32]).collect();
@@ -57,12 +67,13 @@ impl Ours {
                 cross: None,
                 adapter: *set,
                 logits: 1,
+                likeliest: wanted == Wanted::Likeliest,
             });
             let segments: Vec<Segment<'_>> = segments.collect();
             let start = Instant::now();
-            let logits = self.base.advance(&segments, &self.pool)?;
+            let next = self.base.next(&segments, &self.pool)?;
             // A GPU is waited for, and its result brought, as sampling does.
-            std::hint::black_box(&logits.f_to_device(Device::Cpu)?);
+            std::hint::black_box(&next.logits.f_to_device(Device::Cpu)?);
             if at >= WARM_UP {
                 seconds += start.elapsed().as_secs_f64();
             }
@@ -74,7 +85,15 @@ impl Ours {
     pub fn prefill(&self, count: usize) -> Result<f64, Failure> {
         let tokens: Vec<u32> = (0..count).map(|i| (i % self.vocab) as u32).collect();
         let blocks = self.blocks(0, count);
-        let whole = Segment { tokens: &tokens, past: 0, blocks: &blocks, cross: None, adapter: None, logits: 1 };
+        let whole = Segment {
+            tokens: &tokens,
+            past: 0,
+            blocks: &blocks,
+            cross: None,
+            adapter: None,
+            logits: 1,
+            likeliest: false,
+        };
         let start = Instant::now();
         let logits = self.base.advance(&[whole], &self.pool)?;
         std::hint::black_box(&logits.f_to_device(Device::Cpu)?);

@@ -87,7 +87,15 @@ fn a_long_piece_of_a_prompt_changes_no_bit_of_what_is_decoded_beside_it() {
     let base = with_kernels(&Case::four_bit(scratch.path()));
     let sets = served(&base);
     let pool = base.kv_pool(64).unwrap();
-    let segment = |tokens, past, blocks, adapter| Segment { tokens, past, blocks, cross: None, adapter, logits: 1 };
+    let segment = |tokens, past, blocks, adapter| Segment {
+        tokens,
+        past,
+        blocks,
+        cross: None,
+        adapter,
+        logits: 1,
+        likeliest: false,
+    };
     let long: Vec<u32> = (0..40).map(|i| 2 + i * 7 % 90).collect();
     let _ =
         base.advance(&[segment(&[5, 9, 11], 0, &[0], Some(&sets[0])), segment(&[7, 8], 0, &[1], None)], &pool).unwrap();

@@ -84,6 +84,7 @@ pub(crate) fn in_pages(base: &Base, sequences: &[(&[u32], Option<&LoraSet>)]) ->
                 cross: None,
                 adapter: *set,
                 logits: usize::from(end == tokens.len()),
+                likeliest: false,
             }
         });
         each.collect::<Vec<Segment<'_>>>()

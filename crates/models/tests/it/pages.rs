@@ -54,6 +54,7 @@ fn advance(base: &Base, sequences: &mut [Sequence], limit: usize, pool: &KvPool)
                 cross: sequence.cross.as_ref().map(|(blocks, length)| (blocks.as_slice(), *length)),
                 adapter: None,
                 logits: usize::from(end == sequence.tokens.len()),
+                likeliest: false,
             }
         })
         .collect();
@@ -130,6 +131,7 @@ fn logits_after_several_tokens_are_those_after_each() {
                 cross: sequence.cross.as_ref().map(|(blocks, length)| (blocks.as_slice(), *length)),
                 adapter: None,
                 logits: wanted(sequence.tokens.len()),
+                likeliest: false,
             });
             each.collect::<Vec<_>>()
         };
@@ -157,11 +159,14 @@ fn logits_after_several_tokens_are_those_after_each() {
 fn segments_that_do_not_fit_are_refused() {
     let base = load("llama-gqa-nf4");
     let pool = base.kv_pool(2).unwrap();
-    let segment = Segment { tokens: &[5], past: 0, blocks: &[0], cross: None, adapter: None, logits: 1 };
+    let segment =
+        Segment { tokens: &[5], past: 0, blocks: &[0], cross: None, adapter: None, logits: 1, likeliest: false };
     let refused = |segment: Segment<'_>| base.advance(&[segment], &pool).unwrap_err().to_string();
     assert!(refused(Segment { tokens: &[], ..segment }).contains("at least 1"));
     assert!(refused(Segment { past: 16, ..segment }).contains("1 new tokens of 17 in blocks for 16"));
     assert!(refused(Segment { logits: 2, ..segment }).contains("logits after 2 tokens are wanted of a segment of 1"));
+    let likeliest = base.next(&[Segment { logits: 0, likeliest: true, ..segment }], &pool);
+    assert!(likeliest.err().unwrap().to_string().contains("after 0 tokens, and not after 1"));
     assert!(refused(Segment { blocks: &[2], ..segment }).contains("block 2 is not below the pool's 2"));
     assert!(refused(Segment { tokens: &[96], ..segment }).contains("token 96"));
     assert!(refused(Segment { cross: Some((&[1], 3)), ..segment }).contains("encoder"));
@@ -178,8 +183,15 @@ fn virtual_tokens_read_in_pieces_do_what_the_tokens_do_whose_embeddings_they_are
         let mut set = LoraSet::empty(&base);
         set.set_prompt(&base, base.embed(&first).unwrap()).unwrap();
         let (input, pool) = ([&[0; 5][..], &[11, 12, 13]].concat(), base.kv_pool(4).unwrap());
-        let segment =
-            |tokens, past| Segment { tokens, past, blocks: &[2], cross: None, adapter: Some(&set), logits: 1 };
+        let segment = |tokens, past| Segment {
+            tokens,
+            past,
+            blocks: &[2],
+            cross: None,
+            adapter: Some(&set),
+            logits: 1,
+            likeliest: false,
+        };
         let logits = if base.family() == tailor_domain::Family::Decoder {
             let _ = base.advance(&[segment(&input[..3], 0)], &pool).unwrap();
             base.advance(&[segment(&input[3..], 3)], &pool).unwrap()

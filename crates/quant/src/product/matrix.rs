@@ -132,7 +132,14 @@ impl<'a> Matrix<'a> {
         match self.weight.scales() {
             Scales::Single(absmax) if ratio == 1 => out.copy_from_slice(&absmax[first..first + blocks]),
             Scales::Single(absmax) => {
-                out.iter_mut().enumerate().for_each(|(at, out)| *out = absmax[(first + at) / ratio]);
+                let mut at = 0;
+                while at < blocks {
+                    // A run that has one scale.
+                    let scale = (first + at) / ratio;
+                    let count = ((scale + 1) * ratio - first - at).min(blocks - at);
+                    out[at..at + count].fill(absmax[scale]);
+                    at += count;
+                }
             }
             Scales::Nested { codes, map, absmax, blocksize, offset } if ratio == 1 => {
                 // The codes that come next: a stream too thin for the processor to see it coming.
