@@ -165,3 +165,67 @@ fn whole_sequences_are_scored_with_factors_that_serving_has_rounded() {
         assert!(difference < 0.1, "{}: {difference}", case.name);
     }
 }
+
+#[test]
+fn the_likeliest_token_is_that_of_all_logits() {
+    let scratch = tempfile::tempdir().unwrap();
+    let case = Case::quantized(
+        scratch.path(),
+        "wide",
+        r#"{"model_type":"llama","hidden_size":128,"num_hidden_layers":2,"intermediate_size":192,
+        "num_attention_heads":4,"num_key_value_heads":2,"vocab_size":3000,"max_position_embeddings":128,"rms_norm_eps":1e-5,
+        "rope_theta":10000.0,"hidden_act":"silu","tie_word_embeddings":false,"bos_token_id":0,"eos_token_id":1,
+        "initializer_range":0.2}"#,
+    );
+    let mut base = case.load(Compute::Bf16);
+    base.prepare_to_serve();
+    let [mut plain, mut on_head] = [adapter(&base, 1), adapter(&base, 3)];
+    let head = base.linears_with_head().last().unwrap().path.clone();
+    let random = |shape: [i64; 2]| Tensor::randn(shape, (Kind::Float, base.device())) * 0.1;
+    let lora = Lora { a: random([4, 128]), b: random([3000, 4]), scale: 1.5, dropout: 0.0 };
+    on_head.insert(&head, lora).unwrap();
+    [&mut plain, &mut on_head].into_iter().for_each(|set| set.serve(&base).unwrap());
+
+    let pool = base.kv_pool(64).unwrap();
+    let tokens: Vec<Vec<u32>> =
+        (0..16u32).map(|i| (0..3 + i % 4).map(|at| 2 + (at * 97 + i * 31) % 2900).collect()).collect();
+    let blocks: Vec<[u32; 1]> = (0..16).map(|at| [at]).collect();
+    let segment = |at: usize| Segment {
+        tokens: &tokens[at],
+        past: 0,
+        blocks: &blocks[at],
+        cross: None,
+        adapter: [None, Some(&plain), None, Some(&on_head)][at % 4],
+        logits: 1,
+        likeliest: at % 5 != 0,
+    };
+    let segments: Vec<Segment<'_>> = (0..16).map(segment).collect();
+    let logits = base.advance(&segments, &pool).unwrap();
+    for company in [1, 3, 16] {
+        let (mut named, mut row) = (0, 0);
+        for some in segments.chunks(company) {
+            let next = base.next(some, &pool).unwrap();
+            let mut rest = 0;
+            for (segment, likeliest) in some.iter().zip(&next.likeliest) {
+                let own = logits.get(row);
+                match likeliest {
+                    Some(token) => {
+                        assert_eq!(i64::from(*token), own.argmax(0, false).int64_value(&[]), "row {row}");
+                        let on_head = segment.adapter.is_some_and(|set| std::ptr::eq(set, &on_head));
+                        assert!(segment.likeliest && !on_head, "row {row}");
+                        named += 1;
+                    }
+                    None => {
+                        assert!(next.logits.get(rest).equal(&own), "row {row}");
+                        rest += 1;
+                    }
+                }
+                row += 1;
+            }
+            assert_eq!(next.logits.size(), [rest, 3000]);
+        }
+        // Nine want it and have no adapter on the head; a few may need their logits after all.
+        println!("{named} by {company}");
+        assert_eq!(named > 4, tailor_quant::Screen::is_taken(), "{named} by {company}");
+    }
+}
