@@ -216,6 +216,32 @@ async fn too_few_workers_are_told_hold_up_no_other_job_and_the_wait_can_be_cance
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_always_has_jobs_lets_them_end_for_one_that_it_has_passed_by() {
+    let settings = [("TRAINER__GATHER_MS", "60000"), ("TRAINER__OVERTAKE_MS", "1000")];
+    let Some(cluster) = cluster(&settings).await else { return };
+    let at = cluster.addresses.clone();
+    let mut workers = Workers::start(&cluster, None, 0).await;
+    workers.add(&[("TAILOR__TRAINER__JOBS_AT_ONCE", "2")]);
+    // They fill it, so that it leases none of those that come later.
+    let mut running = Vec::new();
+    for adapter in ["one", "two"] {
+        let id = create(&at, adapter, 1, 100_000).await;
+        at.wait_for_steps(&id).await;
+        running.push(id);
+    }
+    let id = create(&at, "shared", 2, 10).await;
+    workers.add(&[]);
+    at.watch_until(&id, |event| event.message.contains("keeps a seat for this job and takes no other")).await;
+    for id in running {
+        at.trainer().cancel_job(training::CancelJobRequest { id }).await.expect("cancelled");
+    }
+    let mut of_job = workers_of(&at, &id, 1, 1).await;
+    of_job.sort_unstable();
+    assert_eq!(of_job, [0, 1]);
+    assert_eq!(at.succeeded(&id).await.attempts, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn one_process_alone_refuses_ranks_that_it_can_never_have() {
     let mut up = Up::start().await;
     up.add_base_and_rows(Family::T5).await;

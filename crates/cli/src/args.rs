@@ -3,6 +3,7 @@
 mod adapter;
 mod base;
 mod dataset;
+mod hub;
 mod plan;
 mod policy;
 mod recipe;
@@ -17,6 +18,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 pub use self::adapter::{Adapter, Compress, Export, Keep, Merge};
 pub use self::base::Base;
 pub use self::dataset::{Dataset, Push};
+pub use self::hub::Hub;
 pub use self::plan::Plan;
 pub use self::policy::{Policy, SetPolicy};
 pub use self::recipe::RecipeFlags;
@@ -79,6 +81,9 @@ pub enum Command {
     /// Base models, quantised once
     #[command(subcommand)]
     Base(Base),
+    /// Models fetched from a hub: look, clear away
+    #[command(subcommand)]
+    Hub(Hub),
     /// What a job would take: memory, time, cost, and where it fits
     Plan(Plan),
     /// Train an adapter and watch it
@@ -107,6 +112,7 @@ impl Command {
             Self::Demo(_) => "demo",
             Self::Dataset(_) => "dataset",
             Self::Base(_) => "base",
+            Self::Hub(_) => "hub",
             Self::Plan(_) => "plan",
             Self::Train(_) => "train",
             Self::Job(_) => "job",

@@ -9,6 +9,7 @@ pub mod demo;
 pub mod generate;
 pub mod gguf;
 pub mod house;
+pub mod hub;
 pub mod job;
 pub mod lowrank;
 pub mod merge;

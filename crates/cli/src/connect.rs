@@ -79,6 +79,11 @@ impl Endpoints {
         Self { trusted, ..self }
     }
 
+    /// Where models of a hub are kept.
+    pub fn hub_cache(&self) -> PathBuf {
+        self.state.join("hub")
+    }
+
     fn channel(&self, service: &'static str, url: &str) -> Result<Client, Error> {
         connect(service, url, self.token.as_deref())
     }

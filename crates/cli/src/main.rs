@@ -46,6 +46,7 @@ async fn run(cli: Cli, output: &Output) -> anyhow::Result<()> {
         }
         Command::Dataset(_)
         | Command::Base(_)
+        | Command::Hub(_)
         | Command::Plan(_)
         | Command::Train(_)
         | Command::Job(_)
@@ -65,6 +66,7 @@ async fn run(cli: Cli, output: &Output) -> anyhow::Result<()> {
         match &cli.command {
             Command::Dataset(command) => commands::dataset::run(&endpoints, command, output).await,
             Command::Base(command) => commands::base::run(&endpoints, command, output).await,
+            Command::Hub(command) => commands::hub::run(&endpoints, command, output),
             Command::Plan(plan) => commands::plan::run(&endpoints, plan, output).await,
             Command::Train(train) => commands::train::run(&endpoints, train, output).await,
             Command::Job(command) => commands::job::run(&endpoints, command, output).await,

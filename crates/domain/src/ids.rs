@@ -101,6 +101,12 @@ impl JobId {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// When the job was created, by the clock of who made the id.
+    pub fn created_at_ms(&self) -> u64 {
+        // It was read when the id was made.
+        ulid::Ulid::from_string(&self.0).map_or(0, |ulid| ulid.timestamp_ms())
+    }
 }
 
 impl fmt::Display for JobId {
@@ -228,6 +234,7 @@ mod tests {
         let earlier = JobId::from_parts(1_000, u128::MAX >> 48);
         let later = JobId::from_parts(1_001, 0);
         assert!(earlier < later);
+        assert_eq!((earlier.created_at_ms(), later.created_at_ms()), (1_000, 1_001));
         assert_eq!(JobId::try_new(later.as_str()), Ok(later));
     }
 }

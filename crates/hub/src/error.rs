@@ -29,6 +29,8 @@ pub enum Error {
     Content { what: String, problem: String },
     #[error("{what} is not in the cache, and offline mode (HF_HUB_OFFLINE or --offline) forbids to fetch it")]
     Offline { what: String },
+    #[error("nothing of {what} is in {}; `tailor hub list` shows what is", cache.display())]
+    NotCached { what: String, cache: PathBuf },
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: std::io::Error },
 }
@@ -38,7 +40,7 @@ impl Error {
         match self {
             Self::Id { .. } | Self::Setting(_) => ErrorCode::InvalidArgument,
             Self::Content { .. } | Self::Access { .. } => ErrorCode::FailedPrecondition,
-            Self::NotFound { .. } | Self::Offline { .. } => ErrorCode::NotFound,
+            Self::NotFound { .. } | Self::Offline { .. } | Self::NotCached { .. } => ErrorCode::NotFound,
             Self::Busy { .. } | Self::Transfer { .. } => ErrorCode::Unavailable,
             Self::Io { source, .. } => match source.kind() {
                 std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => ErrorCode::ResourceExhausted,

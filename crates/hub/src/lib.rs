@@ -13,13 +13,17 @@
 //! is resolved to its commit once; files are kept under the commit, so that a snapshot never changes. What broke off is
 //! resumed, also by the next call. Large files are checked against the SHA-256 that the hub states, small ones against
 //! their git object id. Pickled weights are refused: loading them runs code.
+//!
+//! What was fetched stays until somebody removes it ([`cached`]).
 
+mod cache;
 mod client;
 mod error;
 mod files;
 mod repo;
 mod snapshot;
 
+pub use cache::{Cached, cached};
 pub use client::{Hub, HubOptions};
 pub use error::{Error, Result};
 pub use repo::RepoId;

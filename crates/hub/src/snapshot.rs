@@ -2,6 +2,7 @@
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use futures::TryStreamExt as _;
 use reqwest::{StatusCode, Url};
@@ -18,9 +19,10 @@ use crate::{Error, Hub, Result};
 
 /// The hub's answer for a revision is not larger; neither is what is read into memory of any small file.
 const LONGEST_ANSWER: usize = 64 << 20;
-/// Written last: with it, a folder is complete.
-const COMPLETE: &str = ".complete";
-const LOCK: &str = ".lock";
+/// Written last: with it, a folder is complete. Its time says when the snapshot was last asked for.
+pub(crate) const COMPLETE: &str = ".complete";
+pub(crate) const LOCK: &str = ".lock";
+pub(crate) const REFS: &str = "refs";
 
 /// A complete Hugging Face folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,12 +54,14 @@ impl Hub {
     pub async fn snapshot(&self, repo: &RepoId, revision: &str, report: &mut Report<'_>) -> Result<Snapshot> {
         check_revision(revision)?;
         let cache = self.options.cache.join(repo.folder());
-        let reference = cache.join("refs").join(revision.replace('/', "--"));
+        let reference = cache.join(REFS).join(revision.replace('/', "--"));
         if is_commit(revision) || self.options.offline {
             let known = if is_commit(revision) { Some(revision.to_owned()) } else { read_text(&reference).await };
             let complete = known.filter(|commit| is_commit(commit) && is_complete(&cache.join(commit)));
             if let Some(commit) = complete {
-                return Ok(Snapshot { folder: cache.join(&commit), commit });
+                let folder = cache.join(&commit);
+                touch(&folder);
+                return Ok(Snapshot { folder, commit });
             }
             if self.options.offline {
                 return Err(Error::Offline { what: format!("{repo} at {revision}") });
@@ -67,14 +71,14 @@ impl Hub {
         let commit = listing.sha.clone();
         let folder = cache.join(&commit);
         if !is_complete(&folder) {
-            fs::create_dir_all(&folder).await.map_err(Error::io(&folder))?;
-            let _alone = lock(&folder.join(LOCK)).await?;
+            let _alone = made_alone(&folder).await?;
             if !is_complete(&folder) {
                 self.fill(repo, &listing, &folder, report).await?;
                 write_text(&folder.join(COMPLETE), "").await?;
             }
         }
-        fs::create_dir_all(cache.join("refs")).await.map_err(Error::io(&cache))?;
+        touch(&folder);
+        fs::create_dir_all(cache.join(REFS)).await.map_err(Error::io(&cache))?;
         write_text(&reference, &commit).await?;
         Ok(Snapshot { folder, commit })
     }
@@ -281,6 +285,27 @@ async fn verify(path: &Path, checksum: &Checksum, size: Option<u64>, what: &str)
 
 fn is_complete(folder: &Path) -> bool {
     folder.join(COMPLETE).is_file()
+}
+
+/// Says that a snapshot was used now, for whoever clears the cache. One that cannot be written to says it to nobody.
+fn touch(folder: &Path) {
+    let touched = std::fs::File::open(folder.join(COMPLETE)).and_then(|file| file.set_modified(SystemTime::now()));
+    if let Err(error) = touched {
+        tracing::debug!(folder = %folder.display(), %error, "cannot say that a snapshot was used");
+    }
+}
+
+/// Makes a folder and waits until nobody else has its lock.
+async fn made_alone(folder: &Path) -> Result<std::fs::File> {
+    loop {
+        fs::create_dir_all(folder).await.map_err(Error::io(folder))?;
+        let path = folder.join(LOCK);
+        let held = lock(&path).await?;
+        // Who had it before may have removed the folder, and the lock with it.
+        if path.exists() {
+            return Ok(held);
+        }
+    }
 }
 
 /// Waits until nobody else has the lock; it ends with the file.

@@ -92,16 +92,19 @@ pub fn parity(names: &[String]) -> Result<()> {
     {
         return parity_venv().map(drop);
     }
+    // Before gigabytes are installed for scripts that are not there.
+    let chosen = Scripts::named("tests/parity", "check_", names)?;
     libtorch::setup()?;
     let venv = installed_while(parity_venv, build_all)?;
     // The models are so small that a script computes on one core.
     let cores = thread::available_parallelism().map_or(1, NonZero::get);
-    run_scripts(&venv, "tests/parity", "check_", names, cores)
+    chosen.run(&venv, cores)
 }
 
 /// `cargo xtask golden [NAME ...]`
 pub fn golden(names: &[String]) -> Result<()> {
-    run_scripts(&parity_venv()?, "tests/golden", "make_", names, 1)
+    let chosen = Scripts::named("tests/golden", "make_", names)?;
+    chosen.run(&parity_venv()?, 1)
 }
 
 /// `cargo xtask compose [ARGUMENTS]`
@@ -143,65 +146,87 @@ pub fn llama_venv() -> Result<Venv> {
     Venv::ensure_with("venv-llama", "tests/bench/requirements.txt", note, &LlamaCpp::Here)
 }
 
-/// Runs a folder's scripts to the end, all of them, and names those that failed. Where several run at a time, each is shown when
-/// it has ended, else while it runs.
-fn run_scripts(venv: &Venv, folder: &str, prefix: &str, names: &[String], at_once: usize) -> Result<()> {
-    let scripts = scripts(&workspace::root().join(folder), prefix, names)?;
-    let programs = workspace::programs()?;
-    let at_once = at_once.min(scripts.len());
-    if at_once > 1 {
-        println!("{} scripts, {at_once} at a time: {}", scripts.len(), scripts.join(", "));
-    }
-    let succeeds = |script: &str| -> Result<bool> {
-        let mut command = Command::new(venv.python());
-        command.arg(Path::new(folder).join(script)).current_dir(workspace::root());
-        command.env("TAILOR_BIN_DIR", &programs).env("TAILOR_TEST_PYTHON", venv.python());
-        if at_once == 1 {
-            process::heading(script);
-            return Ok(process::status(&mut command)?.success());
-        }
-        // What a script starts has as many cores as the script.
-        command.env("OMP_NUM_THREADS", "1");
-        let began = Instant::now();
-        let (said, status) = process::heard(&mut command)?;
-        println!("\n==> {script}, {:.0} s\n{said}", began.elapsed().as_secs_f64());
-        Ok(status.success())
-    };
-    let next = AtomicUsize::new(0);
-    let work = || -> Result<Vec<String>> {
-        let mut failed = Vec::new();
-        while let Some(script) = scripts.get(next.fetch_add(1, Ordering::Relaxed)) {
-            if !succeeds(script)? {
-                failed.push(script.clone());
-            }
-        }
-        Ok(failed)
-    };
-    let failed: Vec<Vec<String>> = thread::scope(|scope| {
-        let workers: Vec<_> = (0..at_once).map(|_| scope.spawn(work)).collect();
-        workers
-            .into_iter()
-            .map(|worker| worker.join().unwrap_or_else(|panic| resume_unwind(panic)))
-            .collect::<Result<_>>()
-    })?;
-    let failed = failed.concat();
-    ensure!(failed.is_empty(), "{} of {} scripts failed: {}", failed.len(), scripts.len(), failed.join(", "));
-    println!("\nall {} scripts of {folder} succeeded", scripts.len());
-    Ok(())
+/// Some of a folder's scripts.
+#[derive(Debug)]
+struct Scripts {
+    /// Under the root.
+    folder: &'static str,
+    files: Vec<String>,
 }
 
+impl Scripts {
+    /// Those whose names contain one of `names`; all without names.
+    ///
+    /// # Errors
+    /// A name that no script has.
+    fn named(folder: &'static str, prefix: &str, names: &[String]) -> Result<Self> {
+        let files = scripts(&workspace::root().join(folder), prefix, names)?;
+        Ok(Self { folder, files })
+    }
+
+    /// Runs them to the end, all of them, and names those that failed. Where several run at a time, each is shown when it has
+    /// ended, else while it runs.
+    fn run(&self, venv: &Venv, at_once: usize) -> Result<()> {
+        let Self { folder, files } = self;
+        let programs = workspace::programs()?;
+        let at_once = at_once.min(files.len());
+        if at_once > 1 {
+            println!("{} scripts, {at_once} at a time: {}", files.len(), files.join(", "));
+        }
+        let succeeds = |script: &str| -> Result<bool> {
+            let mut command = Command::new(venv.python());
+            command.arg(Path::new(folder).join(script)).current_dir(workspace::root());
+            command.env("TAILOR_BIN_DIR", &programs).env("TAILOR_TEST_PYTHON", venv.python());
+            if at_once == 1 {
+                process::heading(script);
+                return Ok(process::status(&mut command)?.success());
+            }
+            // What a script starts has as many cores as the script.
+            command.env("OMP_NUM_THREADS", "1");
+            let began = Instant::now();
+            let (said, status) = process::heard(&mut command)?;
+            println!("\n==> {script}, {:.0} s\n{said}", began.elapsed().as_secs_f64());
+            Ok(status.success())
+        };
+        let next = AtomicUsize::new(0);
+        let work = || -> Result<Vec<String>> {
+            let mut failed = Vec::new();
+            while let Some(script) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
+                if !succeeds(script)? {
+                    failed.push(script.clone());
+                }
+            }
+            Ok(failed)
+        };
+        let failed: Vec<Vec<String>> = thread::scope(|scope| {
+            let workers: Vec<_> = (0..at_once).map(|_| scope.spawn(work)).collect();
+            workers
+                .into_iter()
+                .map(|worker| worker.join().unwrap_or_else(|panic| resume_unwind(panic)))
+                .collect::<Result<_>>()
+        })?;
+        let failed = failed.concat();
+        ensure!(failed.is_empty(), "{} of {} scripts failed: {}", failed.len(), files.len(), failed.join(", "));
+        println!("\nall {} scripts of {folder} succeeded", files.len());
+        Ok(())
+    }
+}
+
+/// The files of a folder's scripts whose names contain one of `names`, or of all.
 fn scripts(folder: &Path, prefix: &str, names: &[String]) -> Result<Vec<String>> {
     let entries = fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
     let files = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    let mut scripts: Vec<String> = files
-        .filter(|file| file.starts_with(prefix) && file.ends_with(".py"))
-        .filter(|file| names.is_empty() || names.iter().any(|name| file.contains(name.as_str())))
-        .collect();
-    scripts.sort();
-    if scripts.is_empty() {
-        bail!("no {prefix}*.py in {} matches {names:?}", folder.display());
+    let mut all: Vec<String> = files.filter(|file| file.starts_with(prefix) && file.ends_with(".py")).collect();
+    all.sort();
+    ensure!(!all.is_empty(), "there is no {prefix}*.py in {}", folder.display());
+    // A name beside others that are known would be left out without a word.
+    if let Some(unknown) = names.iter().find(|name| !all.iter().any(|file| file.contains(name.as_str()))) {
+        let known = all.iter().filter_map(|file| file.strip_prefix(prefix)?.strip_suffix(".py"));
+        let known: Vec<&str> = known.collect();
+        bail!("no script of {} has {unknown:?} in its name; there are {}", folder.display(), known.join(", "));
     }
-    Ok(scripts)
+    all.retain(|file| names.is_empty() || names.iter().any(|name| file.contains(name.as_str())));
+    Ok(all)
 }
 
 #[cfg(test)]
@@ -216,7 +241,29 @@ mod tests {
         }
         assert_eq!(scripts(folder.path(), "check_", &[]).unwrap(), ["check_adapters.py", "check_quant.py"]);
         assert_eq!(scripts(folder.path(), "check_", &["quant".to_owned()]).unwrap(), ["check_quant.py"]);
-        let message = scripts(folder.path(), "check_", &["speed".to_owned()]).unwrap_err().to_string();
-        assert!(message.contains("speed"), "{message}");
+    }
+
+    #[test]
+    fn a_name_that_no_script_has_is_refused_with_those_that_are_known() {
+        let folder = tempfile::tempdir().unwrap();
+        for file in ["check_quant.py", "check_adapters.py"] {
+            fs::write(folder.path().join(file), "").unwrap();
+        }
+        for names in [&["speed"][..], &["quant", "speed"]] {
+            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            let message = scripts(folder.path(), "check_", &names).unwrap_err().to_string();
+            assert!(message.contains("\"speed\"") && message.ends_with("there are adapters, quant"), "{message}");
+        }
+        let message = scripts(folder.path(), "make_", &[]).unwrap_err().to_string();
+        assert!(message.contains("no make_*.py"), "{message}");
+    }
+
+    /// Where it were not refused first, this test would install and build for minutes.
+    #[test]
+    fn parity_and_golden_install_nothing_for_a_name_that_no_script_has() {
+        for task in [parity, golden] {
+            let message = task(&["no such script".to_owned()]).unwrap_err().to_string();
+            assert!(message.contains("\"no such script\""), "{message}");
+        }
     }
 }

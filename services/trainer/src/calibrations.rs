@@ -2,7 +2,10 @@
 //! are there, one object a worker, made anew every few minutes.
 //!
 //! A job is refused where no worker that is there can hold it, and not accepted because one could that is gone. What only a GPU
-//! can do is accepted where one has been: GPUs come and go with the queue's length.
+//! can do is accepted where one has been in the last 30 days: GPUs come and go with the queue's length.
+//!
+//! What nobody has seen for as long does not count, and its object goes: with every worker that starts, and once a day while one
+//! is there.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -13,6 +16,7 @@ use tailor_blobs::Store;
 use tailor_domain::Digest;
 use tailor_plan::{Calibration, Compute};
 use tailor_queue::Class;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::device::Device;
@@ -35,6 +39,8 @@ const SILENCE_MS: u64 = 15 * 60 * 1000;
 const FORGOTTEN_MS: u64 = 30 * 24 * 3600 * 1000;
 /// Signs of workers that never said goodbye are cleared away after this.
 const STALE_MS: u64 = 24 * 3600 * 1000;
+/// Between two times that a worker which stays clears away what is forgotten.
+const TIDY_EVERY: Duration = Duration::from_secs(24 * 3600);
 
 #[derive(Debug, Clone)]
 pub struct Calibrations {
@@ -66,9 +72,28 @@ impl Sighting {
     }
 }
 
-/// A kind of machine, and when a worker on it was last seen.
+/// A kind of machine as the store has it, and when a worker on it was last seen.
+struct Kind {
+    trainer: String,
+    /// None where it cannot be read.
+    calibration: Option<Calibration>,
+    seen_at_ms: u64,
+    is_there: bool,
+}
+
+impl Kind {
+    fn is_forgotten(&self, now_ms: u64) -> bool {
+        now_ms.saturating_sub(self.seen_at_ms) > FORGOTTEN_MS
+    }
+
+    fn known(self) -> Option<Known> {
+        let Self { calibration, seen_at_ms, is_there, .. } = self;
+        calibration.map(|calibration| Known { calibration, seen_at_ms, is_there })
+    }
+}
+
+/// A kind of machine that jobs are planned for.
 struct Known {
-    key: String,
     calibration: Calibration,
     seen_at_ms: u64,
     is_there: bool,
@@ -108,7 +133,17 @@ impl Calibrations {
         place.memory_bytes = place.memory_bytes.min(memory_limit.unwrap_or(u64::MAX));
         let identity = format!("{RECIPE}\n{}\n{}\n{threads}\n{measure}", place.name, place.memory_bytes);
         let trainer = Digest::of(identity.as_bytes()).hex().to_owned();
-        let calibration = match self.store.find_json::<Calibration>(&calibration_key(&trainer)).await? {
+        let key = calibration_key(&trainer);
+        let found = match self.store.find_json::<Calibration>(&key).await {
+            Err(error) if !error.retryable() => {
+                // No worker on such a machine could ever say that it is there.
+                tracing::warn!(key, %error, "what such machines do is not readable; it is measured anew");
+                self.store.delete(&key).await?;
+                None
+            }
+            found => found?,
+        };
+        let calibration = match found {
             Some(known) => known,
             None => {
                 let rates = rates(device, cache_dir, measure).await?;
@@ -163,7 +198,13 @@ impl Calibrations {
         Ok(Class::ALL.into_iter().filter_map(absence).collect())
     }
 
+    /// What can be read and is not forgotten.
     async fn known(&self, now_ms: u64) -> Result<Vec<Known>> {
+        let kinds = self.kinds(now_ms).await?.into_iter();
+        Ok(kinds.filter(|kind| !kind.is_forgotten(now_ms)).filter_map(Kind::known).collect())
+    }
+
+    async fn kinds(&self, now_ms: u64) -> Result<Vec<Kind>> {
         let mut sightings: HashMap<String, Vec<Sighting>> = HashMap::new();
         for key in self.store.list(SIGHTINGS).await? {
             if let Some((trainer, sighting)) = Sighting::of(&key) {
@@ -172,22 +213,23 @@ impl Calibrations {
         }
         let mut all = Vec::new();
         for key in self.store.list(FOLDER).await? {
+            let name = key.strip_prefix(FOLDER).and_then(|name| name.strip_prefix('/')?.strip_suffix(".json"));
+            let Some(trainer) = name.map(ToOwned::to_owned) else { continue };
             let calibration = match self.store.find_json::<Calibration>(&key).await {
-                Ok(Some(calibration)) => calibration,
+                Ok(Some(calibration)) => Some(calibration),
                 Ok(None) => continue,
                 Err(error) if error.retryable() => return Err(error.into()),
                 // Of a newer version, or damaged: no reason to plan for none of the others.
                 Err(error) => {
                     tracing::warn!(key, %error, "a trainer is left out of plans");
-                    continue;
+                    None
                 }
             };
-            let name = key.strip_prefix(FOLDER).and_then(|name| name.strip_prefix('/')?.strip_suffix(".json"));
-            let own = name.and_then(|name| sightings.get(name)).map_or(&[][..], Vec::as_slice);
+            let own = sightings.get(&trainer).map_or(&[][..], Vec::as_slice);
             let is_there = own.iter().any(|one| !one.left && now_ms.saturating_sub(one.at_ms) < SILENCE_MS);
-            let seen_at_ms = own.iter().map(|one| one.at_ms).max().unwrap_or(0);
-            let seen_at_ms = seen_at_ms.max(calibration.measured_at_ms);
-            all.push(Known { key, calibration, seen_at_ms, is_there });
+            let measured_at_ms = calibration.as_ref().map_or(0, |calibration| calibration.measured_at_ms);
+            let seen_at_ms = own.iter().map(|one| one.at_ms).max().unwrap_or(0).max(measured_at_ms);
+            all.push(Kind { trainer, calibration, seen_at_ms, is_there });
         }
         Ok(all)
     }
@@ -195,10 +237,8 @@ impl Calibrations {
     /// Deletes what has not been seen for long: kinds of machines, and workers that never said goodbye.
     async fn forget(&self, now_ms: u64) -> Result<()> {
         let age = |at_ms: u64| now_ms.saturating_sub(at_ms);
-        for kind in self.known(now_ms).await? {
-            if age(kind.seen_at_ms) > FORGOTTEN_MS {
-                self.store.delete(&kind.key).await?;
-            }
+        for kind in self.kinds(now_ms).await?.iter().filter(|kind| kind.is_forgotten(now_ms)) {
+            self.forget_kind(kind).await?;
         }
         let keys = self.store.list(SIGHTINGS).await?;
         let mut newest: HashMap<&str, u64> = HashMap::new();
@@ -216,11 +256,25 @@ impl Calibrations {
         }
         Ok(())
     }
+
+    /// A worker of this kind may come back at this very moment. It gives its sign before it looks whether its kind is known, so
+    /// whoever has deleted that looks once more for a sign: one of the two puts it back.
+    async fn forget_kind(&self, kind: &Kind) -> Result<()> {
+        let key = calibration_key(&kind.trainer);
+        self.store.delete(&key).await?;
+        let signs = self.store.list(&format!("{SIGHTINGS}/{}", kind.trainer)).await?;
+        let is_back = signs.iter().filter_map(|key| Sighting::of(key)).any(|(_, sign)| sign.at_ms > kind.seen_at_ms);
+        if let Some(calibration) = kind.calibration.as_ref().filter(|_| is_back) {
+            self.store.create_json(&key, calibration).await?;
+        }
+        Ok(())
+    }
 }
 
 impl Presence {
-    /// Says every few minutes that the worker is there, and at the end that it goes.
+    /// Says every few minutes that the worker is there, and at the end that it goes; clears away what is forgotten once a day.
     pub async fn keep(mut self, stop: CancellationToken) {
+        let mut tidied = Instant::now();
         loop {
             let goes = tokio::select! {
                 () = stop.cancelled() => true,
@@ -232,18 +286,26 @@ impl Presence {
             if goes {
                 return;
             }
+            if tidied.elapsed() >= TIDY_EVERY {
+                tidied = Instant::now();
+                if let Err(error) = Calibrations::of(&self.store).forget(now_ms()).await {
+                    tracing::warn!(%error, "machines that are long gone stay known");
+                }
+            }
         }
     }
 
     async fn say(&mut self, now_ms: u64, left: bool) -> Result<()> {
-        // Somebody may have forgotten this kind of machine.
-        self.store.create_json(&calibration_key(&self.trainer), &self.calibration).await?;
         let sighting = Sighting { at_ms: now_ms, worker: self.worker.clone(), left };
         let key = sighting.key(&self.trainer);
         self.store.create_json(&key, &sighting).await?;
-        if let Some(last) = self.last.replace(key.clone()).filter(|last| *last != key) {
+        let last = self.last.replace(key.clone()).filter(|last| *last != key);
+        // Somebody may have forgotten this kind of machine, or be about to: see `forget_kind`.
+        let known = self.store.create_json(&calibration_key(&self.trainer), &self.calibration).await;
+        if let Some(last) = last {
             self.store.delete(&last).await?;
         }
+        known?;
         Ok(())
     }
 }
@@ -274,111 +336,4 @@ async fn rates(device: &Device, cache_dir: &Path, measure: bool) -> Result<BTree
 }
 
 #[cfg(test)]
-mod tests {
-    use tailor_plan::Device as Place;
-
-    use super::*;
-
-    const MINUTE: u64 = 60_000;
-    const START: u64 = 1_700_000_000_000;
-
-    fn calibration(gib: u64, measured_at_ms: u64) -> Calibration {
-        on(Place::cpu("a host", gib << 30, true), measured_at_ms)
-    }
-
-    fn on(device: Place, measured_at_ms: u64) -> Calibration {
-        Calibration { device, threads: 2, rates: BTreeMap::new(), measured_at_ms }
-    }
-
-    fn trainer(gib: u64) -> String {
-        format!("{gib:064x}")
-    }
-
-    async fn planned_for(calibrations: &Calibrations, now_ms: u64) -> Vec<u64> {
-        planned_as(calibrations, Class::Cpu, now_ms).await
-    }
-
-    async fn planned_as(calibrations: &Calibrations, class: Class, now_ms: u64) -> Vec<u64> {
-        let all = calibrations.to_plan_for(class, now_ms).await.expect("read");
-        all.iter().map(|calibration| calibration.device.memory_bytes >> 30).collect()
-    }
-
-    #[tokio::test]
-    async fn only_machines_that_are_there_are_planned_for_and_else_the_last_that_was() {
-        let calibrations = Calibrations::of(&Store::memory());
-        assert!(planned_for(&calibrations, START).await.is_empty(), "nobody has said anything");
-        let come = async |gib, at| calibrations.presence(trainer(gib), calibration(gib, at), at).await.expect("stored");
-        let mut large = come(64, START).await;
-        let mut small = come(16, START + MINUTE).await;
-        assert_eq!(planned_for(&calibrations, START + 2 * MINUTE).await.len(), 2);
-        // The large one is silent from here on.
-        small.say(START + 14 * MINUTE, false).await.expect("stored");
-        assert_eq!(planned_for(&calibrations, START + 16 * MINUTE).await, [16]);
-        assert_eq!(planned_for(&calibrations, START + 40 * MINUTE).await, [16], "none is there, and it was last");
-        large.say(START + 41 * MINUTE, false).await.expect("stored");
-        assert_eq!(planned_for(&calibrations, START + 42 * MINUTE).await, [64]);
-    }
-
-    #[tokio::test]
-    async fn a_worker_that_says_goodbye_counts_no_more_at_once_unless_another_is_like_it() {
-        let calibrations = Calibrations::of(&Store::memory());
-        let come =
-            async |gib| calibrations.presence(trainer(gib), calibration(gib, START), START).await.expect("stored");
-        let (mut first, mut second) = (come(64).await, come(64).await);
-        first.say(START + MINUTE, true).await.expect("stored");
-        let _small = come(16).await;
-        assert_eq!(planned_for(&calibrations, START + 2 * MINUTE).await.len(), 2, "one like it is there");
-        second.say(START + 3 * MINUTE, true).await.expect("stored");
-        assert_eq!(planned_for(&calibrations, START + 4 * MINUTE).await, [16]);
-        let signs = calibrations.store.list(SIGHTINGS).await.expect("listed");
-        assert_eq!(signs.len(), 3, "one each: {signs:?}");
-    }
-
-    #[tokio::test]
-    async fn a_gpu_that_is_gone_is_planned_for_where_only_a_gpu_will_do_and_is_missed_until_it_comes_back() {
-        let calibrations = Calibrations::of(&Store::memory());
-        let absent = async |now| calibrations.absences(now).await.expect("read");
-        let never = |class| Absence { class, seen_at_ms: None };
-        assert_eq!(absent(START).await, [never(Class::Cpu), never(Class::Gpu)]);
-        let _host = calibrations.presence(trainer(16), calibration(16, START), START).await.expect("stored");
-        assert_eq!(absent(START).await, [never(Class::Gpu)]);
-        assert_eq!(planned_as(&calibrations, Class::Gpu, START).await, [16], "there never was one");
-        let card = on(Place::gpu("a card", 80 << 30), START);
-        let mut card = calibrations.presence(trainer(80), card, START).await.expect("stored");
-        assert_eq!(planned_as(&calibrations, Class::Gpu, START).await.len(), 2);
-        assert!(absent(START).await.is_empty());
-        card.say(START + MINUTE, true).await.expect("stored");
-        let later = START + 2 * MINUTE;
-        assert_eq!(absent(later).await, [Absence { class: Class::Gpu, seen_at_ms: Some(START + MINUTE) }]);
-        assert_eq!(planned_as(&calibrations, Class::Gpu, later).await.len(), 2, "it may come back");
-        assert_eq!(planned_for(&calibrations, later).await, [16], "what a host can do is not for one that is gone");
-        let there = calibrations.there(later).await.expect("read");
-        assert_eq!(there.len(), 1, "{there:?}");
-        card.say(later, false).await.expect("stored");
-        assert!(absent(later).await.is_empty());
-    }
-
-    #[tokio::test]
-    async fn a_machine_that_cannot_be_read_hides_no_other() {
-        let calibrations = Calibrations::of(&Store::memory());
-        let _host = calibrations.presence(trainer(16), calibration(16, START), START).await.expect("stored");
-        let newer =
-            br#"{"device":{"name":"new","kind":"tpu","memory_bytes":1},"threads":1,"rates":{},"measured_at_ms":0}"#;
-        let written = calibrations.store.create_raw(&calibration_key(&trainer(1)), newer.as_slice()).await;
-        assert!(written.expect("stored").is_none());
-        assert_eq!(planned_for(&calibrations, START).await, [16]);
-    }
-
-    #[tokio::test]
-    async fn what_nobody_has_seen_for_a_month_is_forgotten_until_it_comes_back() {
-        let calibrations = Calibrations::of(&Store::memory());
-        let mut old = calibrations.presence(trainer(64), calibration(64, START), START).await.expect("stored");
-        let later = START + FORGOTTEN_MS + MINUTE;
-        let _new = calibrations.presence(trainer(16), calibration(16, later), later).await.expect("stored");
-        calibrations.forget(later).await.expect("forgotten");
-        assert_eq!(calibrations.store.list(FOLDER).await.expect("listed").len(), 1);
-        assert_eq!(calibrations.store.list(SIGHTINGS).await.expect("listed").len(), 1);
-        old.say(later, false).await.expect("stored anew");
-        assert_eq!(planned_for(&calibrations, later).await.len(), 2);
-    }
-}
+mod tests;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tailor_domain::{Invalid, JobState, LogEntry, LogKind, Version};
+use tailor_domain::{Invalid, JobSpec, JobState, LogEntry, LogKind, Version};
 use tailor_pb::common;
 use tailor_pb::convert::take_recipe;
 use tailor_pb::training as pb;
@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::error::Result;
-use crate::jobs::{JobRecord, Jobs, NewJob};
+use crate::jobs::{JobRecord, Jobs, Listed, NewJob};
 use crate::planner::PlanRequest;
 use crate::view::View;
 
@@ -24,6 +24,8 @@ const MAX_CARDS: usize = 64;
 const MAX_PAGE: u32 = 1000;
 /// How long a watcher sleeps without a hint from the queue before it looks at the log again.
 const POLL: Duration = Duration::from_secs(1);
+/// In the place of a state, of a job that cannot be read.
+const UNREADABLE: &str = "UNREADABLE";
 /// Events on their way to one watcher.
 const WATCH_BUFFER: usize = 64;
 
@@ -63,7 +65,7 @@ impl TrainingService for Api {
         let size = if page.size == 0 { DEFAULT_PAGE } else { page.size.min(MAX_PAGE) };
         let (jobs, next) = self.jobs.list(size as usize, &page.token).await.map_err(|error| status(&error))?;
         let next_page_token = next.map(String::from).unwrap_or_default();
-        Ok(Response::new(pb::ListJobsResponse { jobs: jobs.iter().map(wire_job).collect(), next_page_token }))
+        Ok(Response::new(pb::ListJobsResponse { jobs: jobs.iter().map(wire_listed).collect(), next_page_token }))
     }
 
     async fn cancel_job(&self, request: Request<pb::CancelJobRequest>) -> Result<Response<pb::Job>, Status> {
@@ -226,22 +228,24 @@ fn wire_plan(plan: &tailor_plan::Plan, waiting: Option<String>) -> pb::Plan {
     }
 }
 
+fn wire_listed(listed: &Listed) -> pb::Job {
+    match listed {
+        Listed::Whole(job) => wire_job(job),
+        Listed::Unreadable(job) => pb::Job {
+            id: job.id.to_string(),
+            state: UNREADABLE.into(),
+            error: job.error.to_string(),
+            created_at_ms: job.id.created_at_ms(),
+            updated_at_ms: job.id.created_at_ms(),
+            ..job.spec.as_ref().map(wire_spec).unwrap_or_default()
+        },
+    }
+}
+
 fn wire_job(job: &JobRecord) -> pb::Job {
-    let recipe = &job.spec.recipe;
     pb::Job {
         id: job.id.to_string(),
-        base: job.spec.base.to_string(),
-        dataset: job.spec.dataset.to_string(),
-        dataset_version: job.spec.dataset_version.0,
-        adapter: job.spec.adapter.to_string(),
-        lora: Some((&recipe.lora).into()),
-        training: Some((&recipe.train).into()),
-        evaluation: Some((&recipe.evaluate).into()),
-        stopping: Some((&recipe.stop).into()),
-        preference: Some((&recipe.preference).into()),
-        prompt_tuning: Some((&recipe.prompt_tuning).into()),
         state: job.view.state.to_string(),
-        created_at_ms: job.spec.created_at_ms,
         updated_at_ms: job.view.updated_at_ms.max(job.spec.created_at_ms),
         error: job.view.error.clone().unwrap_or_default(),
         adapter_version: job.adapter_version.map_or(0, |version| version.0),
@@ -250,6 +254,26 @@ fn wire_job(job: &JobRecord) -> pb::Job {
         attempts: job.attempts,
         last_tuning: job.view.last_tuning.as_ref().map(Into::into),
         waiting: job.waiting.clone().unwrap_or_default(),
+        ..wire_spec(&job.spec)
+    }
+}
+
+/// What was asked; nothing of what became of it.
+fn wire_spec(spec: &JobSpec) -> pb::Job {
+    let recipe = &spec.recipe;
+    pb::Job {
+        base: spec.base.to_string(),
+        dataset: spec.dataset.to_string(),
+        dataset_version: spec.dataset_version.0,
+        adapter: spec.adapter.to_string(),
+        lora: Some((&recipe.lora).into()),
+        training: Some((&recipe.train).into()),
+        evaluation: Some((&recipe.evaluate).into()),
+        stopping: Some((&recipe.stop).into()),
+        preference: Some((&recipe.preference).into()),
+        prompt_tuning: Some((&recipe.prompt_tuning).into()),
+        created_at_ms: spec.created_at_ms,
+        ..Default::default()
     }
 }
 
@@ -273,7 +297,28 @@ fn wire_event(entry: &LogEntry, state: JobState) -> pb::JobEvent {
 
 #[cfg(test)]
 mod tests {
+    use tailor_domain::JobId;
+
     use super::*;
+    use crate::Error;
+    use crate::fixtures::spec;
+    use crate::jobs::Unreadable;
+
+    #[test]
+    fn a_job_that_cannot_be_read_says_so_with_its_id_and_what_was_asked() {
+        let id = JobId::from_parts(1_700_000_000_000, 1);
+        let listed = |spec| {
+            // Any that is no state of the job's.
+            let error = Error::DeviceGone;
+            wire_listed(&Listed::Unreadable(Box::new(Unreadable { id: id.clone(), spec, error })))
+        };
+        let job = listed(Some(spec()));
+        assert_eq!((job.id.as_str(), job.state.as_str()), (id.as_str(), "UNREADABLE"));
+        assert_eq!((job.base.as_str(), job.dataset_version), ("base", 1));
+        assert_eq!((job.created_at_ms, job.error), (1_700_000_000_000, Error::DeviceGone.to_string()));
+        let job = listed(None);
+        assert_eq!((job.id.as_str(), job.base.as_str(), job.created_at_ms), (id.as_str(), "", 1_700_000_000_000));
+    }
 
     fn plan(cards: usize) -> Result<PlanRequest> {
         let job = pb::CreateJobRequest {

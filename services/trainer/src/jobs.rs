@@ -66,6 +66,21 @@ pub struct JobRecord {
     pub waiting: Option<String>,
 }
 
+/// A job in a listing.
+pub enum Listed {
+    Whole(Box<JobRecord>),
+    /// Something of it is damaged, or of another version.
+    Unreadable(Box<Unreadable>),
+}
+
+/// What can be said of a job that cannot be read.
+pub struct Unreadable {
+    pub id: JobId,
+    /// What was asked, where it is something else that is damaged.
+    pub spec: Option<JobSpec>,
+    pub error: Error,
+}
+
 impl Jobs {
     pub fn new(
         journal: Journal,
@@ -235,24 +250,33 @@ impl Jobs {
     }
 
     /// One page, newest first. The token is the last id of the page before.
-    pub async fn list(&self, size: usize, token: &str) -> Result<(Vec<JobRecord>, Option<JobId>)> {
-        let before = if token.is_empty() { None } else { Some(JobId::try_new(token)?) };
+    pub async fn list(&self, size: usize, token: &str) -> Result<(Vec<Listed>, Option<JobId>)> {
+        let unknown = |_| Invalid::new("page.token", "it is no token of ours; send next_page_token as it came");
+        let before = if token.is_empty() { None } else { Some(JobId::try_new(token).map_err(unknown)?) };
         let mut ids = self.journal.jobs().await?;
         ids.reverse();
         let rest = ids.into_iter().skip_while(|id| before.as_ref().is_some_and(|before| id >= before));
         let page: Vec<_> = rest.take(size + 1).collect();
         let more = page.len() > size;
-        let mut records = Vec::with_capacity(size);
+        let mut listed = Vec::with_capacity(size);
         for id in page.iter().take(size) {
             match self.get(id).await {
-                Ok(record) => records.push(record),
+                Ok(record) => listed.push(Listed::Whole(Box::new(record))),
                 // A folder without a spec is a job whose creation was cut short; it was never acknowledged.
                 Err(Error::NoSuchJob(_)) => {}
-                Err(error) => return Err(error),
+                // The store is away, for the jobs behind it too.
+                Err(error) if error.retryable() => return Err(error),
+                Err(error) => listed.push(Listed::Unreadable(Box::new(self.unreadable(id, error).await))),
             }
         }
         let next = if more { page.get(size - 1).cloned() } else { None };
-        Ok((records, next))
+        Ok((listed, next))
+    }
+
+    /// One damaged record hides no other job, nor that there is a job.
+    async fn unreadable(&self, job: &JobId, error: Error) -> Unreadable {
+        tracing::warn!(%job, %error, "the job cannot be read; it is listed as far as it can");
+        Unreadable { id: job.clone(), spec: self.journal.spec(job).await.ok(), error }
     }
 
     pub async fn cancel(&self, job: &JobId) -> Result<JobRecord> {

@@ -66,6 +66,11 @@ impl Room {
         &self.worker
     }
 
+    /// Whether others may come while those run that are here.
+    pub fn is_shared(&self) -> bool {
+        lock(&self.taken).jobs.values().all(Option::is_some)
+    }
+
     /// A place for a job that shares with nobody.
     pub fn alone(&self) -> Place {
         self.place(&mut lock(&self.taken), None)
@@ -156,10 +161,11 @@ mod tests {
     fn a_job_of_which_nothing_is_known_runs_by_itself() {
         let room = Room::of(Device::cpu("test", u64::MAX, true));
         let unknown = room.take(None).expect("nobody is there");
+        assert!(!room.is_shared());
         assert!(room.take(Some(job("a", Compute::F32, 1))).is_err() && room.take(None).is_err());
         drop(unknown);
         let _known = room.take(Some(job("a", Compute::F32, 1))).expect("alone");
-        assert!(room.take(None).is_err());
+        assert!(room.is_shared() && room.take(None).is_err());
     }
 
     #[test]

@@ -2,10 +2,12 @@
 //!
 //! Up to `trainer.jobs_at_once` run at a time, in turns on one device; those on the same base share it in memory. One that does
 //! not fit beside what runs goes back to the queue, until others have gone before it for long enough; so does one that only another
-//! worker can hold. Neither counts as an attempt. Whatever becomes of one, the others do not notice.
+//! worker can hold. Neither counts as an attempt. Whatever becomes of one, the others do not notice. A worker with nothing to run,
+//! or that has let a call wait for as long, takes a seat in another worker's job.
 
 mod admission;
 mod present;
+mod seats;
 mod turned_away;
 
 use std::collections::HashSet;
@@ -37,7 +39,7 @@ use crate::room::{Place, Room};
 use crate::seat;
 use crate::view::View;
 
-/// How long one wait for a job lasts before the worker looks whether it must stop.
+/// How long one wait for a job lasts before the worker looks whether it must stop, or somebody calls for it.
 const LEASE_WAIT: Duration = Duration::from_secs(2);
 /// Pause after the queue or the store failed us.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -193,25 +195,27 @@ impl Worker {
         let mut passed = HashSet::new();
         let mut turned_away = TurnedAway::new(worker.overtake);
         while !stop.is_cancelled() {
-            // Before a job, and with nothing else to do: somebody waits for whoever takes a seat. That the queue is away is
-            // told below.
+            // Before a job: somebody waits for whoever takes a seat. That the queue is away is told below.
             while running.try_join_next().is_some() {}
-            if running.is_empty() {
-                // Whether its part fits is asked of others, who may take their time. A seat that is taken just when the worker is
-                // to stop is free again once its own time has run out.
-                let seat = tokio::select! {
-                    () = stop.cancelled() => break,
-                    seat = worker.find_seat() => seat,
-                };
-                if let Some(seat) = seat {
+            // Whether its part fits is asked of others, who may take their time. A seat that is taken just when the worker is to
+            // stop is free again once its own time has run out.
+            let seat = tokio::select! {
+                () = stop.cancelled() => break,
+                seat = worker.find_seat(running.is_empty(), &mut turned_away) => seat,
+            };
+            if let Some(seat) = seat {
+                if worker.let_others_end(&seat, &mut turned_away, &mut running, &stop).await {
+                    turned_away.forget(&seat.job);
                     seat::sit(&worker, &device, seat, &stop).await;
-                    continue;
                 }
+                continue;
             }
             if running.len() >= worker.jobs_at_once {
                 tokio::select! {
                     () = stop.cancelled() => {}
                     _ = running.join_next() => {}
+                    // Somebody may have called meanwhile.
+                    () = tokio::time::sleep(LEASE_WAIT), if worker.jobs_at_once > 1 => {}
                 }
                 continue;
             }

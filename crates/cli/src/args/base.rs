@@ -8,8 +8,8 @@ pub enum Base {
     /// Quantise a model and register it: a Hugging Face folder, or a hub's id as google/mt5-small
     ///
     /// An id that is no folder here is fetched from the hub: config, tokenizer and safetensors only, resumed if it broke
-    /// off, verified, kept under `.tailor/hub`. HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE mean what they mean to
-    /// Hugging Face's own tools.
+    /// off, verified, kept under `.tailor/hub` until `tailor hub prune`. HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE mean what
+    /// they mean to Hugging Face's own tools.
     Add {
         /// Folder with config.json, tokenizer.json and safetensors; or OWNER/NAME on the hub.
         source: String,

@@ -46,7 +46,7 @@ async fn folder(endpoints: &Endpoints, source: &str, hub: &FromHub<'_>, output: 
     let Ok(repo) = RepoId::parse(source) else {
         anyhow::bail!("{source} is no folder here, and no id of the hub as google/mt5-small either");
     };
-    let mut options = HubOptions::from_env(endpoints.state.join("hub"));
+    let mut options = HubOptions::from_env(endpoints.hub_cache());
     options.offline |= hub.offline;
     if !options.offline {
         output.say(format!("{source} is no folder here; asking {}", options.endpoint));

@@ -72,11 +72,13 @@ async fn list(endpoints: &Endpoints, output: &Output) -> anyhow::Result<()> {
                 let published =
                     if job.adapter_version > 0 { format!("@{}", job.adapter_version) } else { String::new() };
                 let step = job.last_step.as_ref().map(|s| format!("{}/{}", s.step, s.total_steps)).unwrap_or_default();
+                // Of a job that cannot be read not even this may be known.
+                let version = if job.dataset_version > 0 { format!("@{}", job.dataset_version) } else { String::new() };
                 vec![
                     job.id.clone(),
                     job.state.clone(),
                     job.base.clone(),
-                    format!("{}@{}", job.dataset, job.dataset_version),
+                    format!("{}{version}", job.dataset),
                     format!("{}{published}", job.adapter),
                     step,
                     time(job.created_at_ms),
@@ -85,6 +87,8 @@ async fn list(endpoints: &Endpoints, output: &Output) -> anyhow::Result<()> {
             .collect();
         table::print(&["job", "state", "base", "dataset", "adapter", "step", "created"], &rows);
         all.iter().filter(|job| !job.waiting.is_empty()).for_each(|job| println!("{} waits: {}", job.id, job.waiting));
+        let unreadable = all.iter().filter(|job| job.state == "UNREADABLE");
+        unreadable.for_each(|job| println!("{} cannot be read: {}", job.id, job.error));
     })
 }
 

@@ -1,9 +1,10 @@
 //! Against a server that speaks the hub's protocol over HTTP and misbehaves on demand.
 
+use std::fs::File;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use tailor_hub::{Error, Hub, HubOptions, Progress, RepoId, Snapshot};
+use tailor_hub::{Error, Hub, HubOptions, Progress, RepoId, Snapshot, cached};
 use tailor_testkit::{HubFault, HubServer};
 
 const TOKEN: &str = "hf_secret";
@@ -226,4 +227,67 @@ async fn nobody_there_is_said_with_the_address() {
     assert!(error.to_string().contains("127.0.0.1:0") && error.code().retryable(), "{error}");
     options.endpoint = "ftp://x".into();
     assert!(Hub::new(options).is_err_and(|error| error.to_string().contains("HF_ENDPOINT")));
+}
+
+#[tokio::test]
+async fn what_lies_in_the_cache_is_told_and_removed_snapshot_by_snapshot() {
+    let (server, cache) = (HubServer::single().await, tempfile::tempdir().expect("a folder"));
+    let hub = hub(&server, cache.path());
+    assert!(cached(&cache.path().join("none")).expect("read").is_empty());
+    let first = fetch(&hub).await.expect("fetched");
+    server.move_branch("config.json", b"{\"model_type\": \"t5\"}");
+    let second = fetch(&hub).await.expect("fetched");
+    std::fs::write(cache.path().join("notes.txt"), "of somebody else").expect("written");
+    let all = cached(cache.path()).expect("read");
+    let of = |commit: &str| all.iter().find(|snapshot| snapshot.commit == commit).expect("it is there");
+    let (old, new) = (of(&first.commit), of(&second.commit));
+    assert_eq!((all.len(), old.repo.as_str(), old.is_complete), (2, "google/tiny-model", true));
+    assert!(old.size_bytes >= server.content("model.safetensors").len() as u64);
+    assert_eq!((old.revisions.len(), new.revisions.as_slice()), (0, ["main".to_owned()].as_slice()));
+    assert!(new.is_of(&RepoId::parse("google/tiny-model").expect("an id")));
+    assert!(!new.is_of(&RepoId::parse("google/tiny").expect("an id")));
+
+    assert!(old.remove().expect("removed") && old.remove().expect("gone"), "gone is gone");
+    assert!(!first.folder.exists() && second.folder.exists());
+    assert!(new.remove().expect("removed"));
+    let left: Vec<_> = std::fs::read_dir(cache.path()).expect("the cache").collect();
+    assert_eq!(left.len(), 1, "what is not ours stays: {left:?}");
+    assert_eq!(fetch(&hub).await.expect("fetched again"), second);
+}
+
+#[tokio::test]
+async fn what_is_being_fetched_is_not_removed_and_what_broke_off_can_be() {
+    let (server, cache) = (HubServer::single().await, tempfile::tempdir().expect("a folder"));
+    server.fail("model.safetensors", std::iter::repeat_n(HubFault::BreakOff(0), 9));
+    let hub = hub(&server, cache.path());
+    fetch(&hub).await.expect_err("it never gets on");
+    let all = cached(cache.path()).expect("read");
+    let [part] = all.as_slice() else { panic!("{all:?}") };
+    assert!(!part.is_complete);
+    let folder = cache.path().join("models--google--tiny-model").join(&part.commit);
+    let fetching = File::create(folder.join(".lock")).expect("a lock");
+    fetching.lock().expect("held");
+    assert!(!part.remove().expect("asked") && folder.exists(), "somebody is at it");
+    drop(fetching);
+    assert!(part.remove().expect("removed") && !folder.exists());
+    server.heal();
+    assert!(fetch(&hub).await.expect("fetched").folder.exists());
+}
+
+#[tokio::test]
+async fn asking_for_a_snapshot_is_using_it() {
+    let (server, cache) = (HubServer::single().await, tempfile::tempdir().expect("a folder"));
+    let hub = hub(&server, cache.path());
+    let snapshot = fetch(&hub).await.expect("fetched");
+    let long_ago = SystemTime::now() - Duration::from_secs(90 * 86_400);
+    let used_at = || cached(cache.path()).expect("read")[0].used_at;
+    for revision in ["main", &snapshot.commit] {
+        for entry in std::fs::read_dir(&snapshot.folder).expect("the folder") {
+            let file = File::open(entry.expect("an entry").path()).expect("a file");
+            file.set_modified(long_ago).expect("set");
+        }
+        assert!(used_at() <= long_ago);
+        fetch_at(&hub, revision).await.expect("from the cache");
+        assert!(used_at() > long_ago, "{revision}");
+    }
 }

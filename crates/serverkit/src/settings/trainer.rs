@@ -36,7 +36,8 @@ pub struct Trainer {
     pub max_ranks: u32,
     /// Jobs that this worker trains at a time, in turns; those on the same base share it in memory.
     pub jobs_at_once: u64,
-    /// How long other jobs may go before one that does not fit beside what runs; then its worker takes no other until it fits.
+    /// How long other jobs may go before one that does not fit beside what runs, or that calls for this worker as a rank; then the
+    /// worker takes no other until that one has its place.
     pub overtake_ms: u64,
 }
 

@@ -218,7 +218,8 @@ fn status(state: &str) -> &'static str {
         "TRAINING" | "EVALUATING" | "PUBLISHING" => "running",
         "PAUSED" => "paused",
         "SUCCEEDED" => "succeeded",
-        "FAILED" => "failed",
+        // OpenAI's word that comes nearest; the error says what it is.
+        "FAILED" | "UNREADABLE" => "failed",
         "CANCELLED" => "cancelled",
         _ => "queued",
     }
@@ -232,7 +233,8 @@ fn card(job: &training::Job) -> Value {
     });
     let kind = if settings.objective == "dpo" { "dpo" } else { "supervised" };
     let ended = ["SUCCEEDED", "FAILED", "CANCELLED"].contains(&job.state.as_str());
-    let error = json!({ "code": "job_failed", "message": job.error, "param": null });
+    let code = if job.state == "UNREADABLE" { "job_unreadable" } else { "job_failed" };
+    let error = json!({ "code": code, "message": job.error, "param": null });
     let failed = !job.error.is_empty();
     json!({
         "id": job.id, "object": "fine_tuning.job", "created_at": job.created_at_ms / 1000,
@@ -298,6 +300,8 @@ mod tests {
         assert_eq!(card(&job("QUEUED", 0))["status"], "queued");
         assert_eq!(card(&job("PAUSED", 0))["status"], "paused");
         assert_eq!(card(&job("PREPARING", 0))["status"], "validating_files");
+        let damaged = card(&training::Job { error: "cannot be read".into(), ..job("UNREADABLE", 0) });
+        assert_eq!((&damaged["status"], &damaged["error"]["code"]), (&json!("failed"), &json!("job_unreadable")));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Whether a job that was leased runs on this worker: another may be the one that can, or what runs here leaves no room.
 
 use tailor_domain::{JobId, JobSpec};
-use tailor_queue::{Lease, Seat};
+use tailor_queue::Lease;
 
 use super::Worker;
 use super::turned_away::Turned;
@@ -33,36 +33,6 @@ impl Worker {
                 }
             }
         }
-    }
-
-    /// A seat in the oldest call for a job whose part this worker can hold. None also where queue or store are away, which is told
-    /// elsewhere.
-    pub async fn find_seat(&self) -> Option<Seat> {
-        for job in self.queue.calls(self.class).await.ok()? {
-            if self.declines(&job).await {
-                continue;
-            }
-            // Somebody else may have taken it by now.
-            if let Some(seat) = self.queue.take_seat(&self.name, &job, self.lease_ttl).await.ok()? {
-                return Some(seat);
-            }
-        }
-        None
-    }
-
-    /// Whether a rank's part of the job is for others. Known before a seat is taken: to give one up ends the call.
-    async fn declines(&self, job: &JobId) -> bool {
-        let declined = &self.gatherer.declined;
-        if declined.has(job) {
-            return true;
-        }
-        let Ok(spec) = self.journal.spec(job).await else { return false };
-        let is_for_others = self.is_for_others(job, &spec).await;
-        if is_for_others {
-            tracing::info!(%job, "another trainer can hold a rank's part of the job, and this one cannot; it takes no seat");
-            declined.add(job);
-        }
-        is_for_others
     }
 
     async fn decide(&self, lease: &Lease) -> Admission {
@@ -97,7 +67,7 @@ impl Worker {
     }
 
     /// Where that cannot be told the job is tried here.
-    async fn is_for_others(&self, job: &JobId, spec: &JobSpec) -> bool {
+    pub(super) async fn is_for_others(&self, job: &JobId, spec: &JobSpec) -> bool {
         // The queue knows as long as it has lost nothing.
         if class_of(&spec.recipe) > self.class {
             return true;

@@ -36,6 +36,9 @@ pub struct TurnedAway {
 struct Seen {
     first: Instant,
     last: Instant,
+    /// Its log says that it waits for room, or that it is waited for with a seat.
+    told_no_room: bool,
+    told_seat: bool,
     /// Of its log, as far as it was read.
     view: View,
 }
@@ -50,15 +53,24 @@ impl TurnedAway {
         self.jobs.remove(job);
     }
 
-    /// A job comes by; whether it does so for the first time.
-    fn see(&mut self, job: &JobId) -> (bool, &mut Seen) {
+    /// A job comes by; whether others have gone before it for long enough.
+    pub fn is_due(&mut self, job: &JobId) -> bool {
+        let limit = self.limit;
+        self.see(job).first.elapsed() >= limit
+    }
+
+    /// A seat is kept for a job; whether its log is yet to be told. Once is enough, however often it calls.
+    pub fn is_news(&mut self, job: &JobId) -> bool {
+        !std::mem::replace(&mut self.see(job).told_seat, true)
+    }
+
+    fn see(&mut self, job: &JobId) -> &mut Seen {
         let now = Instant::now();
         self.jobs.retain(|_, seen| now - seen.last < FORGOTTEN);
-        let is_new = !self.jobs.contains_key(job);
-        let new = || Seen { first: now, last: now, view: View::default() };
+        let new = || Seen { first: now, last: now, told_no_room: false, told_seat: false, view: View::default() };
         let seen = self.jobs.entry(job.clone()).or_insert_with(new);
         seen.last = now;
-        (is_new, seen)
+        seen
     }
 }
 
@@ -73,14 +85,15 @@ impl Worker {
         stop: &CancellationToken,
     ) -> Option<Place> {
         let limit = turned_away.limit;
-        let (is_new, seen) = turned_away.see(&lease.job);
+        let seen = turned_away.see(&lease.job);
         if self.is_over(lease, &mut seen.view).await {
             return None;
         }
         if seen.first.elapsed() >= limit {
             return self.hold(lease, turned, &mut seen.view, running, stop).await;
         }
-        if is_new {
+        if !seen.told_no_room {
+            seen.told_no_room = true;
             let (name, why) = (&self.name, &turned.why);
             let message = format!("it does not fit beside what runs on {name} ({why}) and waits in the queue");
             self.note(&lease.job, &message).await;
@@ -155,7 +168,7 @@ impl Worker {
         }
     }
 
-    async fn note(&self, job: &JobId, message: &str) {
+    pub(super) async fn note(&self, job: &JobId, message: &str) {
         match self.journal.append(job, 0, LogKind::Note, message).await {
             Ok(_) => {
                 // Only a hint.
