@@ -23,6 +23,11 @@ pub enum Error {
     #[error("adapter {adapter} cannot be used: {problem}")]
     BadAdapter { adapter: String, problem: String },
     #[error(
+        "adapter {adapter} cannot be used: its {file} has {size_bytes} bytes, the limit is {limit_bytes}; publish a version of a \
+         lower rank or with fewer modules"
+    )]
+    TooLarge { adapter: String, file: &'static str, size_bytes: u64, limit_bytes: u64 },
+    #[error(
         "adapter {adapter} ({digest}) is quarantined, since it failed its checks: {reason}; publish another version"
     )]
     Quarantined { adapter: String, digest: Digest, reason: String },
@@ -88,6 +93,7 @@ impl Error {
             | Self::OtherFingerprint { .. }
             | Self::OtherBaseNow { .. }
             | Self::BadAdapter { .. }
+            | Self::TooLarge { .. }
             | Self::Quarantined { .. }
             | Self::Held { .. }
             | Self::Golden { .. } => ErrorCode::FailedPrecondition,
