@@ -118,6 +118,11 @@ pub fn is_too_large(status: &Status) -> bool {
 
 /// The domain's code of a status that another service sent us, so that it can be passed on.
 pub fn code_of(status: &Status) -> ErrorCode {
+    // What the transport says has a source, and whatever code comes to its mind: a connection that breaks in the middle of a call
+    // is UNKNOWN, CANCELLED or INTERNAL to it. To us its service is away.
+    if std::error::Error::source(status).is_some() {
+        return ErrorCode::Unavailable;
+    }
     match status.code() {
         Code::Ok | Code::Unknown | Code::Internal | Code::Unimplemented => ErrorCode::Internal,
         Code::Cancelled => ErrorCode::Cancelled,
@@ -168,6 +173,13 @@ mod tests {
         assert!(is_too_large(&large) && large.get_details_retry_info().is_none(), "it is never taken");
         let full = status(&Large(None));
         assert!(!is_too_large(&full) && full.get_details_retry_info().is_some(), "it may be taken later");
+    }
+
+    #[test]
+    fn a_connection_that_breaks_is_a_service_that_is_away() {
+        let broken = Status::from_error(Box::new(std::io::Error::other("connection reset")));
+        assert_eq!((broken.code(), code_of(&broken)), (Code::Unknown, ErrorCode::Unavailable));
+        assert_eq!(code_of(&Status::unknown("said by a service")), ErrorCode::Internal);
     }
 
     #[test]
