@@ -67,6 +67,10 @@ pub enum Error {
         .retry_after.as_secs_f64().ceil()
     )]
     TenantLimit { tenant: String, what: &'static str, asked: u64, limit: u64, retry_after: std::time::Duration },
+    #[error(
+        "caller.tenant: {named:?} is named by a call of tenant {own:?} (header x-tailor-tenant); leave it out, or name {own:?}"
+    )]
+    OtherTenant { own: String, named: String },
     #[error("the work was cut off; send the request again")]
     Cut,
     #[error("this engine is about to stop; send the request to another")]
@@ -104,6 +108,7 @@ impl Error {
             Self::Engine(error) => error.code(),
             Self::Constrain(error) => error.code(),
             Self::TenantLimit { .. } | Self::NoRoomForBase { .. } | Self::NoFreeRoom(_) => ErrorCode::ResourceExhausted,
+            Self::OtherTenant { .. } => ErrorCode::PermissionDenied,
             Self::Cut | Self::Stopping | Self::NoEngine { .. } | Self::EngineLost { .. } => ErrorCode::Unavailable,
             Self::Listen(_) => ErrorCode::Internal,
         }

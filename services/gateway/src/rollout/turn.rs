@@ -83,6 +83,7 @@ pub(super) fn is_the_versions_fault(error: &Error) -> bool {
         | ErrorCode::Aborted
         | ErrorCode::ResourceExhausted
         | ErrorCode::Unauthenticated
+        | ErrorCode::PermissionDenied
         | ErrorCode::Cancelled
         | ErrorCode::DeadlineExceeded => false,
     }
