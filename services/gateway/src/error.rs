@@ -2,7 +2,7 @@
 
 use tailor_domain::{BaseName, Digest, ErrorCode, Invalid};
 use tailor_serverkit::Coded;
-use tailor_serverkit::status::code_of;
+use tailor_serverkit::status::{self, code_of};
 use tonic_types::StatusExt as _;
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -126,6 +126,16 @@ impl Coded for Error {
             Self::TenantLimit { retry_after, .. } => Some(*retry_after),
             Self::Service { status, .. } => status.get_details_retry_info().and_then(|info| info.retry_delay),
             _ => None,
+        }
+    }
+
+    fn lacks_memory(&self) -> bool {
+        match self {
+            Self::NoRoomForBase { .. } | Self::NoFreeRoom(_) | Self::Engine(tailor_engine::Error::OutOfMemory(_)) => {
+                true
+            }
+            Self::Service { status, .. } => status::lacks_memory(status),
+            _ => false,
         }
     }
 }

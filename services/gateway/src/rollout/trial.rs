@@ -119,6 +119,9 @@ mod tests {
             After::Abort,
             "what cannot be reached for a minute cannot be rolled out"
         );
+        let large = Error::from(tailor_engine::Error::OutOfMemory("8 GiB".into()));
+        assert_eq!(after(&large, 1), After::Again(FIRST_WAIT));
+        assert_eq!(after(&large, TRIES), After::Abort, "nor what finds no room for as long");
         let wrong = Error::Golden { adapter: "a@2".into(), said: "no".into(), expect: "yes".into() };
         assert_eq!(after(&wrong, 1), After::Abort);
     }
