@@ -41,6 +41,10 @@ pub enum Error {
     NoFreeRoom(String),
     #[error("no adapter with digest {0} is resident")]
     NotResident(String),
+    #[error(
+        "adapter {adapter} was loaded {tries} times and taken off each time (AdapterAdmin.Unload); load it again when that is over"
+    )]
+    TakenOff { adapter: String, tries: u32 },
     #[error("adapter {digest} stays resident: {why}; end that first")]
     Held { digest: String, why: String },
     #[error("digest {0} is no side of a rollout that runs; take it from an answer's adapter_digest")]
@@ -102,6 +106,7 @@ impl Error {
             | Self::Held { .. }
             | Self::Golden { .. } => ErrorCode::FailedPrecondition,
             Self::NotResident(_) | Self::NotASide(_) => ErrorCode::NotFound,
+            Self::TakenOff { .. } => ErrorCode::Aborted,
             Self::Service { status, .. } => code_of(status),
             Self::Store(error) => error.code(),
             Self::Text(error) => error.code(),

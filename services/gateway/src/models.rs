@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use tailor_blobs::Store;
-use tailor_domain::{BaseManifest, BaseName, Digest, Version};
+use tailor_domain::{AdapterRef, BaseManifest, BaseName, Digest, Version};
 use tailor_engine::Engine;
 use tailor_pb::inference as pb;
 use tailor_pb::registry;
@@ -351,6 +351,16 @@ impl Models {
         })?;
         tracing::info!(adapter = name, digest = %version.digest, "adapter is resident");
         Ok(resident.size_bytes)
+    }
+
+    /// Makes an adapter resident before anybody asks for it.
+    ///
+    /// # Errors
+    /// It cannot be found or loaded; it is taken off each time.
+    pub async fn make_ready(self: &Arc<Self>, reference: &AdapterRef) -> Result<Entry> {
+        let model = self.find("", &reference.to_string()).await?;
+        let version = model.adapter.as_ref().ok_or(Error::NoModel)?;
+        self.resident.shown(version, || model.lease()).await
     }
 
     /// Brings a version's files near, so that its first request waits for little.
