@@ -5,12 +5,17 @@ use tailor_serverkit::Coded;
 use tailor_serverkit::status::{self, code_of};
 use tonic_types::StatusExt as _;
 
+use crate::failures::Told;
+
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(transparent)]
     Invalid(#[from] Invalid),
+    /// Of an attempt that this caller has waited for.
+    #[error(transparent)]
+    Told(#[from] Told),
     #[error("name a model: base, adapter, or both")]
     NoModel,
     #[error("adapter {adapter} was made for base {its_base}, not for {asked}; leave the base out, or name {its_base}")]
@@ -96,6 +101,7 @@ impl Error {
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::Invalid(error) => error.code(),
+            Self::Told(told) => told.code,
             Self::NoModel | Self::Address(_) | Self::Settings(_) => ErrorCode::InvalidArgument,
             Self::OtherBase { .. }
             | Self::OtherFingerprint { .. }
@@ -128,6 +134,7 @@ impl Coded for Error {
     fn retry_after(&self) -> Option<std::time::Duration> {
         match self {
             Self::Engine(error) => error.retry_after(),
+            Self::Told(told) => told.retry_after,
             Self::TenantLimit { retry_after, .. } => Some(*retry_after),
             Self::Service { status, .. } => status.get_details_retry_info().and_then(|info| info.retry_delay),
             _ => None,
@@ -140,6 +147,7 @@ impl Coded for Error {
                 true
             }
             Self::Service { status, .. } => status::lacks_memory(status),
+            Self::Told(told) => told.lacks_memory,
             _ => false,
         }
     }

@@ -23,6 +23,7 @@ mod catalog;
 mod device;
 mod engine_api;
 mod error;
+mod failures;
 mod fleet;
 mod gates;
 mod grpc;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use tailor_domain::{BaseName, Digest};
 
 use crate::error::{Error, Result};
+use crate::failures::Failures;
 use crate::gates::Gates;
 use crate::models::AdapterVersion;
 use crate::shelf::Worth;
@@ -22,6 +23,8 @@ pub struct Resident {
     /// Bytes of adapters; what is in use may exceed it.
     budget: u64,
     gates: Gates,
+    /// Of loads.
+    failures: Failures<Digest>,
     entries: Mutex<Entries>,
 }
 
@@ -61,13 +64,13 @@ impl Leaving {
 
 impl Resident {
     pub fn new(budget: u64) -> Self {
-        Self { budget, gates: Gates::default(), entries: Mutex::default() }
+        Self { budget, gates: Gates::default(), failures: Failures::default(), entries: Mutex::default() }
     }
 
     /// A lease on an adapter that is resident when this returns. `load` runs only if it was not, and gives its bytes.
     ///
     /// # Errors
-    /// What `load` says; then nothing is remembered, and the next caller tries again.
+    /// What `load` says, to all who have waited for it; who comes after that tries again.
     pub async fn lease(
         &self,
         version: &AdapterVersion,
@@ -77,13 +80,14 @@ impl Resident {
         if let Some(lease) = self.touch(&version.digest) {
             return Ok(lease);
         }
+        let arrived = Instant::now();
         let gate = self.gates.at(&version.digest);
         let _alone = gate.lock().await;
         if let Some(lease) = self.touch(&version.digest) {
             return Ok(lease);
         }
         let begun = Instant::now();
-        let size_bytes = load.await?;
+        let size_bytes = self.failures.attempt(&version.digest, arrived, load).await?;
         let lease = Lease::default();
         let entry = Entry {
             version: version.clone(),
@@ -279,9 +283,18 @@ mod tests {
         };
         let (base, fingerprint) = base();
         let on = (&base, &fingerprint);
-        let failed = resident.lease(&version("a"), on, async { Err(Error::Cut) }).await;
-        assert!(failed.is_err() && resident.list().is_empty());
         let version = version("a");
+        let fails = || async {
+            tokio::task::yield_now().await;
+            loads.fetch_add(1, Ordering::Relaxed);
+            Err(Error::Cut)
+        };
+        let all = futures::future::join_all((0..50).map(|_| resident.lease(&version, on, fails()))).await;
+        let unavailable =
+            |failed: &Result<Lease>| failed.as_ref().is_err_and(|error| error.code() == Error::Cut.code());
+        assert!(all.iter().all(unavailable) && resident.list().is_empty());
+        assert_eq!(loads.swap(0, Ordering::Relaxed), 1, "nobody tries again what failed while it was waited for");
+        tokio::time::sleep(Duration::from_millis(2)).await;
         let all = futures::future::join_all((0..50).map(|_| resident.lease(&version, on, once()))).await;
         assert!(all.iter().all(std::result::Result::is_ok));
         assert_eq!(loads.load(Ordering::Relaxed), 1);
