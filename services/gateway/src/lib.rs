@@ -39,6 +39,7 @@ mod said;
 mod shelf;
 mod stop;
 mod tenants;
+mod way;
 
 use std::sync::Arc;
 
