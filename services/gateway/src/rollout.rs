@@ -13,8 +13,6 @@
 
 mod figures;
 mod shadow;
-#[cfg(test)]
-mod tests;
 mod trial;
 mod turn;
 
@@ -412,3 +410,6 @@ fn target(route: &Route) -> Result<&registry::AdapterVersion> {
     let gone = || Error::service("registry")(tonic::Status::not_found("the alias' version was deleted"));
     route.target.as_ref().ok_or_else(gone)
 }
+
+#[cfg(test)]
+mod tests;

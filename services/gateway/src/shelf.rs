@@ -5,8 +5,6 @@
 
 mod disk;
 mod file;
-#[cfg(test)]
-mod tests;
 mod worth;
 
 use std::collections::HashMap;
@@ -158,3 +156,6 @@ impl Shelf {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests;
