@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use tailor_pb::inference::{GenerateRequest, GenerateResponse};
 use tailor_pb::registry::GetRetentionRequest;
 use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
 
 use crate::support::answers;
 use crate::support::clients::Addresses;
@@ -141,7 +142,29 @@ async fn a_registry_that_hangs_is_not_waited_for_by_whoever_asks_for_what_is_kno
         assert_eq!(said.expect("it is known").text, *before);
     }
     assert!(begun.elapsed() < Duration::from_secs(20), "long before its connections are given up");
+    // Now it is known to hang: of sixty that ask one after the other each waited for it on its own before.
+    let begun = Instant::now();
+    for _ in 0..20 {
+        for (request, before) in asked.iter().zip(&before) {
+            assert_eq!(answers::ask(&at, request.clone()).await.expect("it is known").text, *before);
+        }
+    }
+    assert!(begun.elapsed() < Duration::from_secs(60), "{:?} for sixty", begun.elapsed());
+    // One in a while finds out whether it is back; the other of two is told at once.
+    let mut quickest = Duration::MAX;
+    for _ in 0..2 {
+        let begun = Instant::now();
+        let status = ask(&at, "third").await.expect_err("nobody can say what it is");
+        assert_eq!(status.code(), Code::Unavailable, "{status}");
+        let retry = status.get_details_retry_info().and_then(|info| info.retry_delay).expect("when to come again");
+        assert!(retry <= Duration::from_secs(4), "{retry:?}");
+        quickest = quickest.min(begun.elapsed());
+    }
+    assert!(quickest < Duration::from_secs(1), "{quickest:?}");
     fleet.registry(0).signal("CONT");
-    let status = ask(&at, "third").await.expect_err("no such base");
-    assert_eq!(status.code(), Code::NotFound, "{status}");
+    let status = eventually("the registry says so", async || {
+        ask(&at, "third").await.err().filter(|status| status.code() == Code::NotFound)
+    })
+    .await;
+    assert!(status.message().contains("base third does not exist"), "{status}");
 }

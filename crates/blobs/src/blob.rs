@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{StreamExt as _, TryStreamExt as _};
-use object_store::{ObjectStoreExt as _, PutPayload, WriteMultipart};
+use object_store::{GetResultPayload, ObjectStoreExt as _, PutPayload, WriteMultipart};
 use sha2::{Digest as _, Sha256};
 use tailor_domain::Digest;
 use tokio::fs::File;
@@ -110,6 +110,36 @@ impl Store {
     /// [`Error::NotFound`], [`Error::Corrupt`], [`Error::Unavailable`], [`Error::Refused`].
     pub async fn get_blob(&self, digest: &Digest) -> Result<Bytes> {
         let bytes = self.get(&blob_key(digest)).await?;
+        check(digest, Digest::of(&bytes))?;
+        Ok(bytes)
+    }
+
+    /// As [`Store::get_blob`] for a blob of at most `limit_bytes`. Its size is looked at before its bytes are read, and of a store
+    /// that sends more than it has said no more is taken than that.
+    ///
+    /// # Errors
+    /// As [`Store::get_blob`]; [`Error::TooLarge`].
+    pub async fn get_blob_within(&self, digest: &Digest, limit_bytes: u64) -> Result<Bytes> {
+        let within = |size_bytes: u64| {
+            if size_bytes > limit_bytes {
+                return Err(Error::TooLarge { digest: digest.clone(), size_bytes, limit_bytes });
+            }
+            Ok(())
+        };
+        let key = blob_key(digest);
+        let found = self.backend.get(&self.path(&key)?).await.map_err(|error| self.error(&key, error))?;
+        within(found.meta.size)?;
+        let bytes = if matches!(found.payload, GetResultPayload::Stream(_)) {
+            let (mut pieces, mut bytes) = (found.into_stream(), Vec::new());
+            while let Some(piece) = pieces.try_next().await.map_err(|error| self.error(&key, error))? {
+                within((bytes.len() + piece.len()) as u64)?;
+                bytes.extend_from_slice(&piece);
+            }
+            bytes.into()
+        } else {
+            // A file is read as far as the size goes that was looked at.
+            found.bytes().await.map_err(|error| self.error(&key, error))?
+        };
         check(digest, Digest::of(&bytes))?;
         Ok(bytes)
     }

@@ -31,6 +31,10 @@ pub enum Error {
     #[error("blob {digest} is damaged: its bytes have {found}; restore it from a backup or upload it again")]
     Corrupt { digest: Digest, found: Digest },
 
+    /// Nothing was read beyond the limit.
+    #[error("blob {digest} has {size_bytes} bytes or more; no more than {limit_bytes} are read of it")]
+    TooLarge { digest: Digest, size_bytes: u64, limit_bytes: u64 },
+
     /// Its deletion is under way; the same call works once that is over.
     #[error(
         "blob {digest} is being deleted by a collection; try again in a moment, or run the collection to its end (tailor adapter gc)"
@@ -68,7 +72,7 @@ impl Error {
             Self::InvalidKey { .. } | Self::BadAddress { .. } => ErrorCode::InvalidArgument,
             Self::Unavailable { .. } | Self::Collecting { .. } => ErrorCode::Unavailable,
             Self::Busy { .. } => ErrorCode::Aborted,
-            Self::Refused { .. } | Self::Unfit { .. } => ErrorCode::FailedPrecondition,
+            Self::Refused { .. } | Self::Unfit { .. } | Self::TooLarge { .. } => ErrorCode::FailedPrecondition,
             Self::Full { .. } => ErrorCode::ResourceExhausted,
             Self::Corrupt { .. } | Self::Malformed { .. } => ErrorCode::DataLoss,
             Self::File { .. } => ErrorCode::Internal,

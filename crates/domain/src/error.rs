@@ -19,6 +19,8 @@ pub enum ErrorCode {
     Unavailable,
     /// The caller is not who it must be.
     Unauthenticated,
+    /// The caller is known, and may not do this.
+    PermissionDenied,
     /// The caller gave up.
     Cancelled,
     /// The caller's deadline passed first.

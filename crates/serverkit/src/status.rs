@@ -1,5 +1,6 @@
 //! From an error's code to a gRPC status with details, once for all services.
 
+use std::collections::HashMap;
 use std::fmt::Display;
 use std::time::Duration;
 
@@ -20,6 +21,12 @@ pub trait Coded: Display {
     /// `google.rpc.QuotaFailure`, by which it is told from what only has to wait.
     fn exceeds(&self) -> Option<&'static str> {
         None
+    }
+
+    /// For exhausted resources: whether the very thing that was asked for finds no memory, where another may find some. Sent in
+    /// `google.rpc.ErrorInfo`, by which it is told from a full queue.
+    fn lacks_memory(&self) -> bool {
+        false
     }
 
     /// For a failed precondition: which conditions do not hold, for programs to read.
@@ -49,6 +56,9 @@ impl Coded for tailor_blobs::Error {
     }
 }
 
+/// What an error's info says where something finds no memory.
+const LACKS: &str = "lacks";
+const MEMORY: &str = "memory";
 /// How long a caller should wait before it sends a retryable request again.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 
@@ -63,6 +73,7 @@ pub fn grpc_code(code: ErrorCode) -> Code {
         ErrorCode::ResourceExhausted => Code::ResourceExhausted,
         ErrorCode::Unavailable => Code::Unavailable,
         ErrorCode::Unauthenticated => Code::Unauthenticated,
+        ErrorCode::PermissionDenied => Code::PermissionDenied,
         ErrorCode::Cancelled => Code::Cancelled,
         ErrorCode::DeadlineExceeded => Code::DeadlineExceeded,
         ErrorCode::DataLoss => Code::DataLoss,
@@ -81,6 +92,7 @@ pub fn reason(code: ErrorCode) -> &'static str {
         ErrorCode::ResourceExhausted => "RESOURCE_EXHAUSTED",
         ErrorCode::Unavailable => "UNAVAILABLE",
         ErrorCode::Unauthenticated => "UNAUTHENTICATED",
+        ErrorCode::PermissionDenied => "PERMISSION_DENIED",
         ErrorCode::Cancelled => "CANCELLED",
         ErrorCode::DeadlineExceeded => "DEADLINE_EXCEEDED",
         ErrorCode::DataLoss => "DATA_LOSS",
@@ -95,7 +107,8 @@ pub fn status<E: Coded + ?Sized>(error: &E) -> Status {
         tracing::error!(%error, "request failed by a defect of ours");
     }
     let mut details = ErrorDetails::new();
-    details.set_error_info(reason(code), "tailor", std::collections::HashMap::new());
+    let lacks = error.lacks_memory().then(|| (LACKS.to_owned(), MEMORY.to_owned()));
+    details.set_error_info(reason(code), "tailor", lacks.into_iter().collect::<HashMap<_, _>>());
     match error.exceeds() {
         Some(setting) => {
             details.add_quota_failure_violation(setting, error.to_string());
@@ -116,8 +129,18 @@ pub fn is_too_large(status: &Status) -> bool {
     status.get_details_quota_failure().is_some()
 }
 
+/// Whether another service said so ([`Coded::lacks_memory`]).
+pub fn lacks_memory(status: &Status) -> bool {
+    status.get_details_error_info().is_some_and(|info| info.metadata.get(LACKS).is_some_and(|what| what == MEMORY))
+}
+
 /// The domain's code of a status that another service sent us, so that it can be passed on.
 pub fn code_of(status: &Status) -> ErrorCode {
+    // What the transport says has a source, and whatever code comes to its mind: a connection that breaks in the middle of a call
+    // is UNKNOWN, CANCELLED or INTERNAL to it. To us its service is away.
+    if std::error::Error::source(status).is_some() {
+        return ErrorCode::Unavailable;
+    }
     match status.code() {
         Code::Ok | Code::Unknown | Code::Internal | Code::Unimplemented => ErrorCode::Internal,
         Code::Cancelled => ErrorCode::Cancelled,
@@ -126,7 +149,8 @@ pub fn code_of(status: &Status) -> ErrorCode {
         Code::DeadlineExceeded | Code::Unavailable => ErrorCode::Unavailable,
         Code::NotFound => ErrorCode::NotFound,
         Code::AlreadyExists => ErrorCode::AlreadyExists,
-        Code::PermissionDenied | Code::Unauthenticated => ErrorCode::Unauthenticated,
+        Code::Unauthenticated => ErrorCode::Unauthenticated,
+        Code::PermissionDenied => ErrorCode::PermissionDenied,
         Code::ResourceExhausted => ErrorCode::ResourceExhausted,
         Code::FailedPrecondition => ErrorCode::FailedPrecondition,
         Code::Aborted => ErrorCode::Aborted,
@@ -168,6 +192,33 @@ mod tests {
         assert!(is_too_large(&large) && large.get_details_retry_info().is_none(), "it is never taken");
         let full = status(&Large(None));
         assert!(!is_too_large(&full) && full.get_details_retry_info().is_some(), "it may be taken later");
+    }
+
+    #[test]
+    fn what_finds_no_memory_is_told_from_a_full_queue() {
+        struct Full(bool);
+        impl Display for Full {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("full")
+            }
+        }
+        impl Coded for Full {
+            fn code(&self) -> ErrorCode {
+                ErrorCode::ResourceExhausted
+            }
+            fn lacks_memory(&self) -> bool {
+                self.0
+            }
+        }
+        assert!(lacks_memory(&status(&Full(true))) && !lacks_memory(&status(&Full(false))));
+        assert!(!lacks_memory(&Status::resource_exhausted("said by a proxy")));
+    }
+
+    #[test]
+    fn a_connection_that_breaks_is_a_service_that_is_away() {
+        let broken = Status::from_error(Box::new(std::io::Error::other("connection reset")));
+        assert_eq!((broken.code(), code_of(&broken)), (Code::Unknown, ErrorCode::Unavailable));
+        assert_eq!(code_of(&Status::unknown("said by a service")), ErrorCode::Internal);
     }
 
     #[test]

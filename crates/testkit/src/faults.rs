@@ -41,6 +41,8 @@ pub enum Fault {
     Torn,
     /// The answer ends early and says nothing of it. Only for reads.
     Truncated,
+    /// The answer goes on and on beyond the size that it says it has. Only for reads.
+    Overlong,
     /// A listing does not show the last things written. Only for listings.
     Lagging,
     /// A listing comes in another order. Only for listings.

@@ -118,6 +118,15 @@ async fn halved(whole: GetResult, fault: Fault) -> Result<GetResult> {
     Ok(GetResult { payload: GetResultPayload::Stream(pieces.boxed()), meta, range, attributes, extensions })
 }
 
+/// The same bytes a thousand times, under the size of one.
+async fn overlong(whole: GetResult) -> Result<GetResult> {
+    let (meta, range, attributes) = (whole.meta.clone(), whole.range.clone(), whole.attributes.clone());
+    let extensions = whole.extensions.clone();
+    let bytes = whole.bytes().await?;
+    let pieces = futures::stream::iter(std::iter::repeat_n(bytes, 1000).map(Ok::<_, Error>));
+    Ok(GetResult { payload: GetResultPayload::Stream(pieces.boxed()), meta, range, attributes, extensions })
+}
+
 #[async_trait]
 impl ObjectStore for FlakyStore {
     async fn put_opts(&self, location: &Path, payload: PutPayload, opts: PutOptions) -> Result<PutResult> {
@@ -147,6 +156,7 @@ impl ObjectStore for FlakyStore {
             Some(fault @ (Fault::Torn | Fault::Truncated)) if !options.head => {
                 halved(self.inner.get_opts(location, options).await?, fault).await
             }
+            Some(Fault::Overlong) if !options.head => overlong(self.inner.get_opts(location, options).await?).await,
             Some(fault) => Err(failure(fault)),
         }
     }

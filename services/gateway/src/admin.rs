@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tailor_domain::Digest;
+use tailor_domain::{AdapterRef, Digest};
 use tailor_pb::inference as pb;
 use tailor_pb::inference::adapter_admin_client::AdapterAdminClient;
 use tailor_pb::inference::adapter_admin_server::AdapterAdmin;
@@ -58,7 +58,7 @@ fn wire_usage(usage: tailor_engine::Usage) -> pb::EngineUsage {
 impl AdapterAdmin for Api {
     async fn load(&self, request: Request<pb::LoadRequest>) -> Result<Response<pb::ResidentAdapter>, Status> {
         let reference = request.into_inner().adapter;
-        let reference: tailor_domain::adapter::AdapterRef = reference.parse().map_err(|error| status(&error))?;
+        let reference: AdapterRef = reference.parse().map_err(|error| status(&error))?;
         if let Some(fleet) = self.models.fleet() {
             // What the name means is said once, here.
             let found = self.models.resolve(&reference.to_string()).await.map_err(|error| status(&error))?;
@@ -66,14 +66,8 @@ impl AdapterAdmin for Api {
             let loaded = fleet.load(&version, &found.digest).await;
             return loaded.map(Response::new).map_err(|error| status(&error));
         }
-        let model = self.models.find("", &reference.to_string()).await.map_err(|error| status(&error))?;
-        let _lease = model.lease().await.map_err(|error| status(&error))?;
-        let digest = model.adapter.as_ref().map(|version| version.digest.clone());
-        let resident = self.models.resident();
-        match resident.iter().find(|entry| Some(&entry.version.digest) == digest.as_ref()) {
-            Some(entry) => Ok(Response::new(wire(entry))),
-            None => Err(Status::internal("an adapter was asked for and none came")),
-        }
+        let entry = self.models.make_ready(&reference).await.map_err(|error| status(&error))?;
+        Ok(Response::new(wire(&entry)))
     }
 
     async fn pin(&self, request: Request<pb::PinRequest>) -> Result<Response<pb::ResidentAdapter>, Status> {

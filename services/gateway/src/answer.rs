@@ -6,7 +6,7 @@ use tailor_domain::ErrorCode;
 use tailor_engine::Event;
 use tailor_pb::inference as pb;
 use tailor_serverkit::meter::AnswerMeter;
-use tailor_serverkit::status;
+use tailor_serverkit::{Coded as _, status};
 use tailor_text::Tokenizer;
 use tailor_text::tokenizer::TextStream;
 
@@ -245,7 +245,7 @@ impl Drop for Answer {
 
 /// Whether an answer failed by no fault of its caller.
 fn is_ours(error: &Error) -> bool {
-    matches!(error.code(), ErrorCode::Internal | ErrorCode::Unavailable | ErrorCode::DataLoss)
+    matches!(error.code(), ErrorCode::Internal | ErrorCode::Unavailable | ErrorCode::DataLoss) || error.lacks_memory()
 }
 
 /// The log-probability of each given token.

@@ -18,6 +18,7 @@ use std::cmp::Reverse;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use tailor_blobs::Store;
 use tailor_domain::{BaseManifest, BaseName, Digest};
@@ -32,6 +33,7 @@ use self::room::Room;
 pub use self::room::Surroundings;
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::failures::Failures;
 use crate::fleet::Fleet;
 
 /// Where uses are counted from; what the process before has used is older than that.
@@ -46,6 +48,8 @@ pub struct Bases {
     /// Where an edge has its engines.
     fleet: Option<Arc<Fleet>>,
     slots: Mutex<Slots>,
+    /// Of starts, apart by whether others may leave for it.
+    failures: Failures<(Digest, bool)>,
     room: Room,
     /// Counts uses.
     clock: AtomicU64,
@@ -64,17 +68,20 @@ impl Bases {
         };
         let cache_dir = settings.cache_dir.join(if fleet.is_some() { "edge" } else { "bases" });
         let (slots, clock) = (Mutex::default(), AtomicU64::new(FIRST_USE));
-        Ok(Self { store, cache_dir, options, fleet, slots, room: Room::new(settings, around)?, clock })
+        let (room, failures) = (Room::new(settings, around)?, Failures::default());
+        Ok(Self { store, cache_dir, options, fleet, slots, failures, room, clock })
     }
 
     /// The running base of a manifest; the first caller starts it and the others wait for the same start.
     ///
     /// # Errors
-    /// It cannot be fetched or started; there is no room for it.
+    /// It cannot be fetched or started; there is no room for it. All who have waited for that are told.
     pub async fn get(&self, manifest: &BaseManifest, wanted: Wanted) -> Result<InUse> {
+        let (arrived, attempt) = (Instant::now(), (manifest.fingerprint.clone(), wanted == Wanted::Now));
         // Nobody puts away what is held by its slot, so from here on the base stays.
         let slot = self.slots.lock().await.entry(manifest.fingerprint.clone()).or_default().clone();
-        let started = slot.get_or_try_init(|| self.start(manifest, wanted)).await?;
+        let start = || self.failures.attempt(&attempt, arrived, self.start(manifest, wanted));
+        let started = slot.get_or_try_init(start).await?;
         Ok(started.used(match wanted {
             Wanted::Now => self.clock.fetch_add(1, Ordering::Relaxed),
             Wanted::Again { place } => (FIRST_USE - 1).saturating_sub(place),
@@ -162,4 +169,44 @@ async fn begin(folder: &Path, options: EngineOptions) -> Result<Engine> {
         event?;
     }
     Ok(engine)
+}
+
+#[cfg(test)]
+mod tests {
+    use tailor_domain::{ErrorCode, Family, FileRef, QuantCode};
+    use tailor_testkit::{Fault, FlakyStore, Op, TempDir};
+
+    use super::*;
+    use crate::models::Models;
+    use crate::routes::Routes;
+
+    #[tokio::test]
+    async fn a_start_that_fails_is_made_once_for_all_who_wait_for_it() {
+        let folder = TempDir::new();
+        let settings = Settings { cache_dir: folder.path().to_owned(), ..Settings::default() };
+        let (backend, faults) = FlakyStore::memory();
+        let routes = Arc::new(Routes::new(&settings).expect("an address"));
+        let models = Models::new(&settings, Store::over(backend, "flaky://"), routes, None).expect("settings");
+        let manifest = BaseManifest {
+            name: BaseName::try_new("little").expect("a name"),
+            fingerprint: Digest::of(b"little"),
+            family: Family::Decoder,
+            model_type: "llama".into(),
+            quant: QuantCode::Nf4,
+            dtype: "f32".into(),
+            parameters: 1,
+            files: vec![FileRef { name: "config.json".into(), digest: Digest::of(b"never stored"), size_bytes: 12 }],
+            created_at_ms: 1,
+        };
+        // It takes a while, so that all are there before it fails.
+        faults.fail_all(Op::Get, Fault::Slow);
+        let all = (0..20).map(|_| models.bases.get(&manifest, Wanted::Now));
+        for said in futures::future::join_all(all).await {
+            let Err(error) = said else { panic!("its file is nowhere") };
+            assert_eq!(error.code(), ErrorCode::NotFound, "{error}");
+        }
+        assert_eq!(faults.count(Op::Get), 1, "one start for twenty");
+        let Err(later) = models.bases.get(&manifest, Wanted::Now).await else { panic!("its file is nowhere") };
+        assert_eq!((later.code(), faults.count(Op::Get)), (ErrorCode::NotFound, 2), "who comes later tries again");
+    }
 }

@@ -33,7 +33,7 @@ async fn bases(models: &Models) -> Result<Vec<pb::Model>> {
     let (mut client, mut listed, mut token) = (models.registry(), Vec::new(), String::new());
     loop {
         let page = Some(common::Page { size: 0, token });
-        let answer = client.list_bases(registry::ListBasesRequest { page }).await;
+        let answer = models.routes().answered(client.list_bases(registry::ListBasesRequest { page })).await;
         let answer = answer.map_err(Error::service("registry"))?.into_inner();
         listed.extend(answer.bases.into_iter().map(|base| pb::Model {
             id: base.name.clone(),
@@ -52,7 +52,7 @@ async fn named(models: &Models) -> Result<Vec<Named>> {
     let (mut client, mut listed, mut token) = (models.registry(), Vec::new(), String::new());
     loop {
         let page = Some(common::Page { size: 0, token });
-        let answer = client.list_adapters(registry::ListAdaptersRequest { page }).await;
+        let answer = models.routes().answered(client.list_adapters(registry::ListAdaptersRequest { page })).await;
         let answer = answer.map_err(Error::service("registry"))?.into_inner();
         listed.extend(answer.adapters.into_iter().flat_map(versions));
         token = answer.next_page_token;

@@ -2,8 +2,10 @@
 
 use tailor_domain::{BaseName, Digest, ErrorCode, Invalid};
 use tailor_serverkit::Coded;
-use tailor_serverkit::status::code_of;
+use tailor_serverkit::status::{self, code_of};
 use tonic_types::StatusExt as _;
+
+use crate::failures::Told;
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -11,6 +13,9 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub enum Error {
     #[error(transparent)]
     Invalid(#[from] Invalid),
+    /// Of an attempt that this caller has waited for.
+    #[error(transparent)]
+    Told(#[from] Told),
     #[error("name a model: base, adapter, or both")]
     NoModel,
     #[error("adapter {adapter} was made for base {its_base}, not for {asked}; leave the base out, or name {its_base}")]
@@ -22,6 +27,11 @@ pub enum Error {
     OtherBaseNow { base: BaseName, wanted: Digest, found: Digest },
     #[error("adapter {adapter} cannot be used: {problem}")]
     BadAdapter { adapter: String, problem: String },
+    #[error(
+        "adapter {adapter} cannot be used: its {file} has {size_bytes} bytes, the limit is {limit_bytes}; publish a version of a \
+         lower rank or with fewer modules"
+    )]
+    TooLarge { adapter: String, file: &'static str, size_bytes: u64, limit_bytes: u64 },
     #[error(
         "adapter {adapter} ({digest}) is quarantined, since it failed its checks: {reason}; publish another version"
     )]
@@ -36,6 +46,10 @@ pub enum Error {
     NoFreeRoom(String),
     #[error("no adapter with digest {0} is resident")]
     NotResident(String),
+    #[error(
+        "adapter {adapter} was loaded {tries} times and taken off each time (AdapterAdmin.Unload); load it again when that is over"
+    )]
+    TakenOff { adapter: String, tries: u32 },
     #[error("adapter {digest} stays resident: {why}; end that first")]
     Held { digest: String, why: String },
     #[error("digest {0} is no side of a rollout that runs; take it from an answer's adapter_digest")]
@@ -62,6 +76,10 @@ pub enum Error {
         .retry_after.as_secs_f64().ceil()
     )]
     TenantLimit { tenant: String, what: &'static str, asked: u64, limit: u64, retry_after: std::time::Duration },
+    #[error(
+        "caller.tenant: {named:?} is named by a call of tenant {own:?} (header x-tailor-tenant); leave it out, or name {own:?}"
+    )]
+    OtherTenant { own: String, named: String },
     #[error("the work was cut off; send the request again")]
     Cut,
     #[error("this engine is about to stop; send the request to another")]
@@ -83,21 +101,25 @@ impl Error {
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::Invalid(error) => error.code(),
+            Self::Told(told) => told.code,
             Self::NoModel | Self::Address(_) | Self::Settings(_) => ErrorCode::InvalidArgument,
             Self::OtherBase { .. }
             | Self::OtherFingerprint { .. }
             | Self::OtherBaseNow { .. }
             | Self::BadAdapter { .. }
+            | Self::TooLarge { .. }
             | Self::Quarantined { .. }
             | Self::Held { .. }
             | Self::Golden { .. } => ErrorCode::FailedPrecondition,
             Self::NotResident(_) | Self::NotASide(_) => ErrorCode::NotFound,
+            Self::TakenOff { .. } => ErrorCode::Aborted,
             Self::Service { status, .. } => code_of(status),
             Self::Store(error) => error.code(),
             Self::Text(error) => error.code(),
             Self::Engine(error) => error.code(),
             Self::Constrain(error) => error.code(),
             Self::TenantLimit { .. } | Self::NoRoomForBase { .. } | Self::NoFreeRoom(_) => ErrorCode::ResourceExhausted,
+            Self::OtherTenant { .. } => ErrorCode::PermissionDenied,
             Self::Cut | Self::Stopping | Self::NoEngine { .. } | Self::EngineLost { .. } => ErrorCode::Unavailable,
             Self::Listen(_) => ErrorCode::Internal,
         }
@@ -112,9 +134,21 @@ impl Coded for Error {
     fn retry_after(&self) -> Option<std::time::Duration> {
         match self {
             Self::Engine(error) => error.retry_after(),
+            Self::Told(told) => told.retry_after,
             Self::TenantLimit { retry_after, .. } => Some(*retry_after),
             Self::Service { status, .. } => status.get_details_retry_info().and_then(|info| info.retry_delay),
             _ => None,
+        }
+    }
+
+    fn lacks_memory(&self) -> bool {
+        match self {
+            Self::NoRoomForBase { .. } | Self::NoFreeRoom(_) | Self::Engine(tailor_engine::Error::OutOfMemory(_)) => {
+                true
+            }
+            Self::Service { status, .. } => status::lacks_memory(status),
+            Self::Told(told) => told.lacks_memory,
+            _ => false,
         }
     }
 }

@@ -35,12 +35,11 @@ impl Api {
 
     /// Chooses who answers, and lets it begin; the other side of a rollout where the first fails by its own fault.
     async fn begin(rollouts: &Arc<Rollouts>, request: Request<pb::GenerateRequest>) -> Result<(Begun, Ask)> {
-        let sent = Caller::of(request.metadata());
-        let request = request.into_inner();
+        let mut sent = Caller::of(request.metadata());
+        let mut request = request.into_inner();
         let (base, adapter) = (request.base.clone(), request.adapter.clone());
-        let caller: tailor_domain::rollout::Caller = request.caller.clone().unwrap_or_default().try_into()?;
-        let tenant = if caller.tenant.is_empty() { sent.tenant } else { caller.tenant.clone() };
-        let ask = Ask { tenant, deadline: sent.deadline, ..request.try_into()? };
+        let caller = sent.speaks_for(request.caller.take())?;
+        let ask = Ask { tenant: sent.tenant, deadline: sent.deadline, ..request.try_into()? };
         let choice = rollouts.choose(&base, &adapter, &caller).await?;
         Ok((Self::begin_with(rollouts, choice, &ask).await?, ask))
     }
@@ -185,12 +184,9 @@ impl InferenceService for Api {
 
     async fn score(&self, request: Request<pb::ScoreRequest>) -> Result<Response<pb::ScoreResponse>, Status> {
         let mut sent = Caller::of(request.metadata());
-        let request = request.into_inner();
+        let mut request = request.into_inner();
         let scored = async {
-            let caller: tailor_domain::rollout::Caller = request.caller.clone().unwrap_or_default().try_into()?;
-            if !caller.tenant.is_empty() {
-                sent.tenant.clone_from(&caller.tenant);
-            }
+            let caller = sent.speaks_for(request.caller.take())?;
             let mut choice = self.rollouts.choose(&request.base, &request.adapter, &caller).await?;
             let tokens = loop {
                 match answer::score(&choice.model, &request, &sent).await {

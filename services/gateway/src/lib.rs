@@ -23,6 +23,7 @@ mod catalog;
 mod device;
 mod engine_api;
 mod error;
+mod failures;
 mod fleet;
 mod gates;
 mod grpc;
@@ -38,6 +39,7 @@ mod said;
 mod shelf;
 mod stop;
 mod tenants;
+mod way;
 
 use std::sync::Arc;
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use tailor_blobs::Store;
-use tailor_domain::{BaseManifest, BaseName, Digest, Version};
+use tailor_domain::{AdapterRef, BaseManifest, BaseName, Digest, Version};
 use tailor_engine::Engine;
 use tailor_pb::inference as pb;
 use tailor_pb::registry;
@@ -28,6 +28,7 @@ use crate::resident::{Entry, Lease, Resident};
 use crate::routes::Routes;
 use crate::shelf::Shelf;
 use crate::tenants::{TenantLimits, Tenants};
+use crate::way::Way;
 
 /// One resolved adapter version.
 #[derive(Debug, Clone)]
@@ -141,6 +142,7 @@ pub struct Models {
     trusted: Trusted,
     resident: Arc<Resident>,
     shelf: Shelf,
+    way: Way,
     reading: Semaphore,
     /// What failed its checks, with the reason. A digest says what it is, so it would fail them again.
     quarantine: Mutex<HashMap<Digest, String>>,
@@ -165,6 +167,7 @@ impl Models {
             trusted: Keys::of(settings)?.trusted,
             resident,
             shelf: Shelf::new(settings, store),
+            way: Way::default(),
             reading: Semaphore::new(READ_AT_ONCE),
             quarantine: Mutex::default(),
         })
@@ -334,6 +337,7 @@ impl Models {
 
     #[tracing::instrument(name = "gateway.load_adapter", skip_all, fields(adapter = %version.name, digest = %version.digest))]
     async fn load(&self, engine: &Engine, version: &AdapterVersion, found: &registry::AdapterVersion) -> Result<u64> {
+        let _room = self.way.enter(found.weights_size_bytes).await?;
         let files = self.shelf.fetch(found, &self.meters.engines).await?;
         let name = format!("{}@{}", version.name, version.version);
         let bad = |problem: String| Error::BadAdapter { adapter: name.clone(), problem };
@@ -351,6 +355,16 @@ impl Models {
         })?;
         tracing::info!(adapter = name, digest = %version.digest, "adapter is resident");
         Ok(resident.size_bytes)
+    }
+
+    /// Makes an adapter resident before anybody asks for it.
+    ///
+    /// # Errors
+    /// It cannot be found or loaded; it is taken off each time.
+    pub async fn make_ready(self: &Arc<Self>, reference: &AdapterRef) -> Result<Entry> {
+        let model = self.find("", &reference.to_string()).await?;
+        let version = model.adapter.as_ref().ok_or(Error::NoModel)?;
+        self.resident.shown(version, || model.lease()).await
     }
 
     /// Brings a version's files near, so that its first request waits for little.

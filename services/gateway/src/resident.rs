@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use tailor_domain::{BaseName, Digest};
 
 use crate::error::{Error, Result};
+use crate::failures::Failures;
 use crate::gates::Gates;
 use crate::models::AdapterVersion;
 use crate::shelf::Worth;
@@ -15,10 +16,15 @@ use crate::shelf::Worth;
 /// Keeps an adapter on the device.
 pub type Lease = Arc<()>;
 
+/// How often an adapter is made resident for one who asks for that, where others take it off each time.
+const TRIES: u32 = 3;
+
 pub struct Resident {
     /// Bytes of adapters; what is in use may exceed it.
     budget: u64,
     gates: Gates,
+    /// Of loads.
+    failures: Failures<Digest>,
     entries: Mutex<Entries>,
 }
 
@@ -58,13 +64,13 @@ impl Leaving {
 
 impl Resident {
     pub fn new(budget: u64) -> Self {
-        Self { budget, gates: Gates::default(), entries: Mutex::default() }
+        Self { budget, gates: Gates::default(), failures: Failures::default(), entries: Mutex::default() }
     }
 
     /// A lease on an adapter that is resident when this returns. `load` runs only if it was not, and gives its bytes.
     ///
     /// # Errors
-    /// What `load` says; then nothing is remembered, and the next caller tries again.
+    /// What `load` says, to all who have waited for it; who comes after that tries again.
     pub async fn lease(
         &self,
         version: &AdapterVersion,
@@ -74,13 +80,14 @@ impl Resident {
         if let Some(lease) = self.touch(&version.digest) {
             return Ok(lease);
         }
+        let arrived = Instant::now();
         let gate = self.gates.at(&version.digest);
         let _alone = gate.lock().await;
         if let Some(lease) = self.touch(&version.digest) {
             return Ok(lease);
         }
         let begun = Instant::now();
-        let size_bytes = load.await?;
+        let size_bytes = self.failures.attempt(&version.digest, arrived, load).await?;
         let lease = Lease::default();
         let entry = Entry {
             version: version.clone(),
@@ -94,6 +101,25 @@ impl Resident {
         entries.worth.insert(&version.digest, size_bytes, begun.elapsed());
         entries.by_digest.insert(version.digest.clone(), entry);
         Ok(lease)
+    }
+
+    /// An adapter as it is when it is resident; `lease` makes it so. Where somebody takes it off in that moment it is made so again.
+    ///
+    /// # Errors
+    /// What `lease` says; [`Error::TakenOff`].
+    pub async fn shown<F>(&self, version: &AdapterVersion, lease: impl Fn() -> F) -> Result<Entry>
+    where
+        F: Future<Output = Result<Option<Lease>>>,
+    {
+        for _ in 0..TRIES {
+            let lease = lease().await?;
+            if let Some(entry) = self.entries().by_digest.get(&version.digest) {
+                return Ok(entry.clone());
+            }
+            // Whoever takes it off waits for those who were promised it, and this is one of them.
+            drop(lease);
+        }
+        Err(Error::TakenOff { adapter: format!("{}@{}", version.name, version.version), tries: TRIES })
     }
 
     /// What must leave so that the rest fits the budget: of what is neither leased nor pinned, nor to be kept, what is worth
@@ -257,9 +283,18 @@ mod tests {
         };
         let (base, fingerprint) = base();
         let on = (&base, &fingerprint);
-        let failed = resident.lease(&version("a"), on, async { Err(Error::Cut) }).await;
-        assert!(failed.is_err() && resident.list().is_empty());
         let version = version("a");
+        let fails = || async {
+            tokio::task::yield_now().await;
+            loads.fetch_add(1, Ordering::Relaxed);
+            Err(Error::Cut)
+        };
+        let all = futures::future::join_all((0..50).map(|_| resident.lease(&version, on, fails()))).await;
+        let unavailable =
+            |failed: &Result<Lease>| failed.as_ref().is_err_and(|error| error.code() == Error::Cut.code());
+        assert!(all.iter().all(unavailable) && resident.list().is_empty());
+        assert_eq!(loads.swap(0, Ordering::Relaxed), 1, "nobody tries again what failed while it was waited for");
+        tokio::time::sleep(Duration::from_millis(2)).await;
         let all = futures::future::join_all((0..50).map(|_| resident.lease(&version, on, once()))).await;
         assert!(all.iter().all(std::result::Result::is_ok));
         assert_eq!(loads.load(Ordering::Relaxed), 1);
@@ -300,6 +335,34 @@ mod tests {
         assert!(!resident.keep(&little, &none) && resident.forget(&little, &none));
         assert_eq!(names(&resident), ["c"], "it is on another base of the same name");
         assert_eq!(resident.entries().worth.total_bytes(), 40);
+    }
+
+    #[tokio::test]
+    async fn one_that_is_taken_off_while_it_is_loaded_is_loaded_again_unless_that_goes_on() {
+        let resident = &Resident::new(1000);
+        let (version, (base, fingerprint), loads) = (&version("a"), &base(), &AtomicUsize::new(0));
+        let (taken_off, is_taken_off) = (&AtomicUsize::new(0), &AtomicUsize::new(1));
+        let lease = || async move {
+            let load = async {
+                loads.fetch_add(1, Ordering::Relaxed);
+                Ok(40)
+            };
+            let lease = resident.lease(version, (base, fingerprint), load).await?;
+            if taken_off.load(Ordering::Relaxed) < is_taken_off.load(Ordering::Relaxed) {
+                taken_off.fetch_add(1, Ordering::Relaxed);
+                let leaving = resident.remove(&version.digest).await?;
+                tokio::spawn(async move { leaving.unused().await });
+            }
+            Ok::<_, Error>(Some(lease))
+        };
+        let shown = resident.shown(version, lease).await.expect("the second time");
+        assert_eq!((shown.size_bytes, loads.load(Ordering::Relaxed)), (40, 2));
+        assert_eq!(names(resident), ["a"]);
+
+        is_taken_off.store(usize::MAX, Ordering::Relaxed);
+        let Err(error) = resident.shown(version, lease).await else { panic!("it is taken off each time") };
+        assert_eq!(error.code(), tailor_domain::ErrorCode::Aborted);
+        assert!(error.to_string().contains("a@1") && error.to_string().contains("load it again"), "{error}");
     }
 
     #[tokio::test]

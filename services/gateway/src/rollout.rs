@@ -25,6 +25,7 @@ use std::time::Duration;
 use tailor_domain::rollout::{BUCKETS, Caller, Golden, bucket};
 use tailor_domain::{AdapterName, Digest, Rollout};
 use tailor_pb::registry;
+use tailor_serverkit::status::code_of;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -35,6 +36,8 @@ use crate::error::{Error, Result};
 use crate::models::{Model, Models};
 use crate::routes::{Found, Route};
 
+/// Rollouts that are remembered; beyond it those that are over are forgotten, figures and all.
+const MAX_LIVE: usize = 1000;
 /// Shadow answers at the same time; more are left out, so that they never crowd out callers.
 const SHADOWS: usize = 2;
 
@@ -64,6 +67,8 @@ pub struct Live {
     shadows: Arc<Semaphore>,
     /// Why this gateway has ended it, before the registry has said so to all.
     tripped: Mutex<Option<String>>,
+    /// The entry by which both sides are being made ready.
+    preparing: Mutex<Option<u64>>,
 }
 
 impl Live {
@@ -77,6 +82,19 @@ impl Live {
 
     fn is_tripped(&self) -> bool {
         self.tripped.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// Whether nobody makes its sides ready by this entry yet; whoever is told so does.
+    fn begin_preparing(&self, seq: u64) -> bool {
+        let mut preparing = self.preparing.lock().unwrap_or_else(PoisonError::into_inner);
+        preparing.replace(seq) != Some(seq)
+    }
+
+    fn end_preparing(&self, seq: u64) {
+        let mut preparing = self.preparing.lock().unwrap_or_else(PoisonError::into_inner);
+        if *preparing == Some(seq) {
+            *preparing = None;
+        }
     }
 }
 
@@ -196,8 +214,13 @@ impl Rollouts {
         canary: &registry::AdapterVersion,
     ) -> Result<Arc<Live>> {
         let adapter = AdapterName::try_new(stable.adapter.clone())?;
+        let key = (adapter.to_string(), rollout.alias.to_string());
         let mut all = self.live.lock().unwrap_or_else(PoisonError::into_inner);
-        let slot = all.entry((adapter.to_string(), rollout.alias.to_string()));
+        if all.len() >= MAX_LIVE && !all.contains_key(&key) {
+            let table = self.models.routes().table();
+            all.retain(|(adapter, alias), _| table.find(adapter, alias).is_some_and(|route| route.split().is_some()));
+        }
+        let slot = all.entry(key);
         let live = slot.or_insert_with(|| Arc::new(Live::new(adapter.clone(), rollout, stable, canary)));
         let known = live.rollout();
         if known.id != rollout.id {
@@ -245,17 +268,19 @@ impl Rollouts {
             for (_, route) in self.models.routes().table().all() {
                 let Some((rollout, stable, canary)) = route.split() else { continue };
                 let Ok(live) = self.live(rollout, stable, canary) else { continue };
-                if live.is_tripped() {
+                let Rollout { seq, golden, .. } = live.rollout();
+                // The table changes with each move of any alias; a trial that is made again and again is one all the same.
+                if live.is_tripped() || !live.begin_preparing(seq) {
                     continue;
                 }
                 let rollouts = self.clone();
                 let stop = stop.clone();
                 tokio::spawn(async move {
-                    let golden = live.rollout().golden;
                     tokio::select! {
                         () = stop.cancelled() => {}
                         () = rollouts.prepare(&live, golden.as_ref()) => {}
                     }
+                    live.end_preparing(seq);
                 });
             }
             tokio::select! {
@@ -337,10 +362,12 @@ impl Rollouts {
                 why: format!("automatic: {problem}"),
                 sequence: rollout.seq,
             };
-            match self.models.routes().rollouts().abort_rollout(request).await {
+            let routes = self.models.routes();
+            let mut registry = routes.rollouts();
+            match routes.answered(registry.abort_rollout(request)).await {
                 Ok(_) => return,
                 // The shares were changed meanwhile, or no registry answers: with the newer entry, or later.
-                Err(status) if matches!(status.code(), tonic::Code::Aborted | tonic::Code::Unavailable) => {
+                Err(status) if code_of(&status).retryable() => {
                     tokio::time::sleep(WAIT).await;
                     let now = self.models.routes().table().find(live.adapter.as_str(), rollout.alias.as_str());
                     match now.as_ref().and_then(|route| route.split()) {
@@ -374,6 +401,7 @@ impl Live {
             figures: Mutex::default(),
             shadows: Arc::new(Semaphore::new(SHADOWS)),
             tripped: Mutex::default(),
+            preparing: Mutex::default(),
         }
     }
 }
@@ -382,3 +410,6 @@ fn target(route: &Route) -> Result<&registry::AdapterVersion> {
     let gone = || Error::service("registry")(tonic::Status::not_found("the alias' version was deleted"));
     route.target.as_ref().ok_or_else(gone)
 }
+
+#[cfg(test)]
+mod tests;

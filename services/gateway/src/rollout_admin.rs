@@ -39,14 +39,19 @@ impl Api {
         Response::new(wire(rollout, &seen))
     }
 
+    async fn get(&self, request: GetRolloutRequest) -> Result<Rollout, Status> {
+        let mut rollouts = self.routes().rollouts();
+        Ok(self.routes().answered(rollouts.get_rollout(request)).await?.into_inner())
+    }
+
     /// What a version is to be asked: what is given, else what the running rollout asks.
     async fn golden(&self, request: &SetRolloutRequest) -> Result<Option<Golden>, Status> {
         if let Some(golden) = request.golden.clone() {
             return Ok(Some(golden.try_into().map_err(|error: Invalid| status(&error))?));
         }
         let get = GetRolloutRequest { adapter: request.adapter.clone(), alias: request.alias.clone() };
-        let running = match self.routes().rollouts().get_rollout(get).await {
-            Ok(rollout) => rollout.into_inner(),
+        let running = match self.get(get).await {
+            Ok(rollout) => rollout,
             Err(error) if error.code() == Code::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
@@ -70,7 +75,7 @@ impl RolloutAdmin for Api {
     }
 
     async fn get_rollout(&self, request: Request<GetRolloutRequest>) -> Result<Response<pb::RolloutStatus>, Status> {
-        let rollout = self.routes().rollouts().get_rollout(request.into_inner()).await?.into_inner();
+        let rollout = self.get(request.into_inner()).await?;
         Ok(self.shown(rollout))
     }
 

@@ -4,10 +4,11 @@
 //! everything that is no alias, the registry is asked. So an alias that has been moved is followed within that time,
 //! whatever happens to the watch. What a base's name means is asked, and taken for true for the same time. Only where no
 //! registry answers at all does a name go on meaning what it last meant, for `gateway.outage_grace_ms`: nobody can have moved
-//! it through a registry that is away.
+//! it through a registry that is away. One that hangs is found out once, and then waited for by nobody ([`silence`]).
 
 mod base_names;
 mod follow;
+mod silence;
 mod table;
 
 use std::collections::HashMap;
@@ -26,6 +27,7 @@ use tailor_serverkit::{Settings, connect, server};
 use tonic::{Code, Status};
 
 use self::base_names::BaseNames;
+use self::silence::{LONGEST, PATIENCE, Silence};
 pub use self::table::{Route, Table};
 use crate::error::{Error, Result};
 
@@ -44,13 +46,11 @@ pub struct Routes {
     /// What references that are no alias were last said to mean, for when no registry answers.
     said: Mutex<HashMap<String, registry::AdapterVersion>>,
     base_names: BaseNames,
+    silence: Silence,
 }
 
 /// References that are remembered; beyond it all are forgotten.
 const MAX_SAID: usize = 10_000;
-/// A registry that is there answers sooner. One whose process is stopped keeps its connections, and nothing else would say so for
-/// long.
-const PATIENCE: Duration = Duration::from_secs(2);
 
 impl Routes {
     pub fn new(settings: &Settings) -> Result<Self> {
@@ -61,6 +61,7 @@ impl Routes {
             grace: Duration::from_millis(settings.gateway.outage_grace_ms),
             said: Mutex::default(),
             base_names: BaseNames::default(),
+            silence: Silence::default(),
         })
     }
 
@@ -119,6 +120,9 @@ impl Routes {
             let manifest = BaseManifest::try_from(found).map_err(|error| Status::internal(error.to_string()))?;
             Ok::<_, Status>(Arc::new(manifest))
         };
+        if let Some(manifest) = self.base_names.fresh(name, self.fresh) {
+            return Ok(manifest);
+        }
         let is_known = self.base_names.last(name).is_some();
         match self.or_silence(is_known, self.base_names.find(name, self.fresh, ask)).await {
             Ok(manifest) => Ok(manifest),
@@ -136,17 +140,22 @@ impl Routes {
     }
 
     /// What the registry answers, or that it is away, if it does not say a word. `is_known`: whether there is something to go by
-    /// then; without it there is nothing better than to wait.
+    /// then; without it a slow answer is waited for.
     async fn or_silence<T>(
         &self,
         is_known: bool,
         answer: impl Future<Output = Result<T, Status>>,
     ) -> Result<T, Status> {
-        if !is_known || !self.table.confirmed_within(self.grace) {
-            return answer.await;
-        }
-        let silent = |_| Status::unavailable(format!("no word of the registry for {} s", PATIENCE.as_secs()));
-        tokio::time::timeout(PATIENCE, answer).await.map_err(silent)?
+        let patience = if is_known && self.table.confirmed_within(self.grace) { PATIENCE } else { LONGEST };
+        self.silence.ask(patience, answer).await
+    }
+
+    /// What the registry answers to a question of which nothing is remembered.
+    ///
+    /// # Errors
+    /// What it says; UNAVAILABLE where it does not say a word.
+    pub async fn answered<T>(&self, answer: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
+        self.or_silence(false, answer).await
     }
 
     /// What the registry answers of a reference, or what it last did, while none answers.
@@ -160,7 +169,7 @@ impl Routes {
         let mut said = self.said();
         match answer {
             Ok(target) => {
-                if said.len() >= MAX_SAID {
+                if said.len() >= MAX_SAID && !said.contains_key(reference) {
                     said.clear();
                 }
                 said.insert(reference.to_owned(), target.clone());
@@ -189,18 +198,22 @@ impl Routes {
         if !splits {
             return Ok(Route::fixed(target));
         }
-        let canary = self.version(&target.adapter, Version(rollout.canary_version)).await?;
+        let canary = self.get_version(&target.adapter, Version(rollout.canary_version)).await?;
         let alias_seq = rollout.alias_sequence;
         let rollout = Rollout::try_from(rollout).map_err(|error| Status::internal(error.to_string()))?;
         Ok(Route { alias_seq, target: Some(target), rollout: Some(rollout), canary: Some(canary), previous: None })
     }
 
-    pub async fn resolve(&self, reference: &str) -> Result<registry::AdapterVersion, Status> {
+    async fn resolve(&self, reference: &str) -> Result<registry::AdapterVersion, Status> {
         let request = registry::ResolveRequest { reference: reference.to_owned() };
         Ok(self.registry().resolve(request).await?.into_inner())
     }
 
     pub async fn version(&self, adapter: &str, version: Version) -> Result<registry::AdapterVersion, Status> {
+        self.answered(self.get_version(adapter, version)).await
+    }
+
+    async fn get_version(&self, adapter: &str, version: Version) -> Result<registry::AdapterVersion, Status> {
         let request = registry::GetVersionRequest { adapter: adapter.to_owned(), version: version.0 };
         Ok(self.registry().get_version(request).await?.into_inner())
     }
@@ -211,7 +224,7 @@ impl Routes {
         adapter: &str,
         version: Version,
     ) -> Result<registry::AdapterVersion, Status> {
-        self.or_remember(&format!("{adapter}@{version}"), self.version(adapter, version)).await
+        self.or_remember(&format!("{adapter}@{version}"), self.get_version(adapter, version)).await
     }
 
     /// Waits until this table has a rollout's entry, so that whoever asked for it finds it in force; not for long, since the
@@ -229,5 +242,69 @@ impl Routes {
             }
         };
         let _ = tokio::time::timeout(PATIENCE, reached).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::Instant;
+    use tonic_types::StatusExt as _;
+
+    use super::*;
+
+    fn routes() -> Routes {
+        let routes = Routes::new(&Settings::default()).expect("an address");
+        routes.table.confirm();
+        routes
+    }
+
+    fn version(number: u64) -> registry::AdapterVersion {
+        registry::AdapterVersion { adapter: "grammar".into(), version: number, ..Default::default() }
+    }
+
+    /// What a reference means while the registry hangs, and how long its asker waited.
+    async fn ask(routes: &Routes, reference: &str) -> (Result<registry::AdapterVersion, Status>, u64) {
+        let begun = Instant::now();
+        let said = routes.or_remember(reference, std::future::pending()).await;
+        (said, begun.elapsed().as_secs())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn while_the_registry_hangs_one_waits_and_then_all_are_told_at_once_what_is_known() {
+        let routes = routes();
+        routes.or_remember("grammar@1", async { Ok(version(1)) }).await.expect("it answers");
+        let (said, waited) = ask(&routes, "grammar@1").await;
+        assert_eq!((said.expect("as it last was"), waited), (version(1), 2));
+        for _ in 0..5 {
+            let (said, waited) = ask(&routes, "grammar@1").await;
+            assert_eq!((said.expect("as it last was"), waited), (version(1), 0));
+            let (said, waited) = ask(&routes, "grammar@2").await;
+            let status = said.expect_err("nobody knows");
+            assert_eq!((status.code(), waited), (Code::Unavailable, 0), "{status}");
+            assert!(status.get_details_retry_info().is_some_and(|info| info.retry_delay.is_some()), "{status}");
+        }
+        routes.silence.heard();
+        let found = routes.or_remember("grammar@2", async { Ok(version(2)) }).await;
+        assert_eq!(found.expect("it answers again"), version(2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_nobody_knows_is_waited_for_but_not_for_ever() {
+        let routes = routes();
+        let (said, waited) = ask(&routes, "grammar@1").await;
+        assert_eq!(said.expect_err("nobody knows").code(), Code::Unavailable);
+        assert_eq!(waited, LONGEST.as_secs());
+    }
+
+    #[tokio::test]
+    async fn what_is_known_is_not_forgotten_by_being_asked_again() {
+        let routes = routes();
+        for number in (0..MAX_SAID as u64).chain([0]) {
+            let found = routes.or_remember(&number.to_string(), async { Ok(version(number)) }).await;
+            found.expect("it answers");
+        }
+        assert_eq!(routes.said().len(), MAX_SAID);
+        routes.or_remember("one more", async { Ok(version(1)) }).await.expect("it answers");
+        assert_eq!(routes.said().len(), 1, "no more than the limit is ever remembered");
     }
 }

@@ -1,9 +1,10 @@
 //! Adapters' files on their way to the device: object storage → disk → memory, a budget of bytes for each.
 //!
 //! What is here is whole: each file's digest was checked when it came from the store and whenever it is read from disk. Whether
-//! it is a good adapter is found out on its way to the device.
+//! it is a good adapter is found out on its way to the device. What is larger than an adapter can be is not read at all.
 
 mod disk;
+mod file;
 mod worth;
 
 use std::collections::HashMap;
@@ -14,10 +15,12 @@ use bytes::Bytes;
 use tailor_blobs::Store;
 use tailor_domain::Digest;
 use tailor_pb::registry;
+use tailor_peft::{CONFIG_FILE, Limits, WEIGHTS_FILE};
 use tailor_serverkit::meter::Engines;
 use tailor_serverkit::{Settings, status};
 
 use self::disk::Disk;
+use self::file::File;
 pub use self::worth::Worth;
 use crate::error::Result;
 use crate::gates::Gates;
@@ -35,6 +38,8 @@ pub struct Shelf {
     store: Store,
     disk: Disk,
     budget: u64,
+    /// How large an adapter's files may be.
+    limits: Limits,
     memory: Mutex<Memory>,
     gates: Gates,
 }
@@ -49,13 +54,14 @@ impl Shelf {
     pub fn new(settings: &Settings, store: Store) -> Self {
         let gateway = &settings.gateway;
         let disk = Disk::open(settings.cache_dir.join("adapters/blobs"), gateway.adapter_disk_bytes);
-        Self { store, disk, budget: gateway.adapter_memory_bytes, memory: Mutex::default(), gates: Gates::default() }
+        let (budget, limits) = (gateway.adapter_memory_bytes, Limits::default());
+        Self { store, disk, budget, limits, memory: Mutex::default(), gates: Gates::default() }
     }
 
     /// A version's files, from the nearest tier that has them. Callers of one version share one fetch.
     ///
     /// # Errors
-    /// The store's.
+    /// The store's; [`Error::TooLarge`](crate::Error::TooLarge).
     pub async fn fetch(&self, version: &registry::AdapterVersion, meter: &Engines) -> Result<Arc<Files>> {
         let digest = Digest::try_new(version.digest.clone())?;
         if let Some(files) = self.held(&digest) {
@@ -66,10 +72,14 @@ impl Shelf {
         if let Some(files) = self.held(&digest) {
             return Ok(files);
         }
+        let config = File::of(version, CONFIG_FILE, &version.config_digest, self.limits.max_config_bytes);
+        let weights = File::of(version, WEIGHTS_FILE, &version.weights_digest, self.limits.max_weights_bytes);
+        // Where the registry says already that it is too large, nothing of it is fetched.
+        weights.check(version.weights_size_bytes)?;
         let begun = Instant::now();
         let read = async {
-            let config = self.blob(&version.config_digest, meter).await?;
-            let weights = self.blob(&version.weights_digest, meter).await?;
+            let config = self.blob(&config, meter).await?;
+            let weights = self.blob(&weights, meter).await?;
             Ok(Arc::new(Files { config, weights }))
         };
         let read: Result<_> = read.await;
@@ -100,13 +110,14 @@ impl Shelf {
         [(MEMORY, memory.files.len() as u64, memory.worth.total_bytes()), (DISK, files, bytes)]
     }
 
-    async fn blob(&self, digest: &str, meter: &Engines) -> Result<Bytes> {
-        let digest = Digest::try_new(digest)?;
-        if let Some(bytes) = self.disk.get(&digest).await {
+    async fn blob(&self, file: &File<'_>, meter: &Engines) -> Result<Bytes> {
+        let digest = Digest::try_new(file.digest)?;
+        if let Some(bytes) = self.disk.get(&digest, file.limit_bytes).await {
             return Ok(bytes.into());
         }
         let begun = Instant::now();
-        let fetched = self.store.get_blob(&digest).await;
+        let fetched = self.store.get_blob_within(&digest, file.limit_bytes).await;
+        let fetched = fetched.map_err(|error| file.refused(error));
         let error = fetched.as_ref().err().map(|error| status::reason(error.code()));
         meter.loaded(DISK, begun.elapsed(), error);
         let bytes = fetched?;
@@ -145,3 +156,6 @@ impl Shelf {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests;

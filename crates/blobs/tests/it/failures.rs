@@ -123,6 +123,29 @@ async fn a_damaged_blob_is_never_handed_out() {
 }
 
 #[tokio::test]
+async fn a_blob_beyond_the_readers_limit_is_refused_by_its_size_also_where_the_store_says_less_than_it_sends() {
+    let folder = TempDir::new();
+    let local = Store::open(&folder.join("store").display().to_string(), &S3Options::default()).expect("open");
+    let (remote, faults) = flaky();
+    for store in [&local, &remote] {
+        let digest = store.put_blob("ten bytes.").await.expect("put");
+        assert_eq!(store.get_blob_within(&digest, 10).await.expect("it is no larger"), "ten bytes.");
+        let refused = store.get_blob_within(&digest, 9).await.expect_err("a byte too many");
+        assert_eq!(refused, Error::TooLarge { digest: digest.clone(), size_bytes: 10, limit_bytes: 9 });
+        assert!(refused.to_string().contains("10 bytes") && !refused.retryable(), "{refused}");
+    }
+    let digest = Digest::of(b"ten bytes.");
+    faults.fail_all(Op::Get, Fault::Overlong);
+    let refused = remote.get_blob_within(&digest, 25).await.expect_err("it never ends");
+    assert_eq!(refused, Error::TooLarge { digest: digest.clone(), size_bytes: 30, limit_bytes: 25 });
+    faults.fail_all(Op::Get, Fault::Truncated);
+    let damaged = remote.get_blob_within(&digest, 25).await.expect_err("half of it");
+    assert!(matches!(damaged, Error::Corrupt { .. }), "{damaged}");
+    let absent = local.get_blob_within(&Digest::of(b"never stored"), 25).await.expect_err("absent");
+    assert!(absent.is_not_found(), "{absent}");
+}
+
+#[tokio::test]
 async fn a_fetch_that_breaks_off_leaves_the_old_file() {
     let folder = TempDir::new();
     let (store, faults) = flaky();

@@ -103,7 +103,9 @@ where
 {
     loop {
         match ask().await {
-            Err(error @ (Error::Service { .. } | Error::Store(_))) if error.code() == ErrorCode::Unavailable => {
+            Err(error @ (Error::Service { .. } | Error::Store(_) | Error::Told(_)))
+                if error.code() == ErrorCode::Unavailable =>
+            {
                 tracing::debug!(%error, "asked again in a moment");
                 tokio::time::sleep(PAUSE).await;
             }

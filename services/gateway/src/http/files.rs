@@ -33,7 +33,12 @@ pub async fn create(State(http): State<Http>, Form(form): Form) -> Result<Json<V
         (Err(error), None) => Err(error),
         // What comes after the file may refuse it too: nothing of it stays.
         (Err(error), Some(file)) => {
-            http.dataset().delete_dataset(dataset::DeleteDatasetRequest { name: file.name }).await?;
+            let deleted =
+                http.dataset().delete_dataset(dataset::DeleteDatasetRequest { name: file.name.clone() }).await;
+            // What was wrong with the form is what its sender can do something about.
+            if let Err(status) = deleted {
+                tracing::warn!(file = file.name, problem = status.message(), "a file that was refused is left behind");
+            }
             Err(error)
         }
     }

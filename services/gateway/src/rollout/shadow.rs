@@ -3,6 +3,7 @@
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
+use tailor_serverkit::Coded as _;
 use tailor_text::metrics::edit_distance;
 use tracing::Instrument as _;
 
@@ -54,7 +55,7 @@ fn count(live: &Live, error: Option<&Error>, took: std::time::Duration, apart: O
     let mut figures = live.figures.lock().unwrap_or_else(PoisonError::into_inner);
     match error {
         None => figures.side(Side::Canary).answered(took),
-        Some(error) if is_the_versions_fault(error) => {
+        Some(error) if is_the_versions_fault(error) && !error.lacks_memory() => {
             figures.shadow_failed();
             figures.side(Side::Canary).failed();
         }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tailor_domain::rollout::Golden;
 use tailor_pb::inference as pb;
@@ -13,6 +13,7 @@ use tokio::sync::{Mutex, OnceCell};
 use super::turn::is_the_versions_fault;
 use crate::answer;
 use crate::error::{Error, Result};
+use crate::failures::Failures;
 use crate::models::Models;
 
 /// Tokens of a golden answer, and of an answer that nothing is demanded of.
@@ -52,10 +53,14 @@ type Key = (String, Option<Golden>);
 
 /// Trials by digest: a version that has passed one is not tried again.
 #[derive(Default)]
-pub struct Trials(Mutex<HashMap<Key, Arc<OnceCell<()>>>>);
+pub struct Trials {
+    made: Mutex<HashMap<Key, Arc<OnceCell<()>>>>,
+    failures: Failures<Key>,
+}
 
 impl Trials {
-    /// Returns once the version has passed. Callers of the same trial share one; a failed one may be tried again.
+    /// Returns once the version has passed. Callers of the same trial share one, also where it fails; who comes after that tries
+    /// again.
     ///
     /// # Errors
     /// It cannot be loaded or does not answer; [`Error::Golden`] where it answers otherwise than it must.
@@ -65,14 +70,16 @@ impl Trials {
         version: &registry::AdapterVersion,
         golden: Option<&Golden>,
     ) -> Result<()> {
+        let (arrived, key) = (Instant::now(), (version.digest.clone(), golden.cloned()));
         let trial = {
-            let mut trials = self.0.lock().await;
+            let mut trials = self.made.lock().await;
             if trials.len() >= MAX_TRIALS {
                 trials.clear();
             }
-            trials.entry((version.digest.clone(), golden.cloned())).or_default().clone()
+            trials.entry(key.clone()).or_default().clone()
         };
-        trial.get_or_try_init(|| run(models, version, golden)).await?;
+        let run = || self.failures.attempt(&key, arrived, run(models, version, golden));
+        trial.get_or_try_init(run).await?;
         Ok(())
     }
 }
@@ -119,6 +126,9 @@ mod tests {
             After::Abort,
             "what cannot be reached for a minute cannot be rolled out"
         );
+        let large = Error::from(tailor_engine::Error::OutOfMemory("8 GiB".into()));
+        assert_eq!(after(&large, 1), After::Again(FIRST_WAIT));
+        assert_eq!(after(&large, TRIES), After::Abort, "nor what finds no room for as long");
         let wrong = Error::Golden { adapter: "a@2".into(), said: "no".into(), expect: "yes".into() };
         assert_eq!(after(&wrong, 1), After::Abort);
     }

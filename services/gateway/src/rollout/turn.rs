@@ -4,6 +4,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
 use tailor_domain::ErrorCode;
+use tailor_serverkit::Coded as _;
 
 use super::{Live, Rollouts, Side};
 use crate::error::{Error, Result};
@@ -73,6 +74,8 @@ impl Turn {
 /// Whether another version might have answered: not where the request is wrong, the caller gone, or the queue full.
 pub(super) fn is_the_versions_fault(error: &Error) -> bool {
     match error.code() {
+        // The queue is one for all versions. What does not fit beside what is there cannot be loaded, and another may be there.
+        ErrorCode::ResourceExhausted => error.lacks_memory(),
         ErrorCode::NotFound
         | ErrorCode::FailedPrecondition
         | ErrorCode::Unavailable
@@ -81,9 +84,39 @@ pub(super) fn is_the_versions_fault(error: &Error) -> bool {
         ErrorCode::InvalidArgument
         | ErrorCode::AlreadyExists
         | ErrorCode::Aborted
-        | ErrorCode::ResourceExhausted
         | ErrorCode::Unauthenticated
+        | ErrorCode::PermissionDenied
         | ErrorCode::Cancelled
         | ErrorCode::DeadlineExceeded => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tailor_serverkit::status;
+
+    use super::*;
+
+    #[test]
+    fn what_does_not_fit_is_stepped_over_also_where_an_engine_elsewhere_says_so_and_a_full_queue_is_not() {
+        let full = || {
+            let base = "other".parse().expect("a name");
+            Error::NoRoomForBase { base, needed: 2, limit_bytes: 1, beside: "nothing".into() }
+        };
+        let out_of_memory = || Error::from(tailor_engine::Error::OutOfMemory("8 GiB".into()));
+        let queue = || {
+            let retry_after = Duration::from_secs(1);
+            Error::from(tailor_engine::Error::QueueFull { waiting: 9, limit: 9, retry_after })
+        };
+        let elsewhere = |error: Error| Error::service("engine")(status(&error));
+        for error in [full(), out_of_memory(), elsewhere(full()), elsewhere(out_of_memory())] {
+            assert_eq!(error.code(), ErrorCode::ResourceExhausted);
+            assert!(is_the_versions_fault(&error), "{error}");
+        }
+        for error in [queue(), elsewhere(queue())] {
+            assert!(!is_the_versions_fault(&error), "{error}");
+        }
     }
 }

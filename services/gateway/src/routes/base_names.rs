@@ -43,9 +43,7 @@ impl BaseNames {
     where
         F: Future<Output = Answer>,
     {
-        let said =
-            self.names().said.get(name).filter(|said| said.at.elapsed() <= fresh).map(|said| said.manifest.clone());
-        if let Some(manifest) = said {
+        if let Some(manifest) = self.fresh(name, fresh) {
             return Ok(manifest);
         }
         let (answer, is_joined) = self.ask(name, &ask).await;
@@ -54,6 +52,11 @@ impl BaseNames {
             Err(status) if is_joined && status.code() == Code::NotFound => self.ask(name, &ask).await.0,
             answer => answer,
         }
+    }
+
+    /// What the registry has said within `fresh`.
+    pub fn fresh(&self, name: &BaseName, fresh: Duration) -> Option<Arc<BaseManifest>> {
+        self.names().said.get(name).filter(|said| said.at.elapsed() <= fresh).map(|said| said.manifest.clone())
     }
 
     /// What the registry last said, however long ago.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tailor_pb::registry::WatchRequest;
 use tailor_pb::registry::watch_response::What;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
@@ -37,6 +38,10 @@ impl Routes {
                     // Another store, or one that was put back: what is known may be of no worth.
                     after = 0;
                 }
+                if status.code() == Code::DeadlineExceeded {
+                    // It was waited for already, and whoever asks is to know soon when it speaks again.
+                    wait = FIRST_WAIT;
+                }
                 tracing::debug!(code = ?status.code(), problem = status.message(), after, "the watch broke off");
             }
             tokio::select! {
@@ -49,13 +54,14 @@ impl Routes {
     /// One stream, to its end. `after` is how far the table is.
     async fn watch(&self, after: &mut u64) -> Result<(), Status> {
         let request = WatchRequest { after_sequence: *after };
-        let mut stream = self.registry().watch(request).await?.into_inner();
+        let mut registry = self.registry();
+        // That there is a stream is no word yet: a registry whose store hangs opens one, too.
+        let mut stream = self.listen(SILENCE, registry.watch(request)).await?.into_inner();
         let mut snapshot = (*after == 0).then(Snapshot::default);
-        let silent = || Status::deadline_exceeded("the registry has fallen silent");
         loop {
             let patience = if snapshot.is_some() { SILENCE_IN_SNAPSHOT } else { SILENCE };
-            let message = tokio::time::timeout(patience, stream.message()).await.map_err(|_| silent())??;
-            let Some(message) = message else { return Ok(()) };
+            let Some(message) = self.listen(patience, stream.message()).await? else { return Ok(()) };
+            self.silence.heard();
             match (message.what, &mut snapshot) {
                 (Some(What::SnapshotEnd(_)), snapshot) => {
                     if let Some(whole) = snapshot.take() {
@@ -72,5 +78,15 @@ impl Routes {
                 *after = message.sequence;
             }
         }
+    }
+
+    /// What comes of the watch. Where nothing comes for so long, all who ask are told that the registry is silent, once the next
+    /// of them has found so too.
+    async fn listen<T>(&self, patience: Duration, word: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
+        let begun = Instant::now();
+        timeout(patience, word).await.unwrap_or_else(|_| {
+            self.silence.nothing_since(begun, Duration::ZERO);
+            Err(Status::deadline_exceeded("the registry has fallen silent"))
+        })
     }
 }

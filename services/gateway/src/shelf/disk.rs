@@ -24,12 +24,15 @@ impl Disk {
         Self { folder, budget, worth: Mutex::new(worth) }
     }
 
-    /// A blob, if it is here and whole.
-    pub async fn get(&self, digest: &Digest) -> Option<Vec<u8>> {
+    /// A blob, if it is here, whole, and of at most `limit_bytes`: what has grown beyond them is damaged, and is not read.
+    pub async fn get(&self, digest: &Digest, limit_bytes: u64) -> Option<Vec<u8>> {
         let path = self.path(digest);
-        let bytes = tokio::fs::read(&path).await.ok()?;
-        let wanted = digest.clone();
-        let whole = tokio::task::spawn_blocking(move || (Digest::of(&bytes) == wanted).then_some(bytes)).await.ok()?;
+        let whole = if tokio::fs::metadata(&path).await.ok()?.len() <= limit_bytes {
+            let (bytes, wanted) = (tokio::fs::read(&path).await.ok()?, digest.clone());
+            tokio::task::spawn_blocking(move || (Digest::of(&bytes) == wanted).then_some(bytes)).await.ok()?
+        } else {
+            None
+        };
         let mut worth = self.worth();
         match &whole {
             Some(_) => worth.touch(digest),
@@ -134,13 +137,13 @@ mod tests {
         let disk = Disk::open(folder.join("adapters"), 25);
         let first = keep(&disk, b"0123456789").await;
         let second = keep(&disk, b"abcdefghij").await;
-        assert_eq!(disk.get(&second).await.as_deref(), Some(&b"abcdefghij"[..]));
+        assert_eq!(disk.get(&second, 100).await.as_deref(), Some(&b"abcdefghij"[..]));
         let third = keep(&disk, b"ABCDEFGHIJ").await;
-        assert_eq!((disk.get(&first).await, disk.holds()), (None, (2, 20)), "the least used has left");
+        assert_eq!((disk.get(&first, 100).await, disk.holds()), (None, (2, 20)), "the least used has left");
         std::fs::write(folder.join("adapters/half.part"), "ab").expect("a file that was being written");
         let again = Disk::open(folder.join("adapters"), 25);
         assert_eq!(again.holds(), (2, 20));
-        assert_eq!(again.get(&third).await.as_deref(), Some(&b"ABCDEFGHIJ"[..]));
+        assert_eq!(again.get(&third, 100).await.as_deref(), Some(&b"ABCDEFGHIJ"[..]));
         assert!(!folder.join("adapters/half.part").exists());
     }
 
@@ -150,7 +153,7 @@ mod tests {
         let disk = Disk::open(folder.join("adapters"), 25);
         let digest = keep(&disk, b"0123456789").await;
         std::fs::write(folder.join("adapters").join(digest.hex()), b"0123456780").expect("damages it");
-        assert_eq!((disk.get(&digest).await, disk.holds()), (None, (0, 0)));
+        assert_eq!((disk.get(&digest, 100).await, disk.holds()), (None, (0, 0)));
         keep(&disk, &[0; 26]).await;
         assert_eq!(disk.holds(), (0, 0));
     }
