@@ -1,6 +1,6 @@
 """PEFT + bitsandbytes on one device: some QLoRA steps on a shape with random NF4 weights, on the rows that Tailor has.
 
-usage: gpu_peer.py CONFIG_JSON DEVICE ROWS TOKENS PACKED RANK STEPS none|layers|layers_on_host OPTIMIZER
+usage: gpu_peer.py CONFIG_JSON DEVICE ROWS TOKENS PACKED RANK STEPS none|selective|layers|layers_on_host OPTIMIZER
 
 Weights are made on the device one layer at a time, so that a 70B shape needs no disk and no host memory. The packed texts
 of a sequence are given as rows of their own, which is how PEFT's users train without a custom attention: as many tokens in

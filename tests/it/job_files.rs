@@ -41,7 +41,7 @@ async fn every_job_file_trains_and_publishes() {
         assert!(answer["tokens"][1]["logprob"].as_f64().is_some_and(|logprob| logprob < 0.0), "{adapter}: {answer}");
         seen.insert(adapter);
     }
-    assert!(seen.len() >= 16, "{seen:?}");
+    assert!(seen.len() >= 17, "{seen:?}");
     assert_eq!(up.stop(), Some(0));
 }
 
@@ -79,6 +79,7 @@ fn shows(adapter: &str, job: &Value, notes: &[&str]) {
         "pissa" => assert_eq!(job["lora"]["init"], "pissa"),
         "prompt-tuning" => assert_eq!(job["prompt_tuning"]["virtual_tokens"], 6),
         "packed" => assert_eq!(job["train"]["grouping"], "packed"),
+        "selective" => assert_eq!(job["train"]["checkpointing"], "selective"),
         "optimizer" => assert_eq!(job["train"]["optimizer"], "adamw8bit"),
         "unfreezing" => assert_eq!(job["train"]["unfreeze"][0]["layers"][0], 0),
         "early-stop" => {

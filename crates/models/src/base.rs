@@ -42,7 +42,7 @@ pub enum Input<'a> {
     EncoderDecoder { ids: &'a Tensor, mask: Option<&'a Tensor>, decoder_ids: &'a Tensor },
 }
 
-/// Hidden states whose layers keep nothing but their inputs.
+/// Hidden states whose layers keep no more than their pass says ([`crate::Keeps`]).
 pub struct Layered<'a> {
     /// [B, T, D]; its own history goes back to the last layer's output and no further.
     pub hidden: Tensor,
@@ -366,7 +366,7 @@ impl Base {
         }
     }
 
-    /// As [`Base::hidden`], keeping each layer's input only: [`Layered::backward`] runs the layers again.
+    /// As [`Base::hidden`], keeping of each layer no more than the pass says: [`Layered::backward`] runs the layers again.
     ///
     /// # Errors
     /// The input is of the other family; libtorch failed.

@@ -104,9 +104,10 @@ impl Change {
     /// # Shapes
     /// `x` [B, T, in] → [B, T, out]
     pub fn forward(&self, linear: &Linear, x: &Tensor, training: bool) -> Tensor {
-        match &self.weight {
-            Some(weight) => self.sum(linear, &x.linear(weight, linear.bias.as_ref()), x, training),
-            None => self.sum(linear, &linear.plain(x), x, training),
+        match (&self.weight, &self.lora) {
+            (Some(weight), _) => self.sum(linear, &x.linear(weight, linear.bias.as_ref()), x, training),
+            (None, Some(lora)) if self.is_plain() => lora.add_on(|| linear.plain(x), x, training),
+            (None, _) => self.sum(linear, &linear.plain(x), x, training),
         }
     }
 
@@ -150,6 +151,11 @@ impl Change {
             (Some(bias), Some(lora_bias)) => Some(bias + lora_bias),
             (bias, lora_bias) => bias.or(lora_bias),
         }
+    }
+
+    /// Whether a gradient of its own hangs on the value of W·x: DoRA's magnitude scales it, all others add to it.
+    pub fn looks_at_values(&self) -> bool {
+        self.dora.is_some()
     }
 
     /// Whether it is one pair of factors and nothing else.

@@ -165,7 +165,7 @@ impl Decoder {
         pass: &'a Pass<'a>,
     ) -> Result<Chain<'a>> {
         let views = self.views(ids, mask, self.texts(ids, true, pass));
-        Chain::forward(self.embed(ids, prompts, pass), self.layers.len(), pass.parks, move |i, x, run| {
+        Chain::forward(self.embed(ids, prompts, pass), self.layers.len(), pass.keeps, move |i, x, run| {
             let layer = &self.layers[i];
             layer.forward_for(run, x, &views[layer.kind], Memory::None, pass)
         })

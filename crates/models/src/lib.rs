@@ -66,6 +66,7 @@ mod texts;
 mod weights;
 
 pub use base::{Base, Input, Layered, LoadOptions};
+pub use chain::Keeps;
 pub use config::{Activation, AttentionKind, Config, DecoderConfig, RopeScaling, T5Config};
 pub use decoding::Decoding;
 pub use error::{Error, Result};

@@ -7,6 +7,7 @@ use tailor_torch::{Factors, Projection, ProjectionWeight, QuantWeight};
 use tch::{Kind, Tensor};
 
 use crate::chain::Run;
+use crate::change::Change;
 use crate::pass::{Adapters, Pass};
 
 /// The type in which activations and dequantised weights live.
@@ -90,16 +91,17 @@ impl Linear {
         y
     }
 
-    /// As [`Self::forward`]; for a gradient alone the output's values are left out, where none of them is looked at.
+    /// As [`Self::forward`] where nothing that looks at the output's values follows in the layer: they are neither made for a
+    /// gradient alone nor kept for it, unless what the pass adds looks at them.
     pub fn forward_for(&self, run: Run, x: &Tensor, pass: &Pass<'_>) -> Tensor {
-        let plain = match &pass.adapters {
-            Adapters::None => true,
-            Adapters::One(set) => set.change(self.slot).is_none_or(|change| change.plain_lora(pass.training).is_some()),
-            Adapters::Rows(_) => false,
+        let is_seen = match &pass.adapters {
+            Adapters::None => false,
+            Adapters::One(set) => set.change(self.slot).is_some_and(Change::looks_at_values),
+            Adapters::Rows(_) => true,
         };
         match run {
-            Run::Gradient if plain => tailor_torch::without_values(|| self.forward(x, pass)),
-            Run::Gradient | Run::Values => self.forward(x, pass),
+            Run::Recorded | Run::Gradient if !is_seen => tailor_torch::without_values(|| self.forward(x, pass)),
+            Run::Recorded | Run::Gradient | Run::Values => self.forward(x, pass),
         }
     }
 

@@ -41,9 +41,18 @@ impl Lora {
 
     /// `y` [.., out] and `x` [.., in] → [.., out]
     pub(crate) fn add_to(&self, y: &Tensor, x: &Tensor, training: bool) -> Tensor {
-        let dropped = (training && self.dropout > 0.0).then(|| x.dropout(self.dropout, true));
-        let x = dropped.as_ref().unwrap_or(x);
-        tailor_torch::lora(y, x, &self.a, &self.b, self.scale).unwrap_or_else(|error| panic!("{error}"))
+        let x = self.dropped(x, training);
+        tailor_torch::lora(y, &x, &self.a, &self.b, self.scale).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// As [`Self::add_to`] on what `plain` gives, which is nobody else's.
+    pub(crate) fn add_on(&self, plain: impl FnOnce() -> Tensor, x: &Tensor, training: bool) -> Tensor {
+        let x = self.dropped(x, training);
+        tailor_torch::lora_on(plain, &x, &self.a, &self.b, self.scale).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    fn dropped(&self, x: &Tensor, training: bool) -> Tensor {
+        if training && self.dropout > 0.0 { x.dropout(self.dropout, true) } else { x.shallow_clone() }
     }
 }
 

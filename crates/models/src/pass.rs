@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use tch::{Device, Tensor};
 
+use crate::chain::Keeps;
 use crate::change::Change;
 use crate::linear::Linear;
 use crate::lora::LoraSet;
@@ -19,8 +20,8 @@ pub struct Pass<'a> {
     pub noise: f64,
     /// Where the texts of a packed batch begin, as its mask says too: where kernels are, attention goes by this.
     pub texts: Option<Rc<Texts>>,
-    /// The inputs of layers that run again wait in the host's memory, not the GPU's.
-    pub parks: bool,
+    /// What layers that run again find in memory.
+    pub keeps: Keeps,
 }
 
 pub enum Adapters<'a> {
@@ -30,24 +31,28 @@ pub enum Adapters<'a> {
 }
 
 impl<'a> Pass<'a> {
+    fn of(adapters: Adapters<'a>) -> Self {
+        Self { adapters, training: false, noise: 0.0, texts: None, keeps: Keeps::Inputs }
+    }
+
     /// The base alone.
     pub fn base() -> Pass<'static> {
-        Pass { adapters: Adapters::None, training: false, noise: 0.0, texts: None, parks: false }
+        Pass::of(Adapters::None)
     }
 
     /// One adapter for all rows, without dropout.
     pub fn one(set: &'a LoraSet) -> Self {
-        Self { adapters: Adapters::One(set), training: false, noise: 0.0, texts: None, parks: false }
+        Self::of(Adapters::One(set))
     }
 
     /// As [`Pass::one`], or [`Pass::base`] where there is none.
     pub fn maybe(set: Option<&'a LoraSet>) -> Self {
-        set.map_or(Pass { adapters: Adapters::None, training: false, noise: 0.0, texts: None, parks: false }, Self::one)
+        Self::of(set.map_or(Adapters::None, Adapters::One))
     }
 
     /// One adapter for all rows, with dropout.
     pub fn training(set: &'a LoraSet) -> Self {
-        Self { adapters: Adapters::One(set), training: true, noise: 0.0, texts: None, parks: false }
+        Self { training: true, ..Self::one(set) }
     }
 
     /// The same pass with noise on the embeddings.
@@ -60,9 +65,9 @@ impl<'a> Pass<'a> {
         Self { texts, ..self }
     }
 
-    /// The same pass, the inputs of layers that run again parked on the host or not.
-    pub fn with_parking(self, parks: bool) -> Self {
-        Self { parks, ..self }
+    /// The same pass, layers that run again keeping this.
+    pub fn keeping(self, keeps: Keeps) -> Self {
+        Self { keeps, ..self }
     }
 
     /// [B, T, D] → the same
@@ -78,7 +83,7 @@ impl<'a> Pass<'a> {
 
     /// An adapter for each row of the first dimension. Inference only: it writes in place.
     pub fn rows(routes: &'a Routes<'a>) -> Self {
-        Self { adapters: Adapters::Rows(routes), training: false, noise: 0.0, texts: None, parks: false }
+        Self::of(Adapters::Rows(routes))
     }
 
     /// `op` of `x` and a tensor of the base, or the adapter's own in its place.

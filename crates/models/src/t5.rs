@@ -117,7 +117,7 @@ impl T5 {
     ) -> Result<Chain<'a>> {
         let mask = self.encoder_mask(ids, mask);
         let blocks = &self.encoder.blocks;
-        Chain::forward(self.embed(ids, prompts, pass), blocks.len(), pass.parks, move |i, x, run| {
+        Chain::forward(self.embed(ids, prompts, pass), blocks.len(), pass.keeps, move |i, x, run| {
             blocks[i].forward_for(run, x, &mask, Memory::None, Encoded::None, pass)
         })
     }
@@ -139,7 +139,7 @@ impl T5 {
         pass: &'a Pass<'a>,
     ) -> Result<Chain<'a>> {
         let block = self.decoder_block(ids, states, states_mask, pass);
-        Chain::forward(self.decoder.embed(ids, pass), self.decoder.blocks.len(), pass.parks, block)
+        Chain::forward(self.decoder.embed(ids, pass), self.decoder.blocks.len(), pass.keeps, block)
     }
 
     /// The decoder's blocks one by one, each making its keys and values of the encoder's `states` itself.

@@ -1,9 +1,9 @@
 //! If a job does not fit: the nearest settings that do.
 //!
 //! First every setting that suffices by itself, the mildest value of it; if none does, changes one on top of the other in
-//! the order of what they cost: passes of fewer rows (the same gradient), layers that run again (the same gradient, more
-//! time), moments in 8 bits, bf16, shorter rows (longer ones are left out), a lower rank. On a GPU what layers and moments
-//! keep may wait in the host's memory.
+//! the order of what they cost: passes of fewer rows (the same gradient), layers that run again but for their products (the
+//! same gradient, a little more time), layers that run again (more time), moments in 8 bits, bf16, shorter rows (longer ones
+//! are left out), a lower rank. On a GPU what layers and moments keep may wait in the host's memory.
 
 use tailor_domain::Recipe;
 

@@ -349,6 +349,10 @@ pub(crate) fn cheaper(recipe: &Recipe, compute: Compute, kind: DeviceKind) -> Ve
         push("train.micro_batch_rows", rows.to_string(), &|recipe| recipe.train.micro_batch_rows = rows);
     }
     if train.checkpointing == Checkpointing::None {
+        let selective = Checkpointing::Selective;
+        push("train.checkpointing", selective.to_string(), &|recipe| recipe.train.checkpointing = selective);
+    }
+    if matches!(train.checkpointing, Checkpointing::None | Checkpointing::Selective) {
         push("train.checkpointing", "layers".into(), &|recipe| recipe.train.checkpointing = Checkpointing::Layers);
     }
     if train.checkpointing != Checkpointing::LayersOnHost && is_gpu {

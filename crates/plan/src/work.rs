@@ -1,13 +1,13 @@
 //! What a step has to do, in units that a device has a rate for, and how long it takes at these rates.
 //!
 //! Multiply-adds through a frozen weight are done twice, forward and for the gradient of its input (four FLOP a parameter
-//! and token; a third time where layers run again); the weight is dequantised as often. The rest moves bytes: what the
-//! layers keep is a measure of it.
+//! and token; a third time where layers run again and have kept no more than their input); the weight is dequantised as
+//! often. The rest moves bytes: what the layers keep is a measure of it.
 
 use serde::{Deserialize, Serialize};
 
 use crate::adapter::Adapter;
-use crate::memory::activations::{length, of_block, tokens};
+use crate::memory::activations::{length, made_again, of_block, tokens};
 use crate::settings::Settings;
 use crate::shape::{Shape, Stream};
 
@@ -33,7 +33,7 @@ impl Work {
     /// `passes` passes like that of the settings, and the update.
     pub fn of_step(shape: &Shape, adapter: &Adapter, settings: &Settings, passes: f64) -> Self {
         let pass = &settings.pass;
-        let again = if settings.checkpointing.runs_again() { 1.0 } else { 0.0 };
+        let again = if settings.checkpointing.makes_products_again() { 1.0 } else { 0.0 };
         let reference = if pass.reference { 1.0 } else { 0.0 };
         let rounds = 2.0 + again + reference;
         let mut work = Self::default();
@@ -56,7 +56,9 @@ impl Work {
             let width = (block.attention.heads * block.attention.head_dim) as f64;
             // Scores and their sum, of which half is masked; five products backward for two forward.
             work.flop += pass.sequences as f64 * 2.0 * side * side * width * (1.0 + 2.5 + again);
-            work.moved += of_block(shape, adapter, block, settings, settings.compute.bytes()).0 as f64 * rounds;
+            let product = settings.compute.bytes();
+            work.moved += of_block(shape, adapter, block, settings, product).0 as f64 * (2.0 + reference);
+            work.moved += made_again(shape, adapter, block, settings, product).0 as f64;
         }
         let labels = pass.labels as f64;
         work.flop += 2.0 * labels * (shape.vocab * shape.hidden) as f64 * (2.0 + reference);

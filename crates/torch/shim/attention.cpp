@@ -1,7 +1,11 @@
 // softmax(q·kᵀ·scale + mask)·v on what is kept in bf16 between forward and backward: by block products of bf16; by libtorch's
 // fused kernel in f32 where this processor has no bf16 product.
+//
+// What goes by a tape (tape.h) is the output and the log-sums, which is all that the pass back wants of the one there. For f32
+// as well the pass is made here then: libtorch's own operator gives no log-sums.
 
 #include "attention.h"
+#include "tape.h"
 
 #include <torch/csrc/autograd/custom_function.h>
 
@@ -36,11 +40,25 @@ std::pair<Tensor, Tensor> in_f32(const Tensor& q, const Tensor& k, const Tensor&
   return {y.to(q.scalar_type()), log_sums};
 }
 
+// The output and the log-sums.
+std::pair<Tensor, Tensor> attended(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& mask,
+                                   bool causal, double scale) {
+  if (Tape* tape = replayed_tape()) {
+    Tensor out = tape->take(q.sizes(), q.scalar_type());
+    return {std::move(out), tape->take()};
+  }
+  auto made = blocks(q) ? attention_forward(q, k, v, mask, causal, scale) : in_f32(q, k, v, mask, causal, scale);
+  if (Tape* tape = recorded_tape()) {
+    tape->keep(made.first);
+    tape->keep(made.second);
+  }
+  return made;
+}
+
 struct Attend : torch::autograd::Function<Attend> {
   static Tensor forward(AutogradContext* ctx, const Tensor& q, const Tensor& k, const Tensor& v,
                         const std::optional<Tensor>& mask, bool causal, double scale) {
-    const auto [out, log_sums] =
-        blocks(q) ? attention_forward(q, k, v, mask, causal, scale) : in_f32(q, k, v, mask, causal, scale);
+    const auto [out, log_sums] = attended(q, k, v, mask, causal, scale);
     ctx->save_for_backward({q, k, v, out, log_sums, mask.value_or(Tensor())});
     ctx->saved_data["causal"] = causal;
     ctx->saved_data["scale"] = scale;
@@ -108,7 +126,8 @@ int32_t tailor_attend(const void* q, const void* k, const void* v, const void* m
     // What is left to libtorch: a single token's, which has kernels of its own, and where the mask's gradient is wanted.
     const bool plain = query.size(2) > 1 && (!seen || !seen->requires_grad());
     const bool narrow = query.scalar_type() == at::kBFloat16;
-    if (plain && narrow && (product_type(query) != at::kBFloat16 || has_attention_blocks(query))) {
+    const bool by_tape = tailor_tape_in_use() && query.is_cpu() && query.scalar_type() == at::kFloat;
+    if (plain && (by_tape || (narrow && (product_type(query) != at::kBFloat16 || has_attention_blocks(query))))) {
       *result = handle(Attend::apply(query, key, value, as_term(seen), causal, scale));
       return;
     }

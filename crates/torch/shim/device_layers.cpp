@@ -3,6 +3,9 @@
 
 #include "common.h"
 #include "device.h"
+#include "tape.h"
+
+#include <tuple>
 
 namespace {
 
@@ -142,9 +145,18 @@ struct Rope : torch::autograd::Function<Rope> {
 struct AttendTexts : torch::autograd::Function<AttendTexts> {
   static Tensor forward(AutogradContext* ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& starts,
                         int64_t longest, double scale, bool causal) {
-    auto [out, logsumexp, seed, unused, mask] =
-        at::_flash_attention_forward(q, k, v, starts, starts, longest, longest, /*dropout_p=*/0.0, causal,
-                                     /*return_debug_mask=*/false, std::optional<double>(scale));
+    Tensor out, logsumexp, seed, unused;
+    if (Tape* tape = replayed_tape()) {
+      out = tape->take(q.sizes(), q.scalar_type());
+      for (Tensor* made : {&logsumexp, &seed, &unused}) *made = tape->take();
+    } else {
+      std::tie(out, logsumexp, seed, unused, std::ignore) =
+          at::_flash_attention_forward(q, k, v, starts, starts, longest, longest, /*dropout_p=*/0.0, causal,
+                                       /*return_debug_mask=*/false, std::optional<double>(scale));
+    }
+    if (Tape* tape = recorded_tape()) {
+      for (const Tensor* made : {&out, &logsumexp, &seed, &unused}) tape->keep(*made);
+    }
     ctx->save_for_backward({q, k, v, out, logsumexp, starts, seed, unused});
     ctx->saved_data["longest"] = longest;
     ctx->saved_data["scale"] = scale;

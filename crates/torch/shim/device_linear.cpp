@@ -3,6 +3,7 @@
 #include "common.h"
 #include "device.h"
 #include "shim.h"
+#include "tape.h"
 
 #include "../kernels/params.h"
 
@@ -145,6 +146,12 @@ struct Group : torch::CustomClassHolder {
     return result;
   }
 
+  int64_t ranks() const {
+    int64_t sum = 0;
+    for (const Term& term : terms) sum += term.rank;
+    return sum;
+  }
+
   bool is_direct(const Tensor& x) const {
     bool all = x.scalar_type() == at::kBFloat16 && x.size(0) >= 1 && x.size(0) <= FEW_ROWS && x.is_contiguous() && aligned16(x);
     for (const Pointer& weight : weights) all = all && weight->is_direct();
@@ -193,33 +200,33 @@ struct Project : torch::autograd::Function<Project> {
     const auto type = x.scalar_type();
     const Tensor flat = x.reshape({-1, group->in});  // [N, in]
     variable_list saved(arguments.begin(), arguments.end());
-    Tensor y;  // [N, Σout]
-    const bool wanted = tailor_values_wanted() != 0;
-    if (!wanted) {
-      y = at::zeros({flat.size(0), group->out}, flat.options());
-    } else if (group->inference && group->is_direct(flat)) {
-      y = at::empty({flat.size(0), group->out}, flat.options());
-      group->multiply(flat, y, false);
-    } else {
-      y = at::mm(flat, group->dequantize(type).t());
+    const auto product = [&] {
+      if (!group->inference || !group->is_direct(flat)) return at::mm(flat, group->dequantize(type).t());
+      const Tensor direct = at::empty({flat.size(0), group->out}, flat.options());
+      group->multiply(flat, direct, false);
+      return direct;
+    };
+    Tensor h;  // [N, ΣR]
+    if (!saved.empty()) {
+      h = taped({flat.size(0), group->ranks()}, type, [&] { return at::mm(flat, stacked(*group, saved, type).t()); });
     }
-    Tensor h;                                                    // [N, ΣR]
-    if (!saved.empty()) h = at::mm(flat, stacked(*group, saved, type).t());
+    Tensor y;  // [N, Σout], made for the first one that asks
     auto shape = x.sizes().vec();
     variable_list results;
     int64_t column = 0, ranks = 0;
     for (size_t i = 0; i < group->weights.size(); ++i) {
-      const int64_t out = group->weights[i]->out;
+      const int64_t out = group->weights[i]->out, from = column, rank = ranks;
       const Term& term = group->terms[i];
-      Tensor own = y.narrow(1, column, out);
       column += out;
-      if (term.rank > 0) {
-        if (wanted) own.addmm_(h.narrow(1, ranks, term.rank), saved[term.place + 1].to(type).t(), 1, term.scale);
-        ranks += term.rank;
-      }
+      ranks += term.rank;
       shape.back() = out;
-      // A tensor of its own over the same memory: for autograd it is no view of what the next layer changes.
-      results.push_back(own.view(shape).variable_data());
+      results.push_back(taped_value(shape, x, [&] {
+        if (!y.defined()) y = product();
+        Tensor own = y.narrow(1, from, out);
+        if (term.rank > 0) own.addmm_(h.narrow(1, rank, term.rank), saved[term.place + 1].to(type).t(), 1, term.scale);
+        // A tensor of its own over the same memory: for autograd it is no view of what the next layer changes.
+        return own.view(shape).variable_data();
+      }));
     }
     saved.push_back(flat);
     saved.push_back(h);

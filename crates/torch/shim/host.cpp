@@ -1,5 +1,6 @@
 // What runs on the CPU, as one file for the compiler: libtorch's headers take it longer than all that stands below.
 #include "shim.cpp"
+#include "tape.cpp"
 #include "project.cpp"
 #include "layers.cpp"
 #include "attention.cpp"

@@ -3,12 +3,13 @@
 //
 // Taken together they bring x into the type of the product once, make all x·A_iᵀ in one product, and add up the gradient
 // of x in one place. A 4-bit weight is rebuilt in scratch for each pass and never kept; saved are x, x·Aᵀ, A and B. x·Wᵀ is
-// rounded to x's type, then LoRA is added.
+// rounded to x's type, then LoRA is added. What is on a tape (tape.h) is not made again: the outputs and x·Aᵀ.
 //
 // LoRA's own products are of the type that x·Wᵀ is made in. Where that is bf16, A, B and their gradients stay in f32: their
 // factors are rounded for a product, which adds up in f32, as under the peers' mixed precision.
 
 #include "support.h"
+#include "tape.h"
 
 #include <ATen/Parallel.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -112,40 +113,45 @@ struct Project : torch::autograd::Function<Project> {
     ctx->set_materialize_grads(false);
     const auto type = product_type(x);
     const Tensor flat = x.reshape({-1, group->in});  // [N, in]
-    const Tensor in_type = flat.to(type);
     variable_list saved(arguments.begin(), arguments.end());
+    Tensor converted;
+    // Not needed where everything is taken from a tape.
+    const auto in_type = [&]() -> const Tensor& {
+      if (!converted.defined()) converted = flat.to(type);
+      return converted;
+    };
     Tensor h;  // [N, ΣR]
-    if (group->ranks() > 0) h = at::mm(in_type, stacked(*group, saved).to(type).t());
+    if (group->ranks() > 0) {
+      h = taped({flat.size(0), group->ranks()}, type,
+                [&] { return at::mm(in_type(), stacked(*group, saved).to(type).t()); });
+    }
     auto shape = x.sizes().vec();
     variable_list results;
     int64_t column = 0;
-    const bool wanted = tailor_values_wanted() != 0;
     for (const Part& part : group->parts) {
-      if (!wanted) {
-        shape.back() = part.out;
-        results.push_back(at::zeros(shape, x.options()));
-        continue;
-      }
-      const Tensor w = group->weight(part, type);
-      Tensor y;  // [N, out]
-      if (part.bias >= 0) {
-        y = at::addmm(saved[part.bias].to(type), in_type, w.t());
-      } else {
-        y = at::mm(in_type, w.t());
-      }
-      if (part.rank > 0) {
-        const Tensor own = h.narrow(1, column, part.rank), b = saved[part.b].to(type).t();
-        if (x.scalar_type() == type) {
-          y.addmm_(own, b, 1, part.scale);
-        } else {
-          // Rounded before LoRA is added, as where the sum is made apart: a batch of many adapters gives the same.
-          y = y.to(x.scalar_type());
-          add_scaled_(y, at::mm(own, b), part.scale);
-        }
-        column += part.rank;
-      }
+      const int64_t first = column;
+      column += part.rank;
       shape.back() = part.out;
-      results.push_back(y.to(x.scalar_type()).view(shape));
+      results.push_back(taped_value(shape, x, [&] {
+        const Tensor w = group->weight(part, type);
+        Tensor y;  // [N, out]
+        if (part.bias >= 0) {
+          y = at::addmm(saved[part.bias].to(type), in_type(), w.t());
+        } else {
+          y = at::mm(in_type(), w.t());
+        }
+        if (part.rank > 0) {
+          const Tensor own = h.narrow(1, first, part.rank), b = saved[part.b].to(type).t();
+          if (x.scalar_type() == type) {
+            y.addmm_(own, b, 1, part.scale);
+          } else {
+            // Rounded before LoRA is added, as where the sum is made apart: a batch of many adapters gives the same.
+            y = y.to(x.scalar_type());
+            add_scaled_(y, at::mm(own, b), part.scale);
+          }
+        }
+        return y.to(x.scalar_type()).view(shape);
+      }));
     }
     saved.push_back(flat);
     saved.push_back(h);
@@ -218,13 +224,18 @@ struct Project : torch::autograd::Function<Project> {
 // ---- LoRA by itself ------------------------------------------------------------------------------------------------
 
 // Where x is not the projection's own (dropout), or something comes between. Saves x in its own type and x·Aᵀ [.., R].
+// `by_tape`: nobody but this sum looks at y, so a tape has the sum in its place.
 struct Lora : torch::autograd::Function<Lora> {
   static Tensor forward(AutogradContext* ctx, const Tensor& y, const Tensor& x, const Tensor& a, const Tensor& b,
-                        double scale) {
-    Tensor h = at::linear(x.to(a.scalar_type()), a);  // [.., R]
+                        double scale, bool by_tape) {
+    auto shape = x.sizes().vec();
+    shape.back() = a.size(0);
+    const auto inner = [&] { return at::linear(x.to(a.scalar_type()), a); };  // [.., R]
+    const Tensor h = by_tape ? taped(shape, a.scalar_type(), inner) : inner();
     ctx->save_for_backward({x, a, b, h});
     ctx->saved_data["scale"] = scale;
-    return at::add(y, at::linear(h, b), scale).to(y.scalar_type());
+    const auto sum = [&] { return at::add(y, at::linear(h, b), scale).to(y.scalar_type()); };
+    return by_tape ? taped_value(y.sizes(), y, sum) : sum();
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list gradients) {
@@ -247,7 +258,7 @@ struct Lora : torch::autograd::Function<Lora> {
         gx = at::mm(gh, a).view(x.sizes()).to(x.scalar_type());
       }
     }
-    return {ctx->needs_input_grad(0) ? gy : Tensor(), gx, ga, gb, Tensor()};
+    return {ctx->needs_input_grad(0) ? gy : Tensor(), gx, ga, gb, Tensor(), Tensor()};
   }
 };
 
@@ -304,7 +315,10 @@ int32_t tailor_project(const void* x, const TailorProjection* projections, size_
   });
 }
 
-int32_t tailor_lora(const void* y, const void* x, const void* a, const void* b, double scale, void** result) {
-  return guarded([&] { *result = handle(Lora::apply(tensor(y), tensor(x), tensor(a), tensor(b), scale)); });
+int32_t tailor_lora(const void* y, const void* x, const void* a, const void* b, double scale, bool taped, void** result) {
+  return guarded([&] {
+    TORCH_CHECK(tensor(x).dim() > 0 && tensor(a).dim() == 2, "LoRA's input ", tensor(x).sizes(), " and A ", tensor(a).sizes());
+    *result = handle(Lora::apply(tensor(y), tensor(x), tensor(a), tensor(b), scale, taped));
+  });
 }
 }

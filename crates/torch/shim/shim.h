@@ -1,7 +1,8 @@
 // The C surface of the shim. Tensor handles are `at::Tensor*`, as in tch.
 //
 // Every function returns 0, or 1 with the message in `tailor_last_error` (of the calling thread): no C++ exception
-// leaves these files. The shim holds no policy and keeps nothing but one scratch buffer a thread and the pool of blocks.
+// leaves these files. The shim holds no policy and keeps nothing but one scratch buffer a thread, the pool of blocks, and
+// which tape a thread uses.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -39,12 +40,13 @@ int32_t tailor_project(const void* x, const TailorProjection* projections, size_
                        int64_t in, void** results);
 
 // What tailor_project and tailor_device_project give on this thread from now on has no values but zeros: only the backward
-// pass is wanted, which needs none of them.
+// pass is wanted, which needs none of them. While a tape is put on they have values, and are not put there.
 void tailor_want_values(int32_t wanted);
 int32_t tailor_values_wanted();
 
-// y + scale · (x·Aᵀ)·Bᵀ in the type of A and B, rounded to the type of y. Saves x, x·Aᵀ and the parameters.
-int32_t tailor_lora(const void* y, const void* x, const void* a, const void* b, double scale, void** result);
+// y + scale · (x·Aᵀ)·Bᵀ in the type of A and B, rounded to the type of y. Saves x, x·Aᵀ and the parameters. `taped`: the
+// sum and x·Aᵀ go by the tape, and values that are not wanted are zeros.
+int32_t tailor_lora(const void* y, const void* x, const void* a, const void* b, double scale, bool taped, void** result);
 
 // x/√(mean x² + eps) · w over the last dimension, or · (1 + w). No gradient for w.
 int32_t tailor_rms_norm(const void* x, const void* weight, double eps, bool one_plus, void** result);
@@ -68,6 +70,18 @@ int32_t tailor_cross_entropy(const void* states, const void* head, const void* l
 // bf16 tensors are made in f32 and rounded.
 bool tailor_bf16_products();
 void tailor_set_bf16_products(bool use);
+
+// ---- Tapes (tape.cpp) ----
+// From tailor_tape_enter to tailor_tape_leave what tailor_project, tailor_device_project, tailor_attend and
+// tailor_attend_texts make on this thread, the values and what is saved for the backward pass, is put on the tape; or, with
+// `replay`, taken from it in the same order instead of made. A thread uses one tape at a time.
+int32_t tailor_tape_new(void** tape);
+void tailor_tape_free(void* tape);
+int32_t tailor_tape_enter(void* tape, bool replay);
+void tailor_tape_leave();
+bool tailor_tape_in_use();
+// Tensors that are on it.
+size_t tailor_tape_length(const void* tape);
 
 // Runs the backward pass from `tensors` with the given gradients, adding to the leaves' gradients.
 int32_t tailor_backward(const void* const* tensors, const void* const* gradients, size_t count, bool keep_graph);

@@ -302,8 +302,15 @@ unsafe extern "C" {
         a: *const c_void,
         b: *const c_void,
         scale: f64,
+        taped: bool,
         result: *mut *mut c_void,
     ) -> i32;
+    pub(crate) fn tailor_tape_new(tape: *mut *mut c_void) -> i32;
+    pub(crate) fn tailor_tape_free(tape: *mut c_void);
+    pub(crate) fn tailor_tape_enter(tape: *mut c_void, replay: bool) -> i32;
+    pub(crate) fn tailor_tape_leave();
+    pub(crate) fn tailor_tape_in_use() -> bool;
+    pub(crate) fn tailor_tape_length(tape: *const c_void) -> usize;
     pub(crate) fn tailor_backward(
         tensors: *const *const c_void,
         gradients: *const *const c_void,

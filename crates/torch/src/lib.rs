@@ -1,6 +1,6 @@
 //! What tch lacks: projections with weights in 4 bits and LoRA, the fused operators between them, backward from a given
-//! gradient, the random generator's state, memory statistics, a pool for large CPU tensors, c10d between the ranks of
-//! one job.
+//! gradient, what is kept of a layer that runs again, the random generator's state, memory statistics, a pool for large
+//! CPU tensors, c10d between the ranks of one job.
 //!
 //! On a GPU, kernels of our own ([`kernels`]) dequantise and do what is bound by memory; [`device`] has them as functions,
 //! and [`gpu`] opens what they need while the program runs.
@@ -24,6 +24,7 @@ mod pool;
 mod quant_linear;
 mod random;
 mod surroundings;
+mod tape;
 mod workers;
 
 pub use autograd::backward;
@@ -36,8 +37,10 @@ pub use layers::{
 pub use memory::{Memory, PeakMemory, available_bytes, resident_bytes, total_bytes};
 pub use pool::{TensorBytes, drop_pool, tensor_bytes, use_pool};
 pub use quant_linear::{
-    Factors, Projection, ProjectionWeight, QuantWeight, drop_scratch, lora, project, quant_linear, without_values,
+    Factors, Projection, ProjectionWeight, QuantWeight, drop_scratch, lora, lora_on, project, quant_linear,
+    without_values,
 };
 pub use random::{rng_state, set_rng_state};
 pub use surroundings::Surroundings;
+pub use tape::Tape;
 pub use workers::TorchWorkers;

@@ -9,7 +9,7 @@ use half::bf16;
 use tailor_quant::{Quantized, View};
 use tch::Tensor;
 
-use crate::{Result, ffi};
+use crate::{Result, Tape, ffi};
 
 /// A 4-bit weight `[out, in]` that tensors' histories can hold on to. Cloning shares it.
 #[derive(Debug, Clone)]
@@ -152,7 +152,8 @@ pub fn project(x: &Tensor, projections: &[Projection<'_>]) -> Result<Vec<Tensor>
 }
 
 /// Runs `work`, in which [`project`] and [`crate::device::device_project`] make zeros for their values: for a backward pass
-/// alone, which needs none of them. What is kept for it is kept, and gradients are what they would have been.
+/// alone, which needs none of them. What is kept for it is kept, and gradients are what they would have been. Where a
+/// [`Tape`] is recorded they are made, and are not on it.
 pub fn without_values<T>(work: impl FnOnce() -> T) -> T {
     struct Back(i32);
     impl Drop for Back {
@@ -193,9 +194,26 @@ pub fn lora(y: &Tensor, x: &Tensor, a: &Tensor, b: &Tensor, scale: f64) -> Resul
     if crate::device::has_kernels(x) && x.kind() == y.kind() {
         return crate::device::device_lora(y, x, a, b, scale);
     }
+    add_lora(y, x, a, b, scale, false)
+}
+
+/// As [`lora`] on what `plain` gives, which nothing but this sum looks at: a [`Tape`] has the sum and nothing of `plain`.
+/// (On a device it has what `plain` makes, and LoRA is made again.)
+///
+/// # Errors
+/// As [`lora`].
+pub fn lora_on(plain: impl FnOnce() -> Tensor, x: &Tensor, a: &Tensor, b: &Tensor, scale: f64) -> Result<Tensor> {
+    if crate::device::has_kernels(x) {
+        return lora(&plain(), x, a, b, scale);
+    }
+    let y = if Tape::is_in_use() { without_values(plain) } else { plain() };
+    add_lora(&y, x, a, b, scale, true)
+}
+
+fn add_lora(y: &Tensor, x: &Tensor, a: &Tensor, b: &Tensor, scale: f64, taped: bool) -> Result<Tensor> {
     let [y, x, a, b] = [y, x, a, b].map(ffi::handle);
     // SAFETY: all handles are alive during the call.
-    ffi::produce(|result| unsafe { ffi::tailor_lora(y, x, a, b, scale, result) })
+    ffi::produce(|result| unsafe { ffi::tailor_lora(y, x, a, b, scale, taped, result) })
 }
 
 /// Frees this thread's scratch buffer, which is as large as the largest weight dequantised on it.

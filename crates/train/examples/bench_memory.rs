@@ -74,12 +74,13 @@ fn compare(with_peer: bool) -> Result<()> {
     let t5 = T5Shape { hidden: 512, layers: 6, feed_forward: 1024, heads: 8, vocab: 8000, bf16: true };
     let t5 = Made::new("t5-48m", work.path(), |at| t5.write(at, 1))?;
 
-    use Checkpointing::{Layers, None as Keep};
+    use Checkpointing::{Layers, None as Keep, Selective};
     let arm = |made: &Made, batch, tokens, rank, policy| Arm::new(&made.nf4, batch, tokens, rank, policy);
     let f32 = |arm: Arm| Arm { compute: Precision::F32, ..arm };
     let grid: Vec<(&Made, Arm)> = vec![
         (&small, arm(&small, 4, 512, 16, Keep)),
         (&small, arm(&small, 16, 512, 16, Layers)),
+        (&small, arm(&small, 8, 512, 16, Selective)),
         (&small, f32(arm(&small, 4, 512, 16, Keep))),
         (&small, f32(arm(&small, 2, 1024, 64, Layers))),
         (&small, Arm { grouping: Grouping::Packed, ..arm(&small, 2, 1024, 16, Keep) }),
@@ -89,6 +90,7 @@ fn compare(with_peer: bool) -> Result<()> {
         (&grouped, arm(&grouped, 8, 512, 16, Layers)),
         (&t5, arm(&t5, 8, 512, 16, Keep)),
         (&t5, f32(arm(&t5, 8, 512, 16, Layers))),
+        (&large, arm(&large, 4, 512, 16, Selective)),
         (&large, arm(&large, 4, 512, 16, Keep)),
         (&large, arm(&large, 4, 512, 16, Layers)),
     ];

@@ -12,6 +12,8 @@ mod arm;
 mod profile;
 mod support;
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context, Result, bail};
 use tailor_domain::QuantCode;
 use tailor_domain::spec::{Checkpointing, Precision};
@@ -21,7 +23,14 @@ use tailor_testkit::{LlamaShape, TempDir};
 use arm::{ARM, Arm, quantise};
 use support::{MIB, hardware};
 
-const POLICIES: [Checkpointing; 2] = [Checkpointing::None, Checkpointing::Layers];
+/// Ours that take turns with one of the peer's, which has no other between everything and the layers' inputs.
+const RIVALS: [(&[Checkpointing], Checkpointing); 2] = [
+    (&[Checkpointing::None], Checkpointing::None),
+    (&[Checkpointing::Selective, Checkpointing::Layers], Checkpointing::Layers),
+];
+
+/// What one run printed, by name.
+type Figures = BTreeMap<String, f64>;
 
 fn main() -> Result<()> {
     let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
@@ -70,43 +79,48 @@ fn compare(pairs: usize, with_peer: bool, with_profile: bool) -> Result<()> {
     println!("| kept | who | tokens/s, median | peak, MiB | first loss | gradient norm | ratio of pairs, median |");
     println!("| --- | --- | --- | --- | --- | --- | --- |");
     let mut seconds = Vec::new();
-    for policy in POLICIES {
-        let arm = Arm { steps: 3, ..Arm::new(&nf4, 4, 512, 16, policy) };
-        let peer = Arm { compute: theirs, ..arm.clone() };
-        let (mut ours, mut peers) = (Vec::new(), Vec::new());
+    for (policies, their_policy) in RIVALS {
+        let arm = |policy| Arm { steps: 3, ..Arm::new(&nf4, 4, 512, 16, policy) };
+        let peer = Arm { compute: theirs, ..arm(their_policy) };
+        let mut ours: Vec<Vec<Figures>> = policies.iter().map(|_| Vec::new()).collect();
+        let mut peers: Vec<Figures> = Vec::new();
         for _ in 0..pairs {
-            ours.push(arm.run()?);
+            for (seen, policy) in ours.iter_mut().zip(policies) {
+                seen.push(arm(*policy).run()?);
+            }
             if with_peer {
                 peers.push(peer.run_peer(&dense)?);
             }
         }
-        let speed = |all: &[std::collections::BTreeMap<String, f64>]| {
-            median(all.iter().map(|figures| figures["tokens_per_second"]).collect())
-        };
-        let last = |who: &str, figures: &std::collections::BTreeMap<String, f64>, speed: f64, ratio: String| {
-            let (loss, norm) = (figures["first_loss"], figures["first_grad_norm"]);
-            let peak = figures["peak"] / MIB;
-            println!("| {policy} | {who} | {speed:.1} | {peak:.0} | {loss:.4} | {norm:.4} | {ratio} |");
-        };
-        if let Some(figures) = ours.last() {
+        for (policy, ours) in policies.iter().zip(&ours) {
             let ratios = ours.iter().zip(&peers).map(|(a, b)| a["tokens_per_second"] / b["tokens_per_second"]);
             let ratio = if with_peer { format!("{:.2}", median(ratios.collect())) } else { String::new() };
-            last("Tailor", figures, speed(&ours), ratio);
+            row(*policy, "Tailor", ours, &ratio);
+            seconds.push((*policy, 2048.0 / speed(ours)));
         }
-        if let Some(figures) = peers.last() {
-            last("PEFT + bitsandbytes", figures, speed(&peers), String::new());
-        }
-        seconds.push(2048.0 / speed(&ours));
+        row(their_policy, "PEFT + bitsandbytes", &peers, "");
     }
     println!("\n| kept | step planned, s | measured, s | off by |\n| --- | --- | --- | --- |");
-    for (policy, seconds) in POLICIES.into_iter().zip(&seconds) {
-        let planned = work_of(&shape, policy)?.seconds(&rates);
+    for (policy, seconds) in &seconds {
+        let planned = work_of(&shape, *policy)?.seconds(&rates);
         println!("| {policy} | {planned:.2} | {seconds:.2} | {:+.0} % |", (planned / seconds - 1.0) * 100.0);
     }
     if with_profile {
-        profile::print(&shape, seconds[0])?;
+        profile::print(&shape, seconds[0].1)?;
     }
     Ok(())
+}
+
+fn speed(runs: &[Figures]) -> f64 {
+    median(runs.iter().map(|figures| figures["tokens_per_second"]).collect())
+}
+
+/// Nothing where there was no run.
+fn row(policy: Checkpointing, who: &str, runs: &[Figures], ratio: &str) {
+    let Some(last) = runs.last() else { return };
+    let (loss, norm, peak) = (last["first_loss"], last["first_grad_norm"], last["peak"] / MIB);
+    let speed = speed(runs);
+    println!("| {policy} | {who} | {speed:.1} | {peak:.0} | {loss:.4} | {norm:.4} | {ratio} |");
 }
 
 fn work_of(shape: &Shape, policy: Checkpointing) -> Result<Work> {

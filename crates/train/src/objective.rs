@@ -7,7 +7,7 @@
 
 use tailor_domain::PreferenceSpec;
 use tailor_domain::spec::Checkpointing;
-use tailor_models::{Base, Config, Layered, LoraSet, Pass, Result};
+use tailor_models::{Base, Config, Keeps, Layered, LoraSet, Pass, Result};
 use tailor_text::{Example, Preference};
 use tailor_torch::LabelWeights as Weights;
 use tch::Tensor;
@@ -76,8 +76,12 @@ impl Objective<'_> {
     /// # Errors
     /// libtorch fails, most likely for want of memory.
     pub fn accumulate(&self, rows: &Prepared, whole: Whole) -> Result<Sum> {
-        let parks = self.checkpointing == Checkpointing::LayersOnHost;
-        let pass = Pass::training(self.adapter).with_noise(self.noise).with_parking(parks);
+        let keeps = match self.checkpointing {
+            Checkpointing::None | Checkpointing::Layers => Keeps::Inputs, // with none nothing asks
+            Checkpointing::LayersOnHost => Keeps::ParkedInputs,
+            Checkpointing::Selective => Keeps::Products,
+        };
+        let pass = Pass::training(self.adapter).with_noise(self.noise).keeping(keeps);
         match rows.are_pairs {
             false => self.accumulate_singles(&rows.batch, pass, whole),
             true => self.accumulate_pairs(&rows.batch, &pass, whole),
@@ -177,7 +181,7 @@ impl Objective<'_> {
     fn forward<'a>(&'a self, batch: &MicroBatch, pass: &'a Pass<'a>) -> Result<Forward<'a>> {
         Ok(match self.checkpointing {
             Checkpointing::None => Forward::Whole(self.base.hidden(&batch.input(), pass)?),
-            Checkpointing::Layers | Checkpointing::LayersOnHost => {
+            Checkpointing::Selective | Checkpointing::Layers | Checkpointing::LayersOnHost => {
                 Forward::Layered(self.base.hidden_layered(&batch.input(), pass)?)
             }
         })

@@ -175,6 +175,9 @@ pub enum Checkpointing {
     /// Everything is kept.
     #[default]
     None,
+    /// Each layer's input is kept, and what its products and its attention give (arXiv 2205.05198); what stands between
+    /// them is made once more.
+    Selective,
     /// Each layer's input is kept (arXiv 1604.06174); the layer runs once more.
     Layers,
     /// As `layers`, the inputs waiting in the host's memory. GPUs only.
@@ -183,14 +186,18 @@ pub enum Checkpointing {
 
 named!(Checkpointing, "train.checkpointing", {
     None => "none",
+    Selective => "selective",
     Layers => "layers",
     LayersOnHost => "layers_on_host",
 });
 
 impl Checkpointing {
-    /// Whether each layer runs once more in the backward pass.
-    pub fn runs_again(self) -> bool {
-        self != Self::None
+    /// Whether each layer's products are made once more in the backward pass.
+    pub fn makes_products_again(self) -> bool {
+        match self {
+            Self::None | Self::Selective => false,
+            Self::Layers | Self::LayersOnHost => true,
+        }
     }
 }
 

@@ -12,6 +12,7 @@ mod merged;
 mod pages;
 mod peft;
 mod prompt;
+mod selective;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -42,14 +43,20 @@ impl Golden {
     }
 }
 
+/// The golden input.
+fn input<'a>(base: &Base, golden: &'a Golden) -> Input<'a> {
+    let (ids, mask) = (golden.get("ids"), Some(golden.get("mask")));
+    match base.family() {
+        tailor_domain::Family::Decoder => Input::Decoder { ids, mask },
+        tailor_domain::Family::EncoderDecoder => {
+            Input::EncoderDecoder { ids, mask, decoder_ids: golden.get("decoder_ids") }
+        }
+    }
+}
+
 /// Logits at every position of the golden input.
 fn logits(base: &Base, golden: &Golden, pass: &Pass<'_>) -> Tensor {
-    let (ids, mask, decoder_ids) = (golden.get("ids"), golden.get("mask"), golden.get("decoder_ids"));
-    let input = match base.family() {
-        tailor_domain::Family::Decoder => Input::Decoder { ids, mask: Some(mask) },
-        tailor_domain::Family::EncoderDecoder => Input::EncoderDecoder { ids, mask: Some(mask), decoder_ids },
-    };
-    base.head(&base.hidden(&input, pass).unwrap(), pass)
+    base.head(&base.hidden(&input(base, golden), pass).unwrap(), pass)
 }
 
 /// Positions whose logits mean something: padding of a decoder's input does not.

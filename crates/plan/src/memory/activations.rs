@@ -35,6 +35,11 @@ pub fn kept(shape: &Shape, adapter: &Adapter, settings: &Settings, product: u64)
         Checkpointing::None => {
             learning(shape, adapter).map(|block| of_block(shape, adapter, block, settings, product)).sum()
         }
+        Checkpointing::Selective => {
+            let input = |block: &Block| tokens(pass, block.stream) * shape.hidden * c;
+            let of = |block: &Block| input(block) + on_tape(shape, adapter, block, settings, product);
+            shape.blocks.iter().map(of).sum::<Amount>()
+        }
         Checkpointing::Layers => {
             shape.blocks.iter().map(|block| tokens(pass, block.stream) * shape.hidden * c).sum::<Amount>()
         }
@@ -53,14 +58,46 @@ pub fn kept(shape: &Shape, adapter: &Adapter, settings: &Settings, product: u64)
 /// Bytes beside [`kept`] at the costliest moment of a pass; `product` bytes for a value that is multiplied.
 pub fn moment(shape: &Shape, adapter: &Adapter, settings: &Settings, product: u64) -> Amount {
     let layer = |block: &Block| {
-        let again = match settings.checkpointing {
-            Checkpointing::None => Amount::default(),
-            Checkpointing::Layers | Checkpointing::LayersOnHost => of_block(shape, adapter, block, settings, product),
-        };
-        again + backward(shape, adapter, block, settings, product)
+        made_again(shape, adapter, block, settings, product) + backward(shape, adapter, block, settings, product)
     };
     let layer = shape.blocks.iter().map(layer).max().unwrap_or_default();
     layer.max(head(shape, adapter, settings, product))
+}
+
+/// Of what [`of_block`] counts, that which is not there when a block's backward pass begins, and made then.
+pub fn made_again(shape: &Shape, adapter: &Adapter, block: &Block, settings: &Settings, product: u64) -> Amount {
+    let whole = of_block(shape, adapter, block, settings, product);
+    match settings.checkpointing {
+        Checkpointing::None => Amount::default(),
+        // The block's history takes over what was kept.
+        Checkpointing::Selective => Amount(whole.0.saturating_sub(on_tape(shape, adapter, block, settings, product).0)),
+        Checkpointing::Layers | Checkpointing::LayersOnHost => whole,
+    }
+}
+
+/// What a block's products and its attention give, as far as anything looks at it, and LoRA's x·Aᵀ.
+fn on_tape(shape: &Shape, adapter: &Adapter, block: &Block, settings: &Settings, product: u64) -> Amount {
+    let (pass, c) = (&settings.pass, settings.compute.bytes());
+    let own = tokens(pass, block.stream);
+    // With dropout LoRA is an operator by itself, in f32.
+    let inner = if adapter.dropout() { F32 } else { product };
+    let given = |linear: usize, tokens: Amount| tokens * (shape.linears[linear].out * c + adapter.rank(linear) * inner);
+    let attention = |attention: &Attention, keys: Amount| {
+        let [q, k, v, o] = attention.linears;
+        // Capped scores go through plain operators.
+        let attended = match attention.capped {
+            true => Amount::default(),
+            false => own * attention.heads * (attention.head_dim * c + F32),
+        };
+        given(q, own) + given(k, keys) + given(v, keys) + given(o, own) + attended
+    };
+    let mut bytes = attention(&block.attention, own);
+    if let Some(cross) = &block.cross {
+        bytes += attention(cross, tokens(pass, Stream::Input));
+    }
+    bytes += [block.gate].into_iter().chain(block.up).map(|linear| given(linear, own)).sum::<Amount>();
+    // Nothing looks at what the last product gives but a norm behind it.
+    bytes + if block.post_norms { given(block.down, own) } else { own * adapter.rank(block.down) * inner }
 }
 
 /// Blocks from the first one with an adapter on; an encoder's states come into every block of the decoder.

@@ -118,6 +118,9 @@ fn parts_add_up_and_each_saving_saves_its_own_part() {
     assert_eq!(plain.total(), plain.parts().iter().map(|(_, bytes)| bytes).sum::<u64>());
     let again = memory(&|recipe| recipe.train.checkpointing = Checkpointing::Layers);
     assert!(again.activations * 4 < plain.activations && again.weights == plain.weights);
+    let selective = memory(&|recipe| recipe.train.checkpointing = Checkpointing::Selective);
+    assert!(selective.activations > 2 * again.activations && selective.activations * 4 < plain.activations * 3);
+    assert!(again.total() < selective.total() && selective.total() < plain.total(), "{selective:?}");
     let narrow = memory(&|recipe| recipe.train.optimizer = Optimizer::AdamW8bit);
     assert!(plain.optimizer - narrow.optimizer > plain.adapter && narrow.activations == plain.activations);
     let two = memory(&|recipe| recipe.lora = LoraSpec { rank: 32, ..LoraSpec::default() });
@@ -158,6 +161,28 @@ fn several_changes_are_made_where_none_suffices_alone_and_none_is_invented() {
     let plan = ask(&shape, &recipe, rows(4096), &[trainer(100_000_000)]);
     assert!(plan.nearest.is_empty());
     assert!(plan.refusal().expect("refused").contains("a smaller base or a larger machine"));
+}
+
+#[test]
+fn layers_keep_their_products_where_that_suffices_and_their_inputs_where_it_does_not() {
+    let shape = llama(1024, 2816, 12, 16, 16, 32000);
+    let of = |policy, memory_bytes| {
+        let mut recipe = recipe(2048, 1);
+        recipe.train.checkpointing = policy;
+        ask(&shape, &recipe, rows(2048), &[trainer(memory_bytes)])
+    };
+    let needed = |policy| of(policy, 0).fits[0].memory.total();
+    let [plain, selective, layers] = [Checkpointing::None, Checkpointing::Selective, Checkpointing::Layers].map(needed);
+    assert!(layers < selective && selective < plain, "{layers}, {selective}, {plain}");
+    let offered = |policy, memory_bytes| {
+        let nearest = of(policy, memory_bytes).nearest;
+        let settings = nearest.into_iter().flat_map(|change| change.settings);
+        settings.filter(|(field, _)| field == "train.checkpointing").map(|(_, value)| value).collect::<Vec<_>>()
+    };
+    assert_eq!(offered(Checkpointing::None, selective), ["selective"]);
+    assert_eq!(offered(Checkpointing::None, layers), ["layers"]);
+    assert_eq!(offered(Checkpointing::Selective, layers), ["layers"]);
+    assert!(offered(Checkpointing::Layers, layers - 1).is_empty());
 }
 
 #[test]
@@ -321,6 +346,22 @@ fn time_and_money_come_from_the_trainers_rates_and_are_not_guessed_without() {
     let unknown = ask(&shape, &recipe, rows(512), &[]);
     assert!(unknown.fits.iter().all(|fit| fit.seconds.is_none() && fit.cost.is_none()));
     assert_eq!(unknown.fits_a_trainer, None);
+}
+
+#[test]
+fn layers_that_keep_their_products_take_little_more_time_than_those_that_keep_all() {
+    let shape = llama(1024, 2816, 12, 16, 16, 32000);
+    let seconds = |policy| {
+        let mut recipe = recipe(512, 4);
+        recipe.train.checkpointing = policy;
+        let rates = Rates { flop: 1e12, dequantised: 1e9, moved: 1e10 };
+        let trainer = Calibration { rates: BTreeMap::from([("bf16".to_owned(), rates)]), ..trainer(64 * GB) };
+        ask(&shape, &recipe, rows(512), &[trainer]).fits[0].seconds.expect("measured")
+    };
+    let [plain, selective, layers] =
+        [Checkpointing::None, Checkpointing::Selective, Checkpointing::Layers].map(seconds);
+    assert!(plain < selective && selective < 1.1 * plain, "{plain}, {selective}");
+    assert!(layers > 1.2 * plain, "{plain}, {layers}");
 }
 
 #[test]

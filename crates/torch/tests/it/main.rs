@@ -5,6 +5,7 @@ mod gpu;
 mod kernels;
 mod layers;
 mod pool;
+mod tape;
 
 use tailor_quant::{Backend, BlockSize, Code, Float, quantize};
 use tailor_torch::{QuantWeight, backward, lora, quant_linear, rng_state, set_bf16_products, set_rng_state};

@@ -47,8 +47,16 @@ const PLAIN: Case = Case {
     goal: None,
 };
 
-const OF_8B: [Case; 2] = [
+const OF_8B: [Case; 3] = [
     Case { name: "4096 packed, all kept", goal: Some(Goal::Speed(12_500.0)), ..PLAIN },
+    Case {
+        name: "2 x 2048, products kept",
+        rows: 2,
+        tokens: 2048,
+        packed: 1,
+        checkpointing: Checkpointing::Selective,
+        ..PLAIN
+    },
     Case {
         name: "2 x 2048, layers run again",
         rows: 2,
@@ -88,8 +96,9 @@ const OF_70B: [Case; 1] = [Case {
     goal: Some(Goal::Bytes(41e9)),
     ..PLAIN
 }];
-const OF_TINY: [Case; 2] = [
+const OF_TINY: [Case; 3] = [
     Case { name: "64 packed, all kept", tokens: 64, rank: 4, ..PLAIN },
+    Case { name: "64 packed, products kept", tokens: 64, rank: 4, checkpointing: Checkpointing::Selective, ..PLAIN },
     Case {
         name: "2 x 32, layers run again",
         rows: 2,

@@ -51,7 +51,7 @@ fn losses(device: &str) -> Option<Vec<(f64, f64)>> {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let report: serde_json::Value = serde_json::from_slice(&std::fs::read(report).expect("written")).expect("JSON");
     let rows = report["rows"].as_array().expect("rows");
-    assert_eq!(rows.len(), 2, "{report:#}");
+    assert_eq!(rows.len(), 3, "{report:#}");
     let figures = rows.iter().map(|row| {
         let figure = |name: &str| row["figures"][name].as_f64().unwrap_or_else(|| panic!("{name} in {row:#}"));
         assert!(figure("tokens_per_second") > 0.0 && figure("peak") > figure("weights"), "{row:#}");

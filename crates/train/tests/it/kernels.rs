@@ -53,6 +53,8 @@ fn a_decoder_trains_with_kernels_as_without() {
         ("lengths, all kept", Grouping::Length, Checkpointing::None, Optimizer::AdamW),
         ("packed, run again, 8 bits", Grouping::Packed, Checkpointing::Layers, Optimizer::AdamW8bit),
         ("packed, all kept", Grouping::Packed, Checkpointing::None, Optimizer::AdamW),
+        ("packed, products kept", Grouping::Packed, Checkpointing::Selective, Optimizer::AdamW),
+        ("lengths, products kept", Grouping::Length, Checkpointing::Selective, Optimizer::AdamW),
     ];
     let specs = cases.map(|(what, grouping, checkpointing, optimizer)| {
         (what, TrainSpec { grouping, checkpointing, optimizer, max_tokens: 64, ..spec() })
@@ -67,10 +69,14 @@ fn a_decoder_trains_with_kernels_as_without() {
 
 #[test]
 fn an_encoder_decoder_trains_with_kernels_as_without() {
+    let specs = [Checkpointing::Layers, Checkpointing::Selective];
+    let specs = specs.map(|checkpointing| TrainSpec { checkpointing, ..spec() });
     let tiny = TinyBase::t5();
-    let spec = TrainSpec { checkpointing: Checkpointing::Layers, ..spec() };
-    let plain = run(&tiny, &lora(), &spec);
-    same("T5", &run(&tiny.with_kernels(), &lora(), &spec), &plain);
+    let plain = specs.each_ref().map(|spec| run(&tiny, &lora(), spec));
+    let tiny = tiny.with_kernels();
+    for (spec, plain) in specs.iter().zip(&plain) {
+        same(spec.checkpointing.as_str(), &run(&tiny, &lora(), spec), plain);
+    }
 }
 
 #[test]
@@ -82,6 +88,20 @@ fn variants_of_an_adapter_train_with_kernels_as_without() {
     let tiny = tiny.with_kernels();
     for ((what, lora), plain) in variants.iter().zip(&plain) {
         same(what, &run(&tiny, lora, &spec()), plain);
+    }
+}
+
+/// Dropout is drawn where the tensors are, so that a run is compared with one on the same device.
+#[test]
+fn layers_that_keep_their_products_learn_the_same_with_kernels_whatever_the_variant() {
+    let tiny = TinyBase::random_llama(2).with_kernels();
+    for lora in [
+        LoraSpec { dropout: 0.3, ..lora() },
+        LoraSpec { dropout: 0.3, bias: true, ..lora() },
+        LoraSpec { dora: true, ..lora() },
+    ] {
+        let of = |checkpointing| run(&tiny, &lora, &TrainSpec { checkpointing, ..spec() });
+        same("products kept", &of(Checkpointing::Selective), &of(Checkpointing::None));
     }
 }
 

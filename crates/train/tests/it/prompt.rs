@@ -62,8 +62,12 @@ fn how_the_work_is_cut_changes_nothing() {
             figures(&tiny.follow(&prompt_tuning(PromptInit::Vocabulary, train), &rows).1)
         };
         let whole = run(8, Checkpointing::None);
-        for (micro, checkpointing) in [(1, Checkpointing::None), (3, Checkpointing::Layers), (8, Checkpointing::Layers)]
-        {
+        for (micro, checkpointing) in [
+            (1, Checkpointing::None),
+            (3, Checkpointing::Layers),
+            (8, Checkpointing::Layers),
+            (8, Checkpointing::Selective),
+        ] {
             for (step, ((loss, norm), (other, other_norm))) in whole.iter().zip(run(micro, checkpointing)).enumerate() {
                 assert!((loss - other).abs() < 2e-5 * loss, "{micro} rows, step {step}: loss {loss} and {other}");
                 assert!((norm - other_norm).abs() < 5e-4 * norm, "{micro} rows, step {step}: {norm} and {other_norm}");
