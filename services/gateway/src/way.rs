@@ -57,6 +57,6 @@ mod tests {
         let large = timeout(MOMENT, way.enter(MAX_BYTES - 999 * UNIT_BYTES)).await.expect("at once").expect("room");
         assert!(timeout(MOMENT, way.enter(0)).await.is_err(), "now there is none for anybody");
         drop((large, small));
-        timeout(MOMENT, way.enter(u64::MAX)).await.expect("alone, and refused later").expect("room");
+        drop(timeout(MOMENT, way.enter(u64::MAX)).await.expect("alone, and refused later").expect("room"));
     }
 }
