@@ -197,7 +197,7 @@ fn the_likeliest_token_is_that_of_all_logits() {
         cross: None,
         adapter: [None, Some(&plain), None, Some(&on_head)][at % 4],
         logits: 1,
-        likeliest: at % 5 != 0,
+        likeliest: !at.is_multiple_of(5),
     };
     let segments: Vec<Segment<'_>> = (0..16).map(segment).collect();
     let logits = base.advance(&segments, &pool).unwrap();
