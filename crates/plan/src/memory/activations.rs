@@ -49,19 +49,43 @@ pub fn kept(shape: &Shape, adapter: &Adapter, settings: &Settings, product: u64)
             inputs.max().unwrap_or_default() * 2
         }
     };
-    // The last norm's input, the hidden states, and those that carry a label.
-    let streams = [Stream::Input, Stream::Target].map(|stream| tokens(pass, stream));
-    let last = streams.into_iter().sum::<Amount>() * shape.hidden * 2 * c;
-    blocks + last + Amount(pass.labels) * shape.hidden * c
+    let streams = [Stream::Input, Stream::Target].map(|stream| after(shape, settings, stream));
+    blocks + streams.into_iter().sum::<Amount>() + labelled(shape, settings)
+}
+
+/// The last norm's input and the hidden states of a stream.
+fn after(shape: &Shape, settings: &Settings, stream: Stream) -> Amount {
+    tokens(&settings.pass, stream) * shape.hidden * 2 * settings.compute.bytes()
+}
+
+/// The hidden states that carry a label.
+fn labelled(shape: &Shape, settings: &Settings) -> Amount {
+    Amount(settings.pass.labels) * shape.hidden * settings.compute.bytes()
 }
 
 /// Bytes beside [`kept`] at the costliest moment of a pass; `product` bytes for a value that is multiplied.
 pub fn moment(shape: &Shape, adapter: &Adapter, settings: &Settings, product: u64) -> Amount {
     let layer = |block: &Block| {
-        made_again(shape, adapter, block, settings, product) + backward(shape, adapter, block, settings, product)
+        let needs =
+            made_again(shape, adapter, block, settings, product) + backward(shape, adapter, block, settings, product);
+        Amount(needs.0.saturating_sub(gone(shape, block, settings).0))
     };
     let layer = shape.blocks.iter().map(layer).max().unwrap_or_default();
     layer.max(head(shape, adapter, settings, product))
+}
+
+/// Of what [`kept`] counts, that which is there no more when a block runs again: what stood behind the last of the stack that ends
+/// with the head (an encoder's states are looked at to the end), and the block's input, which is its first norm's.
+fn gone(shape: &Shape, block: &Block, settings: &Settings) -> Amount {
+    let stream = match settings.checkpointing {
+        Checkpointing::None => return Amount::default(),
+        Checkpointing::Selective | Checkpointing::Layers | Checkpointing::LayersOnHost => block.stream,
+    };
+    let input = tokens(&settings.pass, stream) * shape.hidden * settings.compute.bytes();
+    match shape.blocks.last().is_some_and(|last| last.stream == stream) {
+        true => input + after(shape, settings, stream) + labelled(shape, settings),
+        false => input,
+    }
 }
 
 /// Of what [`of_block`] counts, that which is not there when a block's backward pass begins, and made then.
