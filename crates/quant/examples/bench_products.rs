@@ -35,7 +35,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let dense: Vec<bf16> = noise(32000 * width).into_iter().map(bf16::from_f32).collect();
     println!("4 bits, {out} × {width}");
     let chosen: Vec<usize> = std::env::args().skip(1).filter_map(|word| word.parse().ok()).collect();
-    let all = [1, 2, 4, 8, 16, 32, 128, 512];
+    let all = [1, 2, 3, 4, 8, 16, 32, 128, 512];
     for rows in all.into_iter().filter(|rows| chosen.is_empty() || chosen.contains(rows)) {
         let mut x = Inputs::default();
         x.resize(rows, width).copy_from_slice(&noise(rows * width));

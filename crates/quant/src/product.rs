@@ -6,20 +6,19 @@
 //! of [`BLOCK`] at a time and scaled in f32:
 //!
 //! * a level of the code, |v| ≤ 1, is rounded to a multiple of 2⁻¹⁴: within 2⁻¹⁵ of the block's scale;
-//! * an activation is rounded to a multiple of 1/16383 of its block's largest: within 2⁻¹⁵ of it.
+//! * an activation is rounded to a multiple of 1/16383 of its block's largest, or of 1/130,900 of its block's magnitudes together, if
+//!   that is coarser: within 2⁻¹⁵ of the largest where one stands out, within 2⁻¹² where all are as large. Then the 64 products of a
+//!   block add up in 32 bits, and are brought under their scales once.
 //!
 //! bf16, which has 8 significant bits, rounds a dequantised weight more coarsely; the tests hold the error against f64
-//! below that of the way over a bf16 weight. What a row gets depends on nothing but the row: neither on the other rows, nor
-//! on the number of threads.
+//! below an eighth of that of the way over a bf16 weight. What a row gets depends on nothing but the row: neither on the other rows,
+//! nor on the number of threads, nor on the vectors that the processor has.
 //!
 //! A weight in bf16 is multiplied by f32, or by two halves of bf16 that have 16 significant bits where the processor multiplies
 //! those.
 //!
-//! AVX-512 adds a whole block in 32 bits, and not an eighth of it, so that a sum is brought under its scales once: an activation
-//! is then rounded to a multiple of 1/130,900 of its block's magnitudes together, if that is coarser (2⁻¹² of the largest where
-//! all are as large, half a bit less than above where one is). A processor's tiles (AMX) multiply what is unpacked and rounded to
-//! bf16. Either is many times as fast for many rows, and gives other bits than the rest; in both a row is all that its result
-//! depends on.
+//! A processor's tiles (AMX) multiply what is unpacked and rounded to bf16: many times as fast for many rows, with other bits than the
+//! rest; in them too a row is all that its result depends on.
 
 mod activations;
 #[cfg(target_arch = "x86_64")]
@@ -104,11 +103,9 @@ type Lanes = [f32; 8];
 #[derive(Clone, Copy)]
 struct Kernels {
     /// Adds w·x of each row of a part of a 4-bit weight and each of a group of rows of x, to sums [rows of w, rows of x].
-    packed: unsafe fn(&Part<'_, u8>, rows: usize, sums: *mut Lanes),
-    /// The same from unpacked levels, as `unpack` has left them.
-    unpacked: unsafe fn(&Part<'_, i16>, rows: usize, sums: *mut Lanes),
-    /// Levels of rows of whole blocks, for `unpacked` alone to read; as many values as the rows have.
-    unpack: unsafe fn(packed: &[&[u8]], levels: &Levels, out: &mut [i16]),
+    packed: unsafe fn(&Part<'_>, rows: usize, sums: *mut Lanes),
+    /// For an x that was made for columns.
+    columns: Option<Columns>,
     /// Adds w·x of a few rows of weights in bf16 and a few of x: sums of the first weight's row, then the second's.
     dense: unsafe fn(&Dense<'_>, sums: *mut Lanes),
     /// Rows of weights that `dense` is best given with several rows of x: at most [`DENSE_OUT`].
@@ -119,6 +116,14 @@ struct Kernels {
     totals: unsafe fn(sums: *const Lanes, stride: usize, out: &mut [f32]),
 }
 
+/// What makes a tile of a 4-bit weight's outputs, for all rows of x.
+#[derive(Clone, Copy)]
+struct Columns {
+    work: unsafe fn(&tiles::Tile<'_>, &Matrix<'_>),
+    /// Outputs of a tile.
+    outs: usize,
+}
+
 /// The code book as integers, and their low and high bytes.
 #[derive(Clone, Copy)]
 struct Levels {
@@ -127,17 +132,14 @@ struct Levels {
     high: [u8; 16],
 }
 
-/// Some blocks of a few rows of a weight, packed or as levels, and the same blocks of a group of rows of x. Scales and x begin
-/// with the first of the blocks.
-struct Part<'a, T> {
+/// Some blocks of a few rows of a packed weight, and the same blocks of a group of rows of x.
+struct Part<'a> {
     levels: &'a Levels,
     /// Rows of the weight.
     outs: usize,
-    /// The rows, which lie `weight_stride` apart, or levels as they were unpacked.
-    weights: &'a [T],
+    /// The rows from the first of the blocks on, which lie `weight_stride` apart.
+    weights: &'a [u8],
     weight_stride: usize,
-    /// Of each row the blocks from `first_block` on.
-    first_block: usize,
     blocks: usize,
     /// One a block, padded with zeros to whole strides; the rows' lie `scale_stride` apart.
     scales: &'a [f32],
@@ -145,13 +147,12 @@ struct Part<'a, T> {
     x: Activations<'a>,
 }
 
-impl<'a, T> Part<'a, T> {
+impl<'a> Part<'a> {
     /// Weights and scales of one row.
     #[inline(always)]
-    fn row(&self, out: usize, per_block: usize) -> (&'a [T], &'a [f32]) {
-        let weights = &self.weights[out * self.weight_stride + self.first_block * per_block..];
-        let scales = &self.scales[out * self.scale_stride..];
-        (&weights[..self.blocks * per_block], &scales[..self.blocks.next_multiple_of(STRIDE)])
+    fn row(&self, out: usize) -> (&'a [u8], &'a [f32]) {
+        let (weights, scales) = (&self.weights[out * self.weight_stride..], &self.scales[out * self.scale_stride..]);
+        (&weights[..self.blocks * BLOCK / 2], &scales[..self.blocks.next_multiple_of(STRIDE)])
     }
 }
 
@@ -159,8 +160,9 @@ impl<'a, T> Part<'a, T> {
 #[derive(Clone, Copy)]
 struct Activations<'a> {
     values: &'a [i16],
-    /// Padded to whole strides, and [`GROUP`] more behind them, so that eight can be read from anywhere.
+    /// Those of the first row, padded to whole strides; the rows' lie `scale_stride` apart.
     scales: &'a [f32],
+    scale_stride: usize,
 }
 
 /// At most [`DENSE_OUT`] rows of weights and [`DENSE_ROWS`] of x, row after row of `width` values.
@@ -184,23 +186,22 @@ const fn element(place: usize) -> usize {
     2 * byte + vector / 2
 }
 
-/// `for_avx512`: what x was made for, which says how blocks are added up.
-fn kernels(for_avx512: bool, instructions: Instructions) -> Kernels {
+/// The kernels for x as it was made, by these instructions where that leaves a choice.
+fn kernels(x: &Inputs, instructions: Instructions) -> Kernels {
     #[cfg(target_arch = "x86_64")]
-    if for_avx512 {
-        return avx512::KERNELS;
+    {
+        if x.is_for_avx512() {
+            return avx512::KERNELS;
+        }
+        if matches!(instructions, Instructions::Avx512 | Instructions::Amx) && avx512::available() {
+            let Kernels { dense, dense_outs, expand, .. } = avx512::KERNELS;
+            return Kernels { dense, dense_outs, expand, ..avx2::KERNELS };
+        }
+        if x.is_for_columns() || (instructions != Instructions::Portable && avx2::available()) {
+            return avx2::KERNELS;
+        }
     }
-    #[cfg(target_arch = "x86_64")]
-    if matches!(instructions, Instructions::Avx512 | Instructions::Amx) && avx512::available() {
-        let Kernels { dense, dense_outs, expand, .. } = avx512::KERNELS;
-        return Kernels { dense, dense_outs, expand, ..avx2::KERNELS };
-    }
-    let _ = for_avx512;
-    #[cfg(target_arch = "x86_64")]
-    if instructions != Instructions::Portable && avx2::available() {
-        return avx2::KERNELS;
-    }
-    let _ = instructions;
+    let _ = (x, instructions);
     portable::KERNELS
 }
 

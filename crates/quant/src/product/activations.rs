@@ -7,7 +7,7 @@ use super::lines::Lines;
 use super::workers::{Workers, spread};
 use super::{Activations, BLOCK, GROUP, STRIDE};
 #[cfg(target_arch = "x86_64")]
-use super::{amx, avx512, halves, integers, layout};
+use super::{amx, avx2, avx512, halves, integers, layout};
 use crate::Instructions;
 
 /// Values from which on they are made on all threads.
@@ -18,14 +18,14 @@ const MANY: usize = 1 << 16;
 /// Integers lie group by group of [`GROUP`] rows (the last may have fewer), in a group block by block, in a block row by
 /// row: a kernel reads them from front to back. For the processor's tiles they are values in bf16 instead, in groups of 16.
 ///
-/// AVX-512 adds a whole block's products in 32 bits: its integers are as large as a block's magnitudes together let them be.
+/// A whole block's products are added in 32 bits: the integers are as large as a block's magnitudes together let them be.
 #[derive(Default)]
 pub struct Inputs {
     rows: usize,
     width: usize,
     floats: Vec<f32>, // [M, K]
     values: Lines, // [M/8, K/64, 8, 64]; for columns [chunks, M/8, blocks of a chunk, 8, 64]; halves [M, 2, K padded]
-    scales: Vec<f32>, // [M/8, K/64 (to a multiple of 8), 8]; for columns as the values
+    scales: Vec<f32>, // [M, K/64 (to a multiple of 8)]; for columns as the values
     made: Made,
 }
 
@@ -65,7 +65,7 @@ impl Inputs {
     }
 
     pub(super) fn is_quantized(&self) -> bool {
-        matches!(self.made, Made::Integers | Made::Blocks | Made::Columns)
+        matches!(self.made, Made::Integers | Made::Blocks | Made::Columns | Made::ColumnsAvx2)
     }
 
     /// Whether the kernels of AVX-512 take it, for one row or for several.
@@ -74,7 +74,7 @@ impl Inputs {
     }
 
     pub(super) fn is_for_columns(&self) -> bool {
-        self.made == Made::Columns
+        matches!(self.made, Made::Columns | Made::ColumnsAvx2)
     }
 
     pub(super) fn is_tiled(&self) -> bool {
@@ -111,9 +111,8 @@ impl Inputs {
         let rows = self.group_rows(group);
         let (values, padded) = (group * GROUP * self.width + block * rows * BLOCK, self.padded_blocks());
         let values = &self.values.values()[values..values + blocks * rows * BLOCK];
-        let scales = group * GROUP * padded + block * rows;
-        let scales = &self.scales[scales..scales + blocks.next_multiple_of(STRIDE) * rows + GROUP];
-        Activations { values, scales }
+        let scales = &self.scales[group * GROUP * padded + block..][..rows * padded - block];
+        Activations { values, scales, scale_stride: padded }
     }
 
     /// Where a group's values and scales of a chunk begin: [blocks, rows, 64] and [blocks, rows].
@@ -142,8 +141,14 @@ impl Inputs {
             self.tile(workers);
         } else if four_bit {
             #[cfg(target_arch = "x86_64")]
-            if instructions == Instructions::Avx512 && avx512::available() {
-                let made = if self.rows <= 1 { Made::Blocks } else { Made::Columns };
+            if instructions != Instructions::Portable && avx2::available() {
+                let wide = instructions == Instructions::Avx512 && avx512::available();
+                let made = match self.rows {
+                    0..2 if wide => Made::Blocks,
+                    _ if wide => Made::Columns,
+                    0..=avx2::FEW => Made::Integers,
+                    _ => Made::ColumnsAvx2,
+                };
                 return self.quantize(made, workers);
             }
             self.quantize(Made::Integers, workers);
@@ -194,8 +199,8 @@ impl Inputs {
         assert!(self.width.is_multiple_of(BLOCK), "{} values a row are no whole blocks of {BLOCK}", self.width);
         let (blocks, padded) = (self.width / BLOCK, self.padded_blocks());
         self.values.grow(self.rows * self.width);
-        if self.scales.len() < self.rows * padded + GROUP {
-            self.scales.resize(self.rows * padded + GROUP, 0.0);
+        if self.scales.len() < self.rows * padded {
+            self.scales.resize(self.rows * padded, 0.0);
         }
         let (rows, width) = (self.rows, self.width);
         let floats = &self.floats;
@@ -206,17 +211,19 @@ impl Inputs {
             let (group, at) = (row / GROUP, row % GROUP);
             let members = GROUP.min(rows - group * GROUP);
             let input = floats[row * width..(row + 1) * width].as_chunks::<BLOCK>().0;
-            // SAFETY: no other row has these places, which are within the buffers; what is made for AVX-512 is made where it is.
+            // SAFETY: no other row has these places, which are within the buffers; what is made for instructions is made where they are.
             let put = |block: usize, place: usize, scale: usize| unsafe {
                 let output = &mut *values.0.add(place * BLOCK).cast::<[i16; BLOCK]>();
                 *scales.0.add(scale) = match made {
                     #[cfg(target_arch = "x86_64")]
                     Made::Blocks | Made::Columns => integers::quantize_block_avx512(&input[block], output, made),
+                    #[cfg(target_arch = "x86_64")]
+                    Made::ColumnsAvx2 => integers::quantize_block_avx2(&input[block], output, made),
                     _ => quantize_block(&input[block], output, made),
                 };
             };
             #[cfg(target_arch = "x86_64")]
-            if made == Made::Columns {
+            if matches!(made, Made::Columns | Made::ColumnsAvx2) {
                 let one = |chunk: Chunk| {
                     let first = chunk.before * rows + group * GROUP * chunk.count + at;
                     chunk.blocks().enumerate().for_each(|(i, block)| {
@@ -226,11 +233,11 @@ impl Inputs {
                 };
                 return if rows <= GROUP { one(Chunk::whole(blocks)) } else { chunks(blocks).for_each(one) };
             }
-            let (first, first_scale) = (group * GROUP * blocks + at, group * GROUP * padded + at);
-            (0..blocks).for_each(|block| put(block, first + block * members, first_scale + block * members));
+            let (first, first_scale) = (group * GROUP * blocks + at, row * padded);
+            (0..blocks).for_each(|block| put(block, first + block * members, first_scale + block));
             for block in blocks..padded {
                 // SAFETY: as above.
-                unsafe { *scales.0.add(first_scale + block * members) = 0.0 };
+                unsafe { *scales.0.add(first_scale + block) = 0.0 };
             }
         };
         each(workers, rows, width, &one);
@@ -262,6 +269,7 @@ mod tests {
         inputs.resize(1, 64).fill(2.0);
         inputs.prepare_for(Instructions::Portable, true, &Alone);
         assert_eq!((inputs.rows(), inputs.groups(), inputs.floats().len()), (1, 1, 64));
-        assert!(inputs.part(0, 0, 1).values.iter().all(|value| *value == 16383));
+        // As many as are together 130,900.
+        assert!(inputs.part(0, 0, 1).values.iter().all(|value| *value == 2045));
     }
 }

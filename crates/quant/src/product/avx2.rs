@@ -1,16 +1,26 @@
-//! The kernels with AVX2 and FMA.
+//! The kernels with AVX2 and FMA: for one row of x, and of what is not in 4 bits; [`columns`] has those for several rows.
 //!
 //! A block of 64 levels: two byte shuffles by each half of the bytes' numbers (low and high byte of the level) and two
 //! interleavings give four vectors of 16 integers, in the order of [`super::element`]; `vpmaddwd` multiplies and adds pairs.
-//! That is 12 instructions to unpack, shared by all rows of x, and 9 a row for 64 products.
+//! Eight blocks' products are added up across their lanes by a tree, which leaves a block in each lane, and are brought under
+//! their scales together: 22 instructions a block.
+
+pub(super) mod columns;
 
 use std::arch::x86_64::*;
 
 use half::bf16;
 
-use super::{BLOCK, Dense, GROUP, Kernels, Lanes, Levels, Part, STRIDE, by_rows, total};
+use super::{BLOCK, Columns, Dense, Kernels, Lanes, Levels, Part, STRIDE, total};
 
-pub(super) const KERNELS: Kernels = Kernels { packed, unpacked, unpack, dense, dense_outs: 2, expand, totals };
+pub(super) const KERNELS: Kernels = Kernels {
+    packed,
+    columns: Some(Columns { work: columns::work, outs: columns::OUTS }),
+    dense,
+    dense_outs: 2,
+    expand,
+    totals,
+};
 
 /// Packed bytes that are asked for ahead of their use.
 const AHEAD: usize = 2048;
@@ -33,17 +43,24 @@ fn tables(levels: &Levels) -> Tables {
     (_mm256_broadcastsi128_si256(low), _mm256_broadcastsi128_si256(high))
 }
 
+/// The low and the high bytes of the levels of 32 bytes' high halves, and of their low halves.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn look_up(bytes: __m256i, (low, high): Tables) -> [(__m256i, __m256i); 2] {
+    let mask = _mm256_set1_epi8(15);
+    let (even, odd) = (_mm256_and_si256(_mm256_srli_epi16::<4>(bytes), mask), _mm256_and_si256(bytes, mask));
+    [even, odd].map(|numbers| (_mm256_shuffle_epi8(low, numbers), _mm256_shuffle_epi8(high, numbers)))
+}
+
+/// Levels of a block, in the order of [`super::element`].
+///
 /// # Safety
 /// 32 bytes are there.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn levels(bytes: *const u8, (low, high): Tables) -> [__m256i; 4] {
+unsafe fn levels(bytes: *const u8, tables: Tables) -> [__m256i; 4] {
     // SAFETY: as the caller says.
-    let bytes = unsafe { _mm256_loadu_si256(bytes.cast()) };
-    let mask = _mm256_set1_epi8(15);
-    let (even, odd) = (_mm256_and_si256(_mm256_srli_epi16::<4>(bytes), mask), _mm256_and_si256(bytes, mask));
-    let (even_low, even_high) = (_mm256_shuffle_epi8(low, even), _mm256_shuffle_epi8(high, even));
-    let (odd_low, odd_high) = (_mm256_shuffle_epi8(low, odd), _mm256_shuffle_epi8(high, odd));
+    let [(even_low, even_high), (odd_low, odd_high)] = look_up(unsafe { _mm256_loadu_si256(bytes.cast()) }, tables);
     [
         _mm256_unpacklo_epi8(even_low, even_high),
         _mm256_unpackhi_epi8(even_low, even_high),
@@ -65,58 +82,39 @@ unsafe fn block(w: [__m256i; 4], x: *const i16) -> __m256i {
     _mm256_add_epi32(_mm256_add_epi32(pair(0), pair(1)), _mm256_add_epi32(pair(2), pair(3)))
 }
 
-/// A value in all lanes, from memory: left to itself the compiler keeps the table it came from in registers and takes it apart
-/// by shuffles, which are what the kernel is short of.
-///
-/// # Safety
-/// The value is there.
+/// Pairs of lanes of two registers, added up: the first one's, then the other's, in every second lane.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn broadcast(value: *const f32) -> __m256 {
-    let lanes;
-    // SAFETY: as the caller says.
-    unsafe {
-        std::arch::asm!(
-            "vbroadcastss {lanes}, dword ptr [{value}]",
-            lanes = lateout(ymm_reg) lanes,
-            value = in(reg) value,
-            options(pure, readonly, nostack, preserves_flags)
-        );
-    }
-    lanes
+fn two(a: __m256i, b: __m256i) -> __m256i {
+    _mm256_add_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b))
 }
 
-/// Each row of a weight by ROWS rows of x.
-///
-/// # Safety
-/// `sums` has an entry for each pair of rows.
+/// The same of two results of [`two`].
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn each<const ROWS: usize, T>(
-    part: &Part<'_, T>,
-    per_block: usize,
-    load: impl Fn(*const T) -> [__m256i; 4] + Copy,
-    sums: *mut Lanes,
-) {
-    for out in 0..part.outs {
-        let (weights, scales) = part.row(out, per_block);
-        // SAFETY: as the caller says.
-        unsafe { add::<ROWS, T>(weights, scales, part, per_block, load, sums.add(out * ROWS)) };
-    }
+fn four(a: __m256i, b: __m256i) -> __m256i {
+    _mm256_add_epi32(_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b))
 }
 
-/// One row of a weight by ROWS rows of x.
-///
-/// # Safety
-/// The slices are as long as the part's blocks say; `sums` has an entry for each row.
+/// The sums of the lanes of two times four blocks, from two results of [`four`].
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn add<const ROWS: usize, T>(
-    weights: &[T],
-    scales: &[f32],
-    part: &Part<'_, T>,
-    per_block: usize,
-    load: impl Fn(*const T) -> [__m256i; 4],
+fn eight(first: __m256i, last: __m256i) -> __m256i {
+    let (low, high) = (_mm256_permute2x128_si256::<0x20>(first, last), _mm256_permute2x128_si256::<0x31>(first, last));
+    _mm256_add_epi32(low, high)
+}
+
+/// A row of a weight by ROWS rows of x.
+///
+/// # Safety
+/// All that the blocks call for is there; `sums` has an entry for each row.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn add<const ROWS: usize>(
+    weights: *const u8,
+    scales: *const f32,
+    part: &Part<'_>,
+    tables: Tables,
     sums: *mut Lanes,
 ) {
     let mut acc = [_mm256_setzero_ps(); ROWS];
@@ -124,48 +122,54 @@ unsafe fn add<const ROWS: usize, T>(
         // SAFETY: as the caller says.
         *acc = unsafe { _mm256_loadu_ps(sums.add(row).cast()) };
     }
-    let (mut weights, mut x) = (weights.as_ptr(), part.x.values.as_ptr());
-    let (mut weight_scales, mut x_scales) = (scales.as_ptr(), part.x.scales.as_ptr());
-    // Of a stride's blocks and the rows, by intrinsics alone: the compiler's own idea of this table is ten times as long.
-    let mut scales = [[0f32; GROUP]; STRIDE];
-    let mut left = part.blocks;
-    while left > 0 {
-        // SAFETY: both are padded to whole strides, x's with eight more.
-        unsafe {
-            if ROWS == 1 {
-                let both = _mm256_mul_ps(_mm256_loadu_ps(weight_scales), _mm256_loadu_ps(x_scales));
-                _mm256_storeu_ps(scales[0].as_mut_ptr(), both);
-            } else {
-                for (block, scales) in scales.iter_mut().enumerate() {
-                    let of_x = _mm256_loadu_ps(x_scales.add(block * ROWS));
-                    let both = _mm256_mul_ps(_mm256_broadcast_ss(&*weight_scales.add(block)), of_x);
-                    _mm256_storeu_ps(scales.as_mut_ptr(), both);
+    let x = part.x.values.as_ptr();
+    for at in (0..part.blocks).step_by(STRIDE) {
+        let there = part.blocks - at;
+        // Products of a block; zeros of one that is not there. Not closures, which might be called where they should be a part
+        // of this; and no more of them is kept than a tree needs.
+        macro_rules! products {
+            ($i:expr) => {{
+                let mut products = [_mm256_setzero_si256(); ROWS];
+                if there >= STRIDE || $i < there {
+                    // SAFETY: a block has 32 bytes, and 64 values a row.
+                    unsafe {
+                        let weights = weights.add((at + $i) * (BLOCK / 2));
+                        // A hint that may point behind the end: the rows after these.
+                        _mm_prefetch::<_MM_HINT_T0>(weights.wrapping_add(AHEAD).cast());
+                        let w = levels(weights, tables);
+                        for (row, products) in products.iter_mut().enumerate() {
+                            *products = block(w, x.add(((at + $i) * ROWS + row) * BLOCK));
+                        }
+                    }
                 }
-            }
-            (weight_scales, x_scales) = (weight_scales.add(STRIDE), x_scales.add(STRIDE * ROWS));
+                products
+            }};
         }
-        let blocks = left.min(STRIDE);
-        let scales = scales.as_flattened();
-        let mut step = |at: usize| {
-            let w = load(weights);
-            for (row, acc) in acc.iter_mut().enumerate() {
-                // SAFETY: a scale for each block and row; ROWS·64 values a block.
-                let (scale, sum) = unsafe {
-                    let scale = scales.as_ptr().add(if ROWS == 1 { at } else { at * GROUP + row });
-                    (broadcast(scale), block(w, x.add(row * BLOCK)))
-                };
-                *acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), scale, *acc);
-            }
-            // SAFETY: one past the end at most.
-            unsafe { (weights, x) = (weights.add(per_block), x.add(ROWS * BLOCK)) };
-        };
-        if ROWS == 1 && blocks == STRIDE {
-            // A number the compiler knows, so that it does without counting.
-            (0..STRIDE).for_each(&mut step);
-        } else {
-            (0..blocks).for_each(&mut step);
+        macro_rules! pair {
+            ($i:expr) => {{
+                let (even, odd) = (products!($i), products!($i + 1));
+                let mut sums = [_mm256_setzero_si256(); ROWS];
+                sums.iter_mut().zip(even).zip(odd).for_each(|((sum, even), odd)| *sum = two(even, odd));
+                sums
+            }};
         }
-        left -= blocks;
+        macro_rules! quad {
+            ($i:expr) => {{
+                let (even, odd) = (pair!($i), pair!($i + 2));
+                let mut sums = [_mm256_setzero_si256(); ROWS];
+                sums.iter_mut().zip(even).zip(odd).for_each(|((sum, even), odd)| *sum = four(even, odd));
+                sums
+            }};
+        }
+        let (first, last) = (quad!(0), quad!(4));
+        for row in 0..ROWS {
+            // SAFETY: scales are padded to whole strides.
+            let scales = unsafe {
+                let of_x = part.x.scales.as_ptr().add(row * part.x.scale_stride + at);
+                _mm256_mul_ps(_mm256_loadu_ps(scales.add(at)), _mm256_loadu_ps(of_x))
+            };
+            acc[row] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(eight(first[row], last[row])), scales, acc[row]);
+        }
     }
     for (row, acc) in acc.into_iter().enumerate() {
         // SAFETY: as above.
@@ -173,72 +177,29 @@ unsafe fn add<const ROWS: usize, T>(
     }
 }
 
-#[target_feature(enable = "avx2,fma")]
-unsafe fn packed_rows<const ROWS: usize>(part: &Part<'_, u8>, sums: *mut Lanes) {
-    let tables = tables(part.levels);
-    let load = |bytes: *const u8| {
-        // A hint that may point behind the end: the next row's bytes, which memory's own foresight stops short of.
-        _mm_prefetch::<_MM_HINT_T0>(bytes.wrapping_add(AHEAD).cast());
-        // SAFETY: a block has 32 bytes.
-        unsafe { levels(bytes, tables) }
-    };
-    // SAFETY: as the caller says.
-    unsafe { each::<ROWS, u8>(part, BLOCK / 2, load, sums) };
-}
+/// Rows of x from which on they are made for columns.
+pub(super) const FEW: usize = 4;
 
-#[target_feature(enable = "avx2,fma")]
-unsafe fn unpacked_rows<const ROWS: usize>(part: &Part<'_, i16>, sums: *mut Lanes) {
-    let load = |levels: *const i16| {
-        let levels: *const __m256i = levels.cast();
-        // SAFETY: a block has four vectors.
-        unsafe {
-            [
-                _mm256_loadu_si256(levels),
-                _mm256_loadu_si256(levels.add(1)),
-                _mm256_loadu_si256(levels.add(2)),
-                _mm256_loadu_si256(levels.add(3)),
-            ]
+/// # Safety
+/// The processor has AVX2 and FMA; `sums` has an entry for each pair of rows.
+pub(super) unsafe fn packed(part: &Part<'_>, rows: usize, sums: *mut Lanes) {
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn by<const ROWS: usize>(part: &Part<'_>, sums: *mut Lanes) {
+        let tables = tables(part.levels);
+        for out in 0..part.outs {
+            let (weights, scales) = part.row(out);
+            // SAFETY: as the caller says; the slices are as long as the part's blocks say.
+            unsafe { add::<ROWS>(weights.as_ptr(), scales.as_ptr(), part, tables, sums.add(out * ROWS)) };
         }
-    };
-    // SAFETY: as the caller says.
-    unsafe { each::<ROWS, i16>(part, BLOCK, load, sums) };
-}
-
-/// # Safety
-/// The processor has AVX2 and FMA; `sums` has an entry for each pair of rows; of x's there are [`GROUP`] at most.
-pub(super) unsafe fn packed(part: &Part<'_, u8>, rows: usize, sums: *mut Lanes) {
-    // SAFETY: as the caller says.
-    unsafe { by_rows!(packed_rows[rows](part, sums)) }
-}
-
-/// # Safety
-/// As for [`packed`].
-pub(super) unsafe fn unpacked(part: &Part<'_, i16>, rows: usize, sums: *mut Lanes) {
-    // SAFETY: as the caller says.
-    unsafe { by_rows!(unpacked_rows[rows](part, sums)) }
-}
-
-/// # Safety
-/// The processor has AVX2 and FMA.
-unsafe fn unpack(packed: &[&[u8]], values: &Levels, out: &mut [i16]) {
-    let width = out.len() / packed.len().max(1);
-    for (packed, out) in packed.iter().zip(out.chunks_exact_mut(width.max(1))) {
-        // SAFETY: as the caller says.
-        unsafe { unpack_row(packed, values, out) };
     }
-}
-
-/// # Safety
-/// The processor has AVX2 and FMA.
-#[target_feature(enable = "avx2,fma")]
-pub(super) unsafe fn unpack_row(packed: &[u8], values: &Levels, out: &mut [i16]) {
-    let tables = tables(values);
-    for (bytes, out) in packed.as_chunks::<{ BLOCK / 2 }>().0.iter().zip(out.as_chunks_mut::<BLOCK>().0) {
-        // SAFETY: 32 bytes are there, and room for 64 integers.
-        unsafe {
-            for (i, vector) in levels(bytes.as_ptr(), tables).into_iter().enumerate() {
-                _mm256_storeu_si256(out.as_mut_ptr().cast::<__m256i>().add(i), vector);
-            }
+    // SAFETY: as the caller says.
+    unsafe {
+        match rows {
+            1 => by::<1>(part, sums),
+            2 => by::<2>(part, sums),
+            3 => by::<3>(part, sums),
+            4 => by::<4>(part, sums),
+            _ => super::portable::packed(part, rows, sums),
         }
     }
 }

@@ -11,10 +11,17 @@ use std::arch::x86_64::*;
 
 use half::bf16;
 
-use super::{BLOCK, Dense, Kernels, Lanes, Levels, Part, STRIDE, avx2};
+use super::{BLOCK, Columns, Dense, Kernels, Lanes, Levels, Part, STRIDE, avx2, columns};
 
 /// For inputs that were made for blocks or for columns.
-pub(super) const KERNELS: Kernels = Kernels { packed, dense, dense_outs: 4, expand, ..avx2::KERNELS };
+pub(super) const KERNELS: Kernels = Kernels {
+    packed,
+    columns: Some(Columns { work: columns::work, outs: columns::OUTS }),
+    dense,
+    dense_outs: 4,
+    expand,
+    ..avx2::KERNELS
+};
 
 /// Packed bytes that are asked for ahead of their use.
 const AHEAD: usize = 32 << 10;
@@ -135,7 +142,7 @@ fn interleaved(x: __m512) -> __m512 {
 unsafe fn add(
     [mut first, mut second]: [*const u8; 2],
     [first_scales, second_scales]: [*const f32; 2],
-    part: &Part<'_, u8>,
+    part: &Part<'_>,
     table: __m512i,
     [first_sums, second_sums]: [*mut Lanes; 2],
 ) {
@@ -188,13 +195,13 @@ unsafe fn add(
 /// # Safety
 /// The processor has what [`available`] looks for; `sums` has an entry for each row; x has one row, made for blocks.
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn packed(part: &Part<'_, u8>, rows: usize, sums: *mut Lanes) {
+unsafe fn packed(part: &Part<'_>, rows: usize, sums: *mut Lanes) {
     debug_assert!(rows == 1);
     let (table, half) = (table(part.levels), part.outs / 2);
     let mut unread = [0f32; 8];
     for out in 0..part.outs.div_ceil(2) {
         let (first, second) = if out < half { (out, half + out) } else { (part.outs - 1, part.outs - 1) };
-        let ((weights, scales), (others, other_scales)) = (part.row(first, BLOCK / 2), part.row(second, BLOCK / 2));
+        let ((weights, scales), (others, other_scales)) = (part.row(first), part.row(second));
         // SAFETY: as the caller says.
         unsafe {
             let others_sums = if out < half { sums.add(second) } else { &raw mut unread };

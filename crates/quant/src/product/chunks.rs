@@ -17,7 +17,7 @@ pub(super) struct Chunk {
 }
 
 impl Chunk {
-    /// All blocks as they lie: for rows of x that are one group, which keep no levels.
+    /// All blocks as they lie: so rows of x that are one group lie.
     pub fn whole(blocks: usize) -> Self {
         Self { first: 0, step: 1, count: blocks, before: 0 }
     }
@@ -35,6 +35,11 @@ impl Chunk {
     pub fn class(self) -> usize {
         self.first % STRIDE
     }
+}
+
+/// Chunks of two blocks each, a cache line of packed bytes, as they lie: for rows of x that are one group. They have no class.
+pub(super) fn twos(blocks: usize) -> impl Iterator<Item = Chunk> {
+    (0..blocks).step_by(2).map(move |first| Chunk { first, step: 1, count: 2.min(blocks - first), before: first })
 }
 
 /// Chunks of all blocks: in each class from the front to the back.

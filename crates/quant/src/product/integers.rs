@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 
 use super::{BLOCK, LARGEST_ACTIVATION, LARGEST_BLOCK, element};
 #[cfg(target_arch = "x86_64")]
-use super::{avx512, columns};
+use super::{avx2, avx512, columns};
 
 /// Below this magnitude a block counts as zero: its reciprocal would leave f32.
 const SMALLEST: f32 = 1e-30;
@@ -15,11 +15,14 @@ const SMALLEST: f32 = 1e-30;
 pub(super) enum Made {
     #[default]
     Nothing,
+    /// For AVX2 and a few rows, and where there are no vectors.
     Integers,
     /// The same for AVX-512 and one row.
     Blocks,
     /// The same for AVX-512 and several rows: a block's values as pairs that are unpacked together.
     Columns,
+    /// The same for AVX2.
+    ColumnsAvx2,
     Tiles,
     /// Not integers but two halves of bf16, for weights in bf16.
     Halves,
@@ -33,17 +36,19 @@ impl Made {
             Made::Blocks => &FOURTHS,
             #[cfg(target_arch = "x86_64")]
             Made::Columns => &COLUMNS,
+            #[cfg(target_arch = "x86_64")]
+            Made::ColumnsAvx2 => &COLUMNS_AVX2,
             _ => &ORDER,
         }
     }
 }
 
 /// Gives the scale.
-#[inline]
+#[inline(always)]
 pub(super) fn quantize_block(input: &[f32; BLOCK], output: &mut [i16; BLOCK], made: Made) -> f32 {
     // As integers, magnitudes have the order of floats, with infinity and not-a-number last.
     let largest = input.iter().fold(0u32, |largest, value| largest.max(value.to_bits() & MAGNITUDE));
-    let steps = match steps(f32::from_bits(largest), made, |scale| magnitude(input, scale)) {
+    let steps = match steps(f32::from_bits(largest), |scale| magnitude(input, scale)) {
         Ok(steps) => steps,
         Err(scale) => {
             *output = [0; BLOCK];
@@ -70,18 +75,15 @@ const NEAREST: f32 = 12_582_912.0;
 /// What the largest of a block becomes as an integer; the scale of a block of zeros, or of one that has no scale. `magnitude`:
 /// Σ |x| · a factor.
 #[inline(always)]
-fn steps(largest: f32, made: Made, magnitude: impl FnOnce(f32) -> f32) -> Result<f32, f32> {
+fn steps(largest: f32, magnitude: impl FnOnce(f32) -> f32) -> Result<f32, f32> {
     if !(SMALLEST..).contains(&largest) || !largest.is_finite() {
         return Err(if largest.is_finite() { 0.0 } else { f32::NAN });
     }
-    Ok(match made {
-        Made::Blocks | Made::Columns => LARGEST_ACTIVATION.min(LARGEST_BLOCK / magnitude(1.0 / largest)),
-        _ => LARGEST_ACTIVATION,
-    })
+    Ok(LARGEST_ACTIVATION.min(LARGEST_BLOCK / magnitude(1.0 / largest)))
 }
 
 /// Σ |x| · `scale`, in sixteen sums.
-#[inline]
+#[inline(always)]
 fn magnitude(input: &[f32; BLOCK], scale: f32) -> f32 {
     let mut sums = [0f32; 16];
     for input in input.as_chunks::<16>().0 {
@@ -91,6 +93,16 @@ fn magnitude(input: &[f32; BLOCK], scale: f32) -> f32 {
         (0..half).for_each(|at| sums[at] += sums[at + half]);
     }
     sums[0]
+}
+
+/// As [`quantize_block`], in registers of AVX2.
+///
+/// # Safety
+/// [`super::avx2::available`]
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+pub(super) unsafe fn quantize_block_avx2(input: &[f32; BLOCK], output: &mut [i16; BLOCK], made: Made) -> f32 {
+    quantize_block(input, output, made)
 }
 
 /// As [`quantize_block`], to the bit.
@@ -113,7 +125,7 @@ pub(super) unsafe fn quantize_block_avx512(input: &[f32; BLOCK], output: &mut [i
             magnitudes.into_iter().fold(_mm512_setzero_ps(), |sums, x| _mm512_add_ps(sums, _mm512_mul_ps(x, scale)));
         _mm512_reduce_add_ps(sums)
     };
-    let steps = match steps(largest, made, magnitude) {
+    let steps = match steps(largest, magnitude) {
         Ok(steps) => steps,
         Err(scale) => {
             *output = [0; BLOCK];
@@ -148,6 +160,8 @@ const fn order(made: Made) -> [u16; BLOCK] {
             Made::Blocks => place % 16 * 4 + avx512::NEIGHBOUR[place / 16],
             #[cfg(target_arch = "x86_64")]
             Made::Columns => place / 8 * 8 + columns::PAIRED[place % 8],
+            #[cfg(target_arch = "x86_64")]
+            Made::ColumnsAvx2 => place / 8 * 8 + avx2::columns::PAIRED[place % 8],
             _ => element(place),
         };
         order[place] = element as u16;
@@ -161,15 +175,19 @@ const ORDER: [u16; BLOCK] = order(Made::Integers);
 const FOURTHS: [u16; BLOCK] = order(Made::Blocks);
 #[cfg(target_arch = "x86_64")]
 const COLUMNS: [u16; BLOCK] = order(Made::Columns);
+#[cfg(target_arch = "x86_64")]
+const COLUMNS_AVX2: [u16; BLOCK] = order(Made::ColumnsAvx2);
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::product::LARGEST_LEVEL;
 
+    const ALL: [Made; 4] = [Made::Integers, Made::Blocks, Made::Columns, Made::ColumnsAvx2];
+
     #[test]
     fn order_names_every_element_once() {
-        for made in [Made::Integers, Made::Blocks, Made::Columns] {
+        for made in ALL {
             let mut seen = *made.order();
             seen.sort_unstable();
             assert_eq!(seen, std::array::from_fn(|i| i as u16));
@@ -185,7 +203,7 @@ mod tests {
             let error = (f32::from(*value) * scale - input[usize::from(ORDER[place])]).abs();
             assert!(error <= 0.501 * scale, "{error} of {scale} at {place}");
         }
-        for made in [Made::Integers, Made::Blocks, Made::Columns] {
+        for made in ALL {
             assert_eq!(quantize_block(&[0.0; BLOCK], &mut output, made), 0.0);
             assert!(quantize_block(&[f32::INFINITY; BLOCK], &mut output, made).is_nan());
             let mut spoiled = input;
@@ -212,7 +230,7 @@ mod tests {
         }
         let spoiled = [f32::NAN, f32::NEG_INFINITY, 0.0, 1e-40].map(|value| [value; BLOCK]);
         for input in inputs().into_iter().chain(spoiled) {
-            for made in [Made::Integers, Made::Blocks, Made::Columns] {
+            for made in ALL {
                 let mut outputs = [[1; BLOCK]; 2];
                 let scale = quantize_block(&input, &mut outputs[0], made);
                 // SAFETY: just looked at.
@@ -226,13 +244,13 @@ mod tests {
     #[test]
     fn a_blocks_integers_leave_room_for_the_sum_of_its_products() {
         for input in inputs() {
-            let natural = [Made::Columns, Made::Blocks].map(|made| {
+            let natural = ALL.map(|made| {
                 let (mut ordered, mut natural) = ([0; BLOCK], [0; BLOCK]);
                 let scale = quantize_block(&input, &mut ordered, made);
                 made.order().iter().zip(ordered).for_each(|(at, value)| natural[usize::from(*at)] = value);
                 (natural, scale)
             });
-            assert_eq!(natural[0], natural[1], "one row and several");
+            assert!(natural.iter().all(|other| *other == natural[0]), "one row and several");
             let (natural, scale) = natural[0];
             let together: i64 = natural.iter().map(|value| i64::from(*value).abs()).sum();
             assert!(together * LARGEST_LEVEL as i64 <= i64::from(i32::MAX), "{together}");

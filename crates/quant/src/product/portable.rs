@@ -2,30 +2,19 @@
 
 use half::bf16;
 
-use super::{Activations, BLOCK, Dense, Kernels, Lanes, Levels, Part, element, total};
+use super::{Activations, BLOCK, Dense, Kernels, Lanes, Levels, Part, STRIDE, element, total};
 
-pub(super) const KERNELS: Kernels =
-    Kernels { packed, unpacked, unpack: unpack_rows, dense, dense_outs: 2, expand, totals };
+pub(super) const KERNELS: Kernels = Kernels { packed, columns: None, dense, dense_outs: 2, expand, totals };
 
 /// # Safety
 /// `sums` has an entry for each pair of rows.
-unsafe fn packed(part: &Part<'_, u8>, rows: usize, sums: *mut Lanes) {
+pub(super) unsafe fn packed(part: &Part<'_>, rows: usize, sums: *mut Lanes) {
     let mut levels = vec![0i16; part.blocks * BLOCK];
     for out in 0..part.outs {
-        let (packed, scales) = part.row(out, BLOCK / 2);
+        let (packed, scales) = part.row(out);
         unpack(packed, part.levels, &mut levels);
         // SAFETY: as the caller says.
         one(&levels, scales, &part.x, unsafe { std::slice::from_raw_parts_mut(sums.add(out * rows), rows) });
-    }
-}
-
-/// # Safety
-/// `sums` has an entry for each pair of rows.
-unsafe fn unpacked(part: &Part<'_, i16>, rows: usize, sums: *mut Lanes) {
-    for out in 0..part.outs {
-        let (levels, scales) = part.row(out, BLOCK);
-        // SAFETY: as the caller says.
-        one(levels, scales, &part.x, unsafe { std::slice::from_raw_parts_mut(sums.add(out * rows), rows) });
     }
 }
 
@@ -36,22 +25,12 @@ fn one(levels: &[i16], scales: &[f32], x: &Activations<'_>, sums: &mut [Lanes]) 
         for (row, sums) in sums.iter_mut().enumerate() {
             let at = block * rows + row;
             let values = &x.values[at * BLOCK..(at + 1) * BLOCK];
-            let scale = scales[block] * x.scales[at];
-            for (lane, sum) in sums.iter_mut().enumerate() {
-                let product = |place: usize| i32::from(levels[place]) * i32::from(values[place]);
-                let pair = |vector: usize| product(vector * 16 + 2 * lane) + product(vector * 16 + 2 * lane + 1);
-                let whole = (pair(0) + pair(1)) + (pair(2) + pair(3));
-                *sum = (whole as f32).mul_add(scale, *sum);
-            }
+            // Exact: x's integers are small enough.
+            let products = levels.iter().zip(values).map(|(level, value)| i32::from(*level) * i32::from(*value));
+            let sum = &mut sums[block % STRIDE];
+            *sum = (products.sum::<i32>() as f32).mul_add(scales[block] * x.scales[row * x.scale_stride + block], *sum);
         }
     }
-}
-
-/// # Safety
-/// None is needed: the signature is that of the others.
-unsafe fn unpack_rows(packed: &[&[u8]], levels: &Levels, out: &mut [i16]) {
-    let width = out.len() / packed.len().max(1);
-    packed.iter().zip(out.chunks_exact_mut(width.max(1))).for_each(|(packed, out)| unpack(packed, levels, out));
 }
 
 fn unpack(packed: &[u8], levels: &Levels, out: &mut [i16]) {

@@ -144,7 +144,7 @@ impl Screen {
         let product = Product { weights: Weights::FourBit(coarse), bias: None, low_rank: &[], y: room };
         products_with(x, &mut [product], workers, instructions);
         x.prepare_for(instructions, false, workers);
-        let exact = Exact { weights, x, kernels: kernels(x.is_for_avx512(), instructions), out };
+        let exact = Exact { weights, x, kernels: kernels(x, instructions), out };
 
         let candidates: Vec<Mutex<Vec<u32>>> = (0..rows).map(|_| Mutex::default()).collect();
         spread(workers, rows, &|row| {

@@ -17,7 +17,12 @@ fn weight(out: usize, width: usize, code: Code, nested: bool) -> Quantized {
     quantize(&values, &[out, width], Float::Bf16, code, BlockSize::DEFAULT, nested, Backend::Cpu).unwrap()
 }
 
-/// For the kernels that work with lanes of a register.
+/// Those whose kernels work with lanes of a register, of which all give the same bits.
+fn lanes() -> impl Iterator<Item = Instructions> {
+    [Instructions::Portable, Instructions::Avx2, Instructions::Avx512].into_iter().filter(|set| set.available())
+}
+
+/// Without vectors.
 fn inputs(rows: usize, width: usize) -> Inputs {
     inputs_for(Instructions::Portable, rows, width)
 }
@@ -29,12 +34,6 @@ fn inputs_for(instructions: Instructions, rows: usize, width: usize) -> Inputs {
     inputs
 }
 
-/// By AVX-512's own way of adding, where there is one.
-fn block_inputs(rows: usize, width: usize) -> Option<Inputs> {
-    let inputs = Instructions::Avx512.available().then(|| inputs_for(Instructions::Avx512, rows, width));
-    inputs.filter(Inputs::is_for_avx512)
-}
-
 fn product(x: &Inputs, weights: Weights<'_>, out: usize, low_rank: &[LowRank<'_>]) -> Vec<f32> {
     let run = |instructions| {
         let mut y = vec![f32::NAN; x.rows() * out];
@@ -42,7 +41,7 @@ fn product(x: &Inputs, weights: Weights<'_>, out: usize, low_rank: &[LowRank<'_>
         y
     };
     let y = run(Instructions::Portable);
-    for instructions in [Instructions::Avx2, Instructions::Avx512].into_iter().filter(|set| set.available()) {
+    for instructions in lanes() {
         assert_eq!(y, run(instructions), "{instructions:?} gives the same bits of the same x");
     }
     y
@@ -89,7 +88,6 @@ fn error_is_below_that_of_a_product_with_the_weight_in_bf16() {
         let y = product(&x, Weights::FourBit(Matrix::new(&weight).unwrap()), out, &[]);
         let exact = exact(&weight, &x);
         let error = |y: &[f32]| rms(y.iter().zip(&exact).map(|(y, exact)| f64::from(*y) - exact));
-        let own = error(&y);
         // The other way: the weight and x rounded to bf16, added without any further error.
         let mut dense = vec![bf16::ZERO; out * width];
         weight.dequantize_bf16(&mut dense);
@@ -99,13 +97,9 @@ fn error_is_below_that_of_a_product_with_the_weight_in_bf16() {
             sum - exact[at]
         });
         let other = rms(other);
+        let own = error(&y);
         println!("{code:?} {width}: {own:.2e} against {other:.2e}");
         assert!(own * 8.0 < other, "{code:?} {width}: {own} against {other}");
-        if let Some(x) = block_inputs(rows, width) {
-            let by_blocks = error(&product(&x, Weights::FourBit(Matrix::new(&weight).unwrap()), out, &[]));
-            println!("{code:?} {width}: {by_blocks:.2e} by whole blocks");
-            assert!(by_blocks * 8.0 < other, "{code:?} {width}: {by_blocks} against {other}");
-        }
         // Tiles have bf16 factors too, and add up in f32.
         if let Some(x) = tiled_inputs(rows, width) {
             let tiled = error(&product(&x, Weights::FourBit(Matrix::new(&weight).unwrap()), out, &[]));
@@ -123,14 +117,10 @@ fn a_row_gets_the_same_bits_in_whatever_company() {
         let dense: Vec<bf16> = noise(out * width, 5).into_iter().map(bf16::from_f32).collect();
         for weights in [Weights::FourBit(Matrix::new(&four_bit).unwrap()), Weights::Bf16(&dense)] {
             let all = product(&inputs(21, width), weights, out, &[]);
-            for rows in [1, 2, 3, 5, 8, 9, 14, 16] {
-                assert_eq!(product(&inputs(rows, width), weights, out, &[]), all[..rows * out], "{out}, {rows} rows");
-            }
-            if let Some(x) = block_inputs(21, width) {
-                let all = product(&x, weights, out, &[]);
-                for rows in [1, 2, 3, 4, 5, 8, 9, 14, 16] {
-                    let some = product(&block_inputs(rows, width).unwrap(), weights, out, &[]);
-                    assert_eq!(some, all[..rows * out], "{out}, {rows} rows by whole blocks");
+            for instructions in lanes() {
+                for rows in [1, 2, 3, 4, 5, 6, 7, 8, 9, 14, 16, 21] {
+                    let some = product(&inputs_for(instructions, rows, width), weights, out, &[]);
+                    assert_eq!(some, all[..rows * out], "{out}, {rows} rows by {instructions:?}");
                 }
             }
             let Some(x) = tiled_inputs(70, width) else { continue };
@@ -149,11 +139,12 @@ fn a_row_gets_the_same_bits_among_hundreds_by_a_wide_weight() {
     let (out, width) = (37, 2112);
     let four_bit = weight(out, width, Code::Nf4, true);
     let weights = Weights::FourBit(Matrix::new(&four_bit).unwrap());
-    let Some(x) = block_inputs(521, width) else { return };
-    let all = product(&x, weights, out, &[]);
-    for rows in [1, 8, 9, 17, 513] {
-        let some = product(&block_inputs(rows, width).unwrap(), weights, out, &[]);
-        assert_eq!(some, all[..rows * out], "{rows} rows");
+    let all = product(&inputs(521, width), weights, out, &[]);
+    for instructions in lanes() {
+        for rows in [1, 8, 9, 17, 257, 513, 521] {
+            let some = product(&inputs_for(instructions, rows, width), weights, out, &[]);
+            assert_eq!(some, all[..rows * out], "{rows} rows by {instructions:?}");
+        }
     }
 }
 
@@ -225,7 +216,8 @@ fn blocks_of_128_and_a_row_of_odd_blocks_have_their_own_scales() {
             let weight = quantize(&values, &[out, width], Float::F32, Code::Nf4, size, nested, Backend::Cpu).unwrap();
             let mut dense = vec![0f32; out * width];
             weight.dequantize_f32(&mut dense);
-            for x in [Some(inputs(2, width)), block_inputs(2, width), block_inputs(10, width)].into_iter().flatten() {
+            for (instructions, rows) in lanes().flat_map(|set| [1, 2, 6, 10].map(|rows| (set, rows))) {
+                let x = inputs_for(instructions, rows, width);
                 let y = product(&x, Weights::FourBit(Matrix::new(&weight).unwrap()), out, &[]);
                 for (at, y) in y.iter().enumerate() {
                     let (x, w) = (x.row(at / out), &dense[at % out * width..][..width]);
@@ -251,12 +243,15 @@ fn what_the_kernels_cannot_take_is_told_apart() {
 
 #[test]
 fn low_rank_terms_come_to_their_rows_alone() {
-    let of_each = [Some(inputs(40, 128)), block_inputs(40, 128), block_inputs(3, 128), tiled_inputs(40, 128)];
-    of_each.iter().flatten().for_each(|x| drop(terms_reach_their_rows(x)));
+    if let Some(x) = tiled_inputs(40, 128) {
+        terms_reach_their_rows(&x);
+    }
     // In whatever company, here as well.
-    if let [_, Some(many), Some(few), _] = &of_each {
-        let (many, few) = (terms_reach_their_rows(many), terms_reach_their_rows(few));
-        assert_eq!((&many[..41], &many[82..123]), (&few[..41], &few[82..123]), "rows 0 and 2");
+    let all = terms_reach_their_rows(&inputs(40, 128));
+    for instructions in lanes() {
+        assert_eq!(terms_reach_their_rows(&inputs_for(instructions, 40, 128)), all, "{instructions:?}");
+        let few = terms_reach_their_rows(&inputs_for(instructions, 3, 128));
+        assert_eq!((&all[..41], &all[82..123]), (&few[..41], &few[82..123]), "rows 0 and 2 by {instructions:?}");
     }
 }
 
@@ -305,19 +300,19 @@ fn terms_reach_their_rows(x: &Inputs) -> Vec<f32> {
 #[test]
 fn an_input_that_is_no_number_spoils_its_own_row() {
     for instructions in [Instructions::Portable, Instructions::detect()] {
-        no_number_spoils_its_own_row(instructions);
+        [3, 7].into_iter().for_each(|rows| no_number_spoils_its_own_row(instructions, rows));
     }
 }
 
-fn no_number_spoils_its_own_row(instructions: Instructions) {
+fn no_number_spoils_its_own_row(instructions: Instructions, rows: usize) {
     let (out, width) = (8, 128);
     let weight = weight(out, width, Code::Nf4, true);
     let mut x = Inputs::default();
-    let values = x.resize(3, width);
-    values.copy_from_slice(&noise(3 * width, 3));
+    let values = x.resize(rows, width);
+    values.copy_from_slice(&noise(rows * width, 3));
     values[width + 5] = f32::INFINITY;
     x.prepare_for(instructions, true, &Alone);
-    let mut y = vec![0.0; 3 * out];
+    let mut y = vec![0.0; rows * out];
     let weights = Weights::FourBit(Matrix::new(&weight).unwrap());
     products(&x, &mut [Product { weights, bias: None, low_rank: &[], y: &mut y }], &Alone);
     assert!(y[out..2 * out].iter().all(|y| !y.is_finite()), "{instructions:?}");

@@ -5,14 +5,14 @@ use std::cell::RefCell;
 use half::bf16;
 
 use super::activations::Shared;
-use super::lines::Lines;
 use super::low_rank::{LowRank, Projected};
 use super::workers::{Runs, Workers};
 use super::{
-    BLOCK, DENSE_OUT, DENSE_ROWS, Dense, GROUP, Inputs, Kernels, Lanes, Matrix, Part, STRIDE, Weights, kernels, total,
+    BLOCK, Columns, DENSE_OUT, DENSE_ROWS, Dense, GROUP, Inputs, Kernels, Lanes, Matrix, Part, STRIDE, Weights,
+    kernels, total,
 };
 #[cfg(target_arch = "x86_64")]
-use super::{columns, halves, strip};
+use super::{halves, strip};
 use crate::{CompactBf16, Instructions};
 
 /// Outputs of one tile.
@@ -22,11 +22,6 @@ const TILE: usize = 16;
 const STRIP: usize = super::amx::OUTS;
 #[cfg(not(target_arch = "x86_64"))]
 const STRIP: usize = TILE;
-/// The same where outputs lie beside each other.
-#[cfg(target_arch = "x86_64")]
-const COLUMNS: usize = columns::OUTS;
-#[cfg(not(target_arch = "x86_64"))]
-const COLUMNS: usize = TILE;
 /// Bytes of x that stay in the first-level cache while the rows of a tile go by.
 const NEAR: usize = 28 << 10;
 
@@ -79,16 +74,14 @@ pub fn products(x: &Inputs, products: &mut [Product<'_>], workers: &dyn Workers)
 /// # Panics
 /// As [`products`].
 pub fn products_with(x: &Inputs, products: &mut [Product<'_>], workers: &dyn Workers, instructions: Instructions) {
-    let kernels = kernels(x.is_for_avx512(), instructions);
+    let kernels = kernels(x, instructions);
     let terms: Vec<&[LowRank<'_>]> = products.iter().map(|product| product.low_rank).collect();
     let mut projected = Projected::new(terms.into_iter(), x.rows(), workers.count());
     let values = projected.output();
-    let height = if x.is_tiled() {
-        STRIP
-    } else if x.is_for_columns() {
-        COLUMNS
-    } else {
-        TILE
+    let height = match kernels.columns {
+        _ if x.is_tiled() => STRIP,
+        Some(columns) if x.is_for_columns() => columns.outs,
+        _ => TILE,
     };
     let mut tiles = 0;
     let parts = products.iter_mut().map(|product| {
@@ -139,10 +132,9 @@ pub(super) struct Tile<'a> {
     values: &'a Shared<f32>,
 }
 
-/// Levels and scales of a tile's rows.
+/// Scales and sums of a tile's rows.
 #[derive(Default)]
 struct Room {
-    levels: Lines,
     scales: Vec<f32>,
     sums: Vec<Lanes>, // [tile, rows of a group]
 }
@@ -171,77 +163,42 @@ impl Tile<'_> {
     /// By the kernels for lanes of a register.
     fn by_lanes(&self, kernels: Kernels) {
         match &self.part.weights {
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: an input is made for columns only where there are instructions for them.
-            Weights::FourBit(matrix) if self.x.is_for_columns() => unsafe { columns::work(self, matrix) },
-            Weights::FourBit(matrix) => self.four_bit(matrix, kernels),
+            Weights::FourBit(matrix) => match kernels.columns {
+                // SAFETY: chosen for this processor; x is made for columns.
+                Some(Columns { work, .. }) if self.x.is_for_columns() => unsafe { work(self, matrix) },
+                _ => self.four_bit(matrix, kernels),
+            },
             Weights::Bf16(weights) => self.dense(weights, kernels),
             Weights::Compact(compact) => self.compact(compact),
         }
     }
 
+    /// Each row of the weight along a register.
     fn four_bit(&self, matrix: &Matrix<'_>, kernels: Kernels) {
         ROOM.with_borrow_mut(|room| {
-            let padded = matrix.padded_blocks();
+            let (blocks, padded) = (matrix.width() / BLOCK, matrix.padded_blocks());
             room.scales.resize((TILE * padded).max(room.scales.len()), 0.0);
             matrix.scales(self.first, self.count, &mut room.scales);
-            if self.x.groups() <= 1 { self.packed(matrix, kernels, room) } else { self.unpacked(matrix, kernels, room) }
-        });
-    }
-
-    /// One group of rows: levels are unpacked in registers.
-    fn packed(&self, matrix: &Matrix<'_>, kernels: Kernels, room: &mut Room) {
-        let (rows, blocks, padded) = (self.x.rows(), matrix.width() / BLOCK, matrix.padded_blocks());
-        room.zero(rows);
-        for span in spans(blocks, rows) {
-            let part = Part {
-                levels: matrix.levels(),
-                outs: self.count,
-                weights: matrix.strip(self.first, self.count, span.clone()),
-                weight_stride: matrix.width() / 2,
-                first_block: 0,
-                blocks: span.len(),
-                scales: &room.scales[span.start..self.count * padded],
-                scale_stride: padded,
-                x: self.x.part(0, span.start, span.len()),
-            };
-            // SAFETY: chosen for this processor; as many sums as rows of both.
-            unsafe { (kernels.packed)(&part, rows, room.sums.as_mut_ptr()) };
-        }
-        self.finish(0, matrix.unit(), kernels, &mut room.sums);
-    }
-
-    /// Several groups: levels are unpacked once into the cache.
-    fn unpacked(&self, matrix: &Matrix<'_>, kernels: Kernels, room: &mut Room) {
-        let (width, blocks, padded) = (matrix.width(), matrix.width() / BLOCK, matrix.padded_blocks());
-        room.levels.grow(TILE * width);
-        let packed: [&[u8]; TILE] = std::array::from_fn(|at| match at < self.count {
-            true => matrix.bytes(self.first + at, 0..blocks),
-            false => &[],
-        });
-        let levels = &mut room.levels.values_mut()[..self.count * width];
-        // SAFETY: chosen for this processor.
-        unsafe { (kernels.unpack)(&packed[..self.count], matrix.levels(), levels) };
-        for group in 0..self.x.groups() {
-            let rows = self.x.group_rows(group);
-            room.zero(rows);
-            for span in spans(blocks, rows) {
-                let part = Part {
-                    levels: matrix.levels(),
-                    outs: self.count,
-                    weights: &room.levels.values()[..self.count * width],
-                    weight_stride: width,
-                    first_block: span.start,
-                    blocks: span.len(),
-                    scales: &room.scales[span.start..self.count * padded],
-                    scale_stride: padded,
-                    x: self.x.part(group, span.start, span.len()),
-                };
-                // SAFETY: chosen for this processor; as many sums as rows of both.
-                unsafe { (kernels.unpacked)(&part, rows, room.sums.as_mut_ptr()) };
+            for group in 0..self.x.groups() {
+                let rows = self.x.group_rows(group);
+                room.zero(rows);
+                for span in spans(blocks, rows) {
+                    let part = Part {
+                        levels: matrix.levels(),
+                        outs: self.count,
+                        weights: matrix.strip(self.first, self.count, span.clone()),
+                        weight_stride: matrix.width() / 2,
+                        blocks: span.len(),
+                        scales: &room.scales[span.start..self.count * padded],
+                        scale_stride: padded,
+                        x: self.x.part(group, span.start, span.len()),
+                    };
+                    // SAFETY: chosen for this processor; as many sums as rows of both.
+                    unsafe { (kernels.packed)(&part, rows, room.sums.as_mut_ptr()) };
+                }
+                self.finish(group, matrix.unit(), kernels, &mut room.sums);
             }
-            self.finish(group, matrix.unit(), kernels, &mut room.sums);
-        }
+        });
     }
 
     fn dense(&self, weights: &[bf16], kernels: Kernels) {

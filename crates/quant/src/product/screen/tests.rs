@@ -46,7 +46,7 @@ fn what_is_found_is_the_first_of_the_largest_outputs() {
         return;
     }
     let mut random = ChaCha8Rng::seed_from_u64(11);
-    let mut found = 0;
+    let (mut found, mut asked) = (0, 0);
     for (out, width, tail) in [(4000, 256, 0), (1500, 320, 2), (777, 2048, 1), (2048, 64, 0)] {
         let mut weights = weights(out, width, tail, &mut random);
         // Rows that differ by little or nothing.
@@ -72,6 +72,7 @@ fn what_is_found_is_the_first_of_the_largest_outputs() {
                 let mut room = Vec::new();
                 let mut check = |weights| {
                     let largest = screen.largest_with(weights, &mut x, &mut room, &Alone, instructions);
+                    asked += rows;
                     for (largest, expected) in largest.iter().zip(&expected).filter(|(largest, _)| largest.is_some()) {
                         assert_eq!(largest, expected, "{out} × {width}, {rows} rows, {instructions:?}");
                         found += 1;
@@ -84,7 +85,7 @@ fn what_is_found_is_the_first_of_the_largest_outputs() {
             }
         }
     }
-    assert!(found > 300, "{found} of 540 at least were found without all outputs");
+    assert!(found * 2 > asked, "{found} of {asked} were found without all outputs");
 }
 
 #[test]
