@@ -1,6 +1,9 @@
 // Projections of one input: y_i = x·W_iᵀ + b_i + s_i·(x·A_iᵀ)·B_iᵀ, with W_i dense or in 4 bits (QLoRA, arXiv 2305.14314
 // eq. 5; LoRA, arXiv 2106.09685 eq. 3).
 //
+// Where x is in bf16 and products are made in f32 for want of others, many rows go by products of integers with the packed weight
+// instead (TailorWeightOps::multiply).
+//
 // Taken together they bring x into the type of the product once, make all x·A_iᵀ in one product, and add up the gradient
 // of x in one place. A 4-bit weight is rebuilt in scratch for each pass and never kept; saved are x, x·Aᵀ, A and B. x·Wᵀ is
 // rounded to x's type, then LoRA is added. What is on a tape (tape.h) is not made again: the outputs and x·Aᵀ.
@@ -28,6 +31,8 @@ using torch::autograd::variable_list;
 
 // Rows whose products are made at once for the gradients of A and B.
 constexpr int64_t kRows = 512;
+// Rows from which on products of integers are worth it.
+constexpr int64_t kMany = 32;
 
 // One of the projections. Tensors that may be trained are arguments of the function below; here stands which ones.
 struct Part {
@@ -55,6 +60,23 @@ struct Group : torch::CustomClassHolder {
     int64_t sum = 0;
     for (const Part& part : parts) sum += part.rank;
     return sum;
+  }
+
+  // x·Wᵀ, or (`back`) x·W, of x [N, in or out] in `dtype`, which is that of the product and not `of`, the caller's own, where
+  // there is no fast one of that.
+  Tensor product(const Tensor& x, const Part& part, bool back, at::ScalarType of) const {
+    const auto dtype = x.scalar_type();
+    if (dtype != of && dtype == at::kFloat && x.size(0) >= kMany && part.packed != nullptr &&
+        ops->multiplies(part.packed, back)) {
+      const Tensor rows = x.contiguous();
+      Tensor y = at::empty({x.size(0), back ? in : part.out}, x.options());
+      const int32_t failed =
+          ops->multiply(part.packed, rows.const_data_ptr<float>(), x.size(0), back, y.mutable_data_ptr<float>());
+      TORCH_CHECK(failed == 0, "rows could not be multiplied with a 4-bit weight");
+      return y;
+    }
+    const Tensor w = weight(part, dtype);
+    return at::mm(x, back ? w : w.t());
   }
 
   // [out, in] in `dtype`; what is not there already lies in scratch until the next call on this thread.
@@ -133,12 +155,12 @@ struct Project : torch::autograd::Function<Project> {
       column += part.rank;
       shape.back() = part.out;
       results.push_back(taped_value(shape, x, [&] {
-        const Tensor w = group->weight(part, type);
         Tensor y;  // [N, out]
-        if (part.bias >= 0) {
-          y = at::addmm(saved[part.bias].to(type), in_type(), w.t());
+        if (part.bias >= 0 && type == x.scalar_type()) {
+          y = at::addmm(saved[part.bias].to(type), in_type(), group->weight(part, type).t());
         } else {
-          y = at::mm(in_type(), w.t());
+          y = group->product(in_type(), part, false, x.scalar_type());
+          if (part.bias >= 0) y.add_(saved[part.bias]);
         }
         if (part.rank > 0) {
           const Tensor own = h.narrow(1, first, part.rank), b = saved[part.b].to(type).t();
@@ -188,11 +210,12 @@ struct Project : torch::autograd::Function<Project> {
       const Tensor gy = gradients[i].reshape({-1, part.out}).to(type);
       gradients[i].reset();
       if (wants_x) {
-        const Tensor w = group->weight(part, type);
-        if (gx.defined()) {
-          gx.addmm_(gy, w);
+        if (gx.defined() && type == flat.scalar_type()) {
+          gx.addmm_(gy, group->weight(part, type));
+        } else if (gx.defined()) {
+          gx.add_(group->product(gy, part, true, flat.scalar_type()));
         } else {
-          gx = at::mm(gy, w);
+          gx = group->product(gy, part, true, flat.scalar_type());
         }
       }
       if (wanted(part.bias)) results[part.bias + 1] = gy.sum(0, false, at::kFloat).to(saved[part.bias].scalar_type());

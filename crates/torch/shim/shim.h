@@ -19,6 +19,11 @@ struct TailorWeightOps {
   int32_t (*dequantize)(const void* self, void* data, int32_t dtype, int64_t first, int64_t last);
   // How many elements one call takes at a time.
   int64_t (*task)(const void* self);
+  // Whether there are products of 16-bit integers with the packed weight, x·Wᵀ or (`back`) x·W, that are faster here than
+  // dequantising it and a product in f32, and far more exact than one in bf16.
+  bool (*multiplies)(const void* self, bool back);
+  // Makes one: x [rows, in] → y [rows, out], or back, row by row. On all threads. Returns 0, or 1 when it could not.
+  int32_t (*multiply)(const void* self, const float* x, int64_t rows, bool back, float* y);
   void (*retain)(const void* self);
   void (*release)(const void* self);
 };

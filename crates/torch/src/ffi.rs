@@ -16,6 +16,8 @@ pub(crate) const BF16: i32 = 1;
 pub(crate) struct WeightOps {
     pub dequantize: extern "C" fn(*const c_void, *mut c_void, i32, i64, i64) -> i32,
     pub task: extern "C" fn(*const c_void) -> i64,
+    pub multiplies: extern "C" fn(*const c_void, bool) -> bool,
+    pub multiply: extern "C" fn(*const c_void, *const f32, i64, bool, *mut f32) -> i32,
     pub retain: extern "C" fn(*const c_void),
     pub release: extern "C" fn(*const c_void),
 }

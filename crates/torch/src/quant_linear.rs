@@ -1,15 +1,16 @@
 //! y = x·Wᵀ with W in 4 bits (QLoRA, arXiv 2305.14314 eq. 5), and LoRA's h = y + s·B·A·x (arXiv 2106.09685 eq. 3).
 
+use std::cell::RefCell;
 use std::ffi::c_void;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 use std::sync::Arc;
 
 use half::bf16;
-use tailor_quant::{Quantized, View};
+use tailor_quant::{Inputs, Instructions, Matrix, Product, Quantized, View, Weights, products_with};
 use tch::Tensor;
 
-use crate::{Result, Tape, ffi};
+use crate::{Result, Tape, TorchWorkers, ffi};
 
 /// A 4-bit weight `[out, in]` that tensors' histories can hold on to. Cloning shares it.
 #[derive(Debug, Clone)]
@@ -49,6 +50,8 @@ impl QuantWeight {
 static OPS: ffi::WeightOps = ffi::WeightOps {
     dequantize: dequantize_callback,
     task: task_callback,
+    multiplies: multiplies_callback,
+    multiply: multiply_callback,
     retain: retain_callback,
     release: release_callback,
 };
@@ -73,6 +76,50 @@ extern "C" fn dequantize_callback(weight: *const c_void, data: *mut c_void, dtyp
 extern "C" fn task_callback(weight: *const c_void) -> i64 {
     // SAFETY: as above.
     View::new(unsafe { &*weight.cast::<Quantized>() }).task() as i64
+}
+
+thread_local! {
+    /// Rows on their way into a product.
+    static INPUTS: RefCell<Inputs> = RefCell::default();
+}
+
+/// Rows that are multiplied at a time: what is made of them is small, and a weight is unpacked for as many.
+const TOGETHER: usize = 256;
+
+extern "C" fn multiplies_callback(weight: *const c_void, back: bool) -> bool {
+    // SAFETY: `weight` is one of our raw `Arc`s, alive while the shim holds it.
+    let weight = unsafe { &*weight.cast::<Quantized>() };
+    tailor_quant::is_fast() && Matrix::new(weight).is_some_and(|matrix| !back || matrix.goes_back())
+}
+
+extern "C" fn multiply_callback(weight: *const c_void, x: *const f32, rows: i64, back: bool, y: *mut f32) -> i32 {
+    let body = || {
+        // SAFETY: as above.
+        let matrix = Matrix::new(unsafe { &*weight.cast::<Quantized>() })?;
+        let (mut width, mut out) = (matrix.width(), matrix.out());
+        // AVX-512 has kernels for one direction. Tiles would round x to bf16.
+        let mut instructions = [Instructions::Avx512, Instructions::Avx2].into_iter().find(|set| set.available())?;
+        let mut weights = Weights::FourBit(matrix);
+        if back {
+            (width, out) = (out, width);
+            (instructions, weights) = (Instructions::Avx2, Weights::FourBitBack(matrix));
+        }
+        // SAFETY: the shim's tensors have so many values.
+        let (x, y) = unsafe {
+            let rows = rows as usize;
+            (std::slice::from_raw_parts(x, rows * width), std::slice::from_raw_parts_mut(y, rows * out))
+        };
+        INPUTS.with_borrow_mut(|inputs| {
+            for (x, y) in x.chunks(TOGETHER * width).zip(y.chunks_mut(TOGETHER * out)) {
+                inputs.resize(x.len() / width, width).copy_from_slice(x);
+                inputs.prepare_for(instructions, true, &TorchWorkers);
+                let product = Product { weights, bias: None, low_rank: &[], y };
+                products_with(inputs, &mut [product], &TorchWorkers, instructions);
+            }
+        });
+        Some(())
+    };
+    catch_unwind(AssertUnwindSafe(body)).map_or(1, |done| i32::from(done.is_none()))
 }
 
 extern "C" fn retain_callback(weight: *const c_void) {
@@ -112,7 +159,8 @@ pub struct Factors<'a> {
 /// `x·Wᵀ + bias + scale·(x·Aᵀ)·Bᵀ` for several projections of one input, in the type of `x` (f32 or bf16).
 ///
 /// A weight in 4 bits is dequantised into a scratch buffer, forward and again backward; the graph keeps the packed bytes,
-/// `x` and `x·Aᵀ`. What is added to x·Wᵀ is added in f32, but for the product's own rounding where it is made in bf16.
+/// `x` and `x·Aᵀ`. Where `x` is in bf16 and this processor has no products of bf16, many rows of it are multiplied with the packed weight
+/// as 16-bit integers instead ([`tailor_quant::products`]), which is faster than f32. What is added to x·Wᵀ is added in f32, but for the product's own rounding where it is made in bf16.
 ///
 /// # Shapes
 /// `x` [.., in] → for each projection [.., out].
@@ -218,6 +266,7 @@ fn add_lora(y: &Tensor, x: &Tensor, a: &Tensor, b: &Tensor, scale: f64, taped: b
 
 /// Frees this thread's scratch buffer, which is as large as the largest weight dequantised on it.
 pub fn drop_scratch() {
+    INPUTS.take();
     // SAFETY: no tensor made from the scratch buffer outlives the call that made it.
     unsafe { ffi::tailor_drop_scratch() }
 }

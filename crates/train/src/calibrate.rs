@@ -11,9 +11,9 @@ use std::time::Instant;
 use tailor_domain::{EvaluateSpec, QuantCode, Recipe, StepMetrics, TrainSpec};
 use tailor_models::{Base, Compute as Arithmetic, LoadOptions};
 use tailor_plan::{Adapter, Compute, Device as Place, Rates, Rows, Settings, Shape, Work};
-use tailor_quant::{Backend, BlockSize, Code, Float, QuantOptions, quantize, quantize_folder};
+use tailor_quant::{Backend, BlockSize, Code, Float, QuantOptions, Quantized, quantize, quantize_folder};
 use tailor_text::Example;
-use tailor_torch::{Projection, ProjectionWeight, backward, guarded, project};
+use tailor_torch::{Projection, ProjectionWeight, QuantWeight, backward, guarded, project};
 use tch::{Device, Kind, Tensor};
 
 use crate::error::Error;
@@ -80,7 +80,7 @@ pub fn calibrate(scratch: &Path, compute: Compute) -> Result<Rates, Error> {
             Ok((card::product(index, kind)?, card::dequantised(index, &base)?, base, &card::SIZES))
         }),
         _ => guarded(|| -> tailor_models::Result<_> {
-            let (flop, dequantised) = (product(kind), dequantised(compute)?);
+            let (flop, dequantised) = (product(kind)?, dequantised(compute)?);
             Ok((flop, dequantised, small_base(scratch, arithmetic)?, &ON_HOST))
         }),
     }
@@ -127,35 +127,43 @@ fn io(path: &Path, source: std::io::Error) -> tailor_models::Error {
 }
 
 /// FLOP a second of a layer's products, forward and backward, as a step makes them; panics where libtorch does.
-fn product(kind: Kind) -> f64 {
+fn product(kind: Kind) -> tailor_models::Result<f64> {
     let random = |rows: i64, columns: i64| Tensor::randn([rows, columns], (Kind::Float, Device::Cpu)).to_kind(kind);
     let (x, weight) = (random(TOKENS as i64, INPUT).set_requires_grad(true), random(OUT, INPUT));
     let gradient = random(TOKENS as i64, OUT);
-    let one = Projection { weight: ProjectionWeight::Dense(&weight), bias: None, lora: None };
+    // Without products of bf16 it is the packed weight that is multiplied.
+    let packed = (kind == Kind::BFloat16 && !tailor_torch::bf16_products()).then(layer).transpose()?;
+    let packed = packed.and_then(QuantWeight::new);
+    let weight = packed.as_ref().map_or(ProjectionWeight::Dense(&weight), ProjectionWeight::FourBit);
+    let one = Projection { weight, bias: None, lora: None };
     let seconds = fastest(|| {
         let y = project(&x, &[one]).unwrap_or_else(|error| panic!("{error}"));
         backward(&[(&y[0], Some(&gradient))], false).unwrap_or_else(|error| panic!("{error}"));
     });
-    4.0 * TOKENS as f64 * (INPUT * OUT) as f64 / seconds
+    Ok(4.0 * TOKENS as f64 * (INPUT * OUT) as f64 / seconds)
+}
+
+/// A layer's weight in 4 bits.
+fn layer() -> tailor_models::Result<Quantized> {
+    let shape = [OUT as usize, INPUT as usize];
+    let values: Vec<f32> = (0..shape[0] * shape[1]).map(|at| (at * 37 % 101) as f32 / 100.0 - 0.5).collect();
+    Ok(quantize(&values, &shape, Float::Bf16, Code::Nf4, BlockSize::DEFAULT, true, Backend::default())?)
 }
 
 /// Values a second.
 fn dequantised(compute: Compute) -> tailor_models::Result<f64> {
-    let (out, input) = (OUT as usize, INPUT as usize);
-    let values: Vec<f32> = (0..out * input).map(|at| (at * 37 % 101) as f32 / 100.0 - 0.5).collect();
-    let weight =
-        quantize(&values, &[out, input], Float::Bf16, Code::Nf4, BlockSize::DEFAULT, true, Backend::default())?;
+    let (weight, count) = (layer()?, (OUT * INPUT) as usize);
     let seconds = match compute {
         Compute::F32 => {
-            let mut to = vec![0f32; out * input];
+            let mut to = vec![0f32; count];
             fastest(|| weight.dequantize_f32(&mut to))
         }
         Compute::Bf16 => {
-            let mut to = vec![half::bf16::ZERO; out * input];
+            let mut to = vec![half::bf16::ZERO; count];
             fastest(|| weight.dequantize_bf16(&mut to))
         }
     };
-    Ok((out * input) as f64 / seconds)
+    Ok(count as f64 / seconds)
 }
 
 /// Of some runs, the first of which only warms up: what others do on the machine can only lengthen them.

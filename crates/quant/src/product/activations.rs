@@ -77,6 +77,10 @@ impl Inputs {
         matches!(self.made, Made::Columns | Made::ColumnsAvx2)
     }
 
+    pub(super) fn is_for_columns_avx2(&self) -> bool {
+        self.made == Made::ColumnsAvx2
+    }
+
     pub(super) fn is_tiled(&self) -> bool {
         self.made == Made::Tiles
     }

@@ -26,9 +26,10 @@ fn prefetch(bytes: &[u8], first: usize, count: usize) {
 
 /// W [out, in].
 #[derive(Clone, Copy)]
-#[expect(clippy::large_enum_variant, reason = "a few for each call, none kept")]
 pub enum Weights<'a> {
     FourBit(Matrix<'a>),
+    /// The other way, x·W, where [`Matrix::goes_back`]: x [M, out], y [M, width].
+    FourBitBack(Matrix<'a>),
     /// Row by row.
     Bf16(&'a [bf16]),
     /// The same, for an input that is prepared for weights in bf16 alone.
@@ -85,6 +86,14 @@ impl<'a> Matrix<'a> {
         self.width
     }
 
+    /// Whether there are kernels for x·W, of more than a few rows of an x that is prepared for AVX2.
+    pub fn goes_back(&self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return super::avx2::available() && self.out.is_multiple_of(BLOCK);
+        #[cfg(not(target_arch = "x86_64"))]
+        false
+    }
+
     /// The code book.
     pub(super) fn values(&self) -> &'a [f32; 16] {
         self.weight.values()
@@ -122,6 +131,20 @@ impl<'a> Matrix<'a> {
             let (out, padding) = out.split_at_mut(blocks);
             self.run_of_scales(row * blocks, out);
             padding.fill(0.0);
+        }
+    }
+
+    /// The scale of a block of a row.
+    #[inline]
+    pub(super) fn scale(&self, row: usize, block: usize) -> f32 {
+        let at = (row * (self.width / BLOCK) + block) / (self.weight.blocksize() / BLOCK);
+        match self.weight.scales() {
+            Scales::Single(absmax) => absmax[at],
+            Scales::Nested { codes, map, absmax, blocksize, offset } => {
+                map[usize::from(codes[at])] * absmax[at / blocksize] + offset
+            }
+            // The constructor takes none.
+            Scales::Affine { .. } => 0.0,
         }
     }
 

@@ -130,7 +130,7 @@ impl Tile<'_> {
                 ahead: AHEAD * width / 2,
             }),
             Weights::Bf16(values) => Source::Bf16(&values[self.first * width..(self.first + self.count) * width]),
-            Weights::Compact(_) => unreachable!("looked at before: an input for tiles has no halves"),
+            Weights::Compact(_) | Weights::FourBitBack(_) => unreachable!("looked at before: the input is for tiles"),
         }
     }
 

@@ -229,6 +229,51 @@ fn blocks_of_128_and_a_row_of_odd_blocks_have_their_own_scales() {
     }
 }
 
+/// Against f64, and the same whatever other rows there are.
+#[test]
+fn a_weight_goes_back_as_exactly_as_there() {
+    for (code, nested, (out, width)) in
+        [(Code::Nf4, true, (640, 192)), (Code::Nf4, false, (64, 64)), (Code::Fp4, true, (704, 128))]
+    {
+        let weight = weight(out, width, code, nested);
+        let matrix = Matrix::new(&weight).unwrap();
+        if !matrix.goes_back() {
+            continue;
+        }
+        let mut dense = vec![0f32; out * width];
+        let blocks = width / BLOCK;
+        for (at, to) in dense.iter_mut().enumerate() {
+            let byte = weight.packed()[at / 2];
+            let number = if at.is_multiple_of(2) { byte >> 4 } else { byte & 15 };
+            *to = weight.values()[number as usize] * matrix.scale(at / width, at / BLOCK % blocks);
+        }
+        let of = |rows: usize| {
+            let x = inputs_for(Instructions::Avx2, rows, out);
+            let mut y = vec![f32::NAN; rows * width];
+            let product = Product { weights: Weights::FourBitBack(matrix), bias: None, low_rank: &[], y: &mut y };
+            products_with(&x, &mut [product], &Alone, Instructions::Avx2);
+            (x, y)
+        };
+        let (x, all) = of(300);
+        let sums = |round: &dyn Fn(f32) -> f64| -> Vec<f64> {
+            let sum = |at: usize| {
+                let column = dense.iter().skip(at % width).step_by(width);
+                x.row(at / width).iter().zip(column).map(|(x, w)| round(*x) * round(*w)).sum()
+            };
+            (0..all.len()).map(sum).collect()
+        };
+        let exact = sums(&|value| f64::from(value));
+        let rounded = sums(&|value| bf16::from_f32(value).to_f64());
+        let own = rms(all.iter().zip(&exact).map(|(y, exact)| f64::from(*y) - exact));
+        let other = rms(rounded.iter().zip(&exact).map(|(y, exact)| y - exact));
+        println!("{code:?} {out} × {width}: {own:.2e} against {other:.2e}");
+        assert!(own * 8.0 < other, "{own} against {other}");
+        for rows in [5, 8, 9, 257, 299] {
+            assert_eq!(of(rows).1, all[..rows * width], "{rows} rows of {code:?}");
+        }
+    }
+}
+
 #[test]
 fn what_the_kernels_cannot_take_is_told_apart() {
     let of = |code, shape: &[usize]| {

@@ -12,7 +12,7 @@ use super::{
     kernels, total,
 };
 #[cfg(target_arch = "x86_64")]
-use super::{halves, strip};
+use super::{avx2, halves, strip};
 use crate::{CompactBf16, Instructions};
 
 /// Outputs of one tile.
@@ -38,6 +38,7 @@ impl Product<'_> {
     fn out(&self, x: &Inputs) -> usize {
         match self.weights {
             Weights::FourBit(matrix) => matrix.out(),
+            Weights::FourBitBack(matrix) => matrix.width(),
             Weights::Bf16(values) => values.len() / x.width().max(1),
             Weights::Compact(compact) => compact.out(),
         }
@@ -47,6 +48,7 @@ impl Product<'_> {
         let out = self.out(x);
         let whole = match self.weights {
             Weights::FourBit(matrix) => matrix.width() == x.width() && (x.is_quantized() || x.is_tiled()),
+            Weights::FourBitBack(matrix) => matrix.out() == x.width() && x.is_for_columns_avx2(),
             Weights::Bf16(values) => values.len() == out * x.width(),
             Weights::Compact(compact) => compact.width() == x.width() && x.is_halved(),
         };
@@ -168,6 +170,15 @@ impl Tile<'_> {
                 Some(Columns { work, .. }) if self.x.is_for_columns() => unsafe { work(self, matrix) },
                 _ => self.four_bit(matrix, kernels),
             },
+            Weights::FourBitBack(matrix) => {
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: an input is made for AVX2's columns only where there is AVX2, of whole blocks.
+                unsafe {
+                    avx2::columns::work_back(self, matrix);
+                }
+                #[cfg(not(target_arch = "x86_64"))]
+                let _ = matrix;
+            }
             Weights::Bf16(weights) => self.dense(weights, kernels),
             Weights::Compact(compact) => self.compact(compact),
         }

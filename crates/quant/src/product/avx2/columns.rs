@@ -16,6 +16,9 @@ use super::super::tiles::Tile;
 use super::super::{BLOCK, GROUP, Inputs, Matrix, STRIDE};
 use super::{Tables, look_up, tables};
 
+mod back;
+use back::Back;
+
 /// Outputs of a tile: four registers of sums, two of which are made at a time.
 pub const OUTS: usize = REGISTERS * LANES;
 const LANES: usize = 8;
@@ -56,7 +59,7 @@ thread_local! {
 /// [`super::available`]; x was made for columns.
 pub unsafe fn work(tile: &Tile<'_>, matrix: &Matrix<'_>) {
     ROOM.with_borrow_mut(|room| {
-        let (blocks, x) = (matrix.width() / BLOCK, tile.x);
+        let blocks = matrix.width() / BLOCK;
         // SAFETY: as the caller says.
         unsafe { room.read_scales(matrix, tile.first, tile.count) };
         // The rows that are not there are the last one again; what comes of them is not looked at.
@@ -64,22 +67,56 @@ pub unsafe fn work(tile: &Tile<'_>, matrix: &Matrix<'_>) {
         // SAFETY: as the caller says.
         let tables = unsafe { tables(matrix.levels()) };
         let packed = Packed { rows: std::array::from_fn(row), blocks, tables };
-        for first in (0..x.groups()).step_by(BUNCH) {
-            let bunch = first..x.groups().min(first + BUNCH);
-            // SAFETY: as the caller says; whole rows, and scales for all blocks.
-            unsafe {
-                if x.groups() == 1 {
-                    room.multiply(&packed, x, bunch.clone(), twos(blocks));
-                } else {
-                    room.multiply(&packed, x, bunch.clone(), chunks(blocks));
-                }
-                room.finish(tile, matrix.unit(), bunch);
-            }
-        }
+        // SAFETY: as the caller says; whole rows, and scales for all blocks.
+        unsafe { room.make(tile, &packed, blocks, matrix.unit()) }
     });
 }
 
+/// The same of the weight as it goes back, x·W.
+///
+/// # Safety
+/// As [`work`]; the weight's rows are whole blocks.
+pub unsafe fn work_back(tile: &Tile<'_>, matrix: &Matrix<'_>) {
+    ROOM.with_borrow_mut(|room| {
+        let blocks = matrix.out() / BLOCK;
+        let size = OUTS * blocks.next_multiple_of(STRIDE);
+        room.turned.resize(size.max(room.turned.len()), 0.0);
+        // SAFETY: as the caller says.
+        unsafe { room.make(tile, &Back::new(matrix, tile.first), blocks, matrix.unit()) }
+    });
+}
+
+/// Where levels come from.
+trait Source {
+    /// Levels of a chunk of whole rows, side by side: a pair of values of each row in a lane. One that makes its scales as it goes
+    /// writes them to `scales`, [blocks, 4, 8].
+    ///
+    /// # Safety
+    /// [`super::available`]; so many blocks are there in each row, and room for all, from a cache line on.
+    unsafe fn unpack(&self, chunk: Chunk, levels: *mut i16, scales: *mut f32);
+}
+
 impl Room {
+    /// A tile's outputs.
+    ///
+    /// # Safety
+    /// [`super::available`]; the source has so many blocks, and x was made for columns.
+    unsafe fn make(&mut self, tile: &Tile<'_>, source: &impl Source, blocks: usize, unit: f32) {
+        let groups = tile.x.groups();
+        for first in (0..groups).step_by(BUNCH) {
+            let bunch = first..groups.min(first + BUNCH);
+            // SAFETY: as the caller says.
+            unsafe {
+                if groups == 1 {
+                    self.multiply(source, blocks, tile.x, bunch.clone(), twos(blocks));
+                } else {
+                    self.multiply(source, blocks, tile.x, bunch.clone(), chunks(blocks));
+                }
+                self.finish(tile, unit, bunch);
+            }
+        }
+    }
+
     /// # Safety
     /// [`super::available`]
     #[target_feature(enable = "avx2")]
@@ -109,12 +146,13 @@ impl Room {
     /// [`super::available`]; the rows have all blocks of the chunks, and x was made for them.
     unsafe fn multiply(
         &mut self,
-        packed: &Packed,
+        source: &impl Source,
+        blocks: usize,
         x: &Inputs,
         groups: Range<usize>,
         chunks: impl Iterator<Item = Chunk>,
     ) {
-        if packed.blocks < STRIDE {
+        if blocks < STRIDE {
             self.sums.clear();
         }
         let rows = groups.len() * GROUP;
@@ -124,7 +162,7 @@ impl Room {
         for chunk in chunks {
             self.levels.grow(chunk.count * TURNED);
             // SAFETY: as the caller says; there is room for a chunk's levels.
-            unsafe { packed.unpack(chunk, self.levels.values_mut().as_mut_ptr()) };
+            unsafe { source.unpack(chunk, self.levels.values_mut().as_mut_ptr(), self.turned.as_mut_ptr()) };
             for (at, group) in groups.clone().enumerate() {
                 let (values, scales) = x.columns(group, chunk);
                 let part = Part {
@@ -239,12 +277,10 @@ impl Packed {
         }
     }
 
-    /// Levels of a chunk of whole rows, side by side: a pair of values of each row in a lane.
-    ///
     /// # Safety
-    /// [`super::available`]; so many blocks are there in each row, and room for all, from a cache line on.
+    /// As [`Source::unpack`].
     #[target_feature(enable = "avx2")]
-    unsafe fn unpack(&self, chunk: Chunk, out: *mut i16) {
+    unsafe fn write(&self, chunk: Chunk, out: *mut i16) {
         let out: *mut __m256i = out.cast();
         for (at, block) in chunk.blocks().enumerate() {
             self.ask(chunk.before + at);
@@ -263,6 +299,13 @@ impl Packed {
                 }
             }
         }
+    }
+}
+
+impl Source for Packed {
+    unsafe fn unpack(&self, chunk: Chunk, levels: *mut i16, _: *mut f32) {
+        // SAFETY: as the caller says.
+        unsafe { self.write(chunk, levels) }
     }
 }
 
