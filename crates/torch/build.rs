@@ -8,13 +8,14 @@ fn main() {
     println!("cargo::rerun-if-changed=shim");
     println!("cargo::rerun-if-changed=kernels/params.h");
     let mut build = cc::Build::new();
-    // The kernels' loops become vector instructions at this level, whatever the profile; without OpenMP's flag libtorch's
-    // headers make one thread of `parallel_for`.
+    // The kernels' loops become vector instructions at this level, whatever the profile; where comparing might trap only with masks,
+    // which AVX2 lacks. Without OpenMP's flag libtorch's headers make one thread of `parallel_for`.
     build
         .cpp(true)
         .std("c++17")
         .opt_level(3)
         .flag_if_supported("-fno-math-errno")
+        .flag_if_supported("-fno-trapping-math")
         .flag_if_supported("-fopenmp")
         .warnings(false)
         .files(SOURCES);

@@ -83,8 +83,10 @@ thread_local! {
     static INPUTS: RefCell<Inputs> = RefCell::default();
 }
 
-/// Rows that are multiplied at a time: what is made of them is small, and a weight is unpacked for as many.
+/// Rows that are multiplied at a time: what is made of them is small, and a weight is unpacked for as many. A few more where they
+/// would be left over, since there are no kernels for x·W of a handful.
 const TOGETHER: usize = 256;
+const LEFT_OVER: usize = 32;
 
 extern "C" fn multiplies_callback(weight: *const c_void, back: bool) -> bool {
     // SAFETY: `weight` is one of our raw `Arc`s, alive while the shim holds it.
@@ -110,14 +112,18 @@ extern "C" fn multiply_callback(weight: *const c_void, x: *const f32, rows: i64,
             (std::slice::from_raw_parts(x, rows * width), std::slice::from_raw_parts_mut(y, rows * out))
         };
         INPUTS.with_borrow_mut(|inputs| {
-            for (x, y) in x.chunks(TOGETHER * width).zip(y.chunks_mut(TOGETHER * out)) {
-                inputs.resize(x.len() / width, width).copy_from_slice(x);
+            let (mut x, mut y) = (x, y);
+            while !x.is_empty() {
+                let left = x.len() / width;
+                let rows = if left <= TOGETHER + LEFT_OVER { left } else { TOGETHER };
+                let (some, y) = (x.split_off(..rows * width)?, y.split_off_mut(..rows * out)?);
+                inputs.resize(rows, width).copy_from_slice(some);
                 inputs.prepare_for(instructions, true, &TorchWorkers);
                 let product = Product { weights, bias: None, low_rank: &[], y };
                 products_with(inputs, &mut [product], &TorchWorkers, instructions);
             }
-        });
-        Some(())
+            Some(())
+        })
     };
     catch_unwind(AssertUnwindSafe(body)).map_or(1, |done| i32::from(done.is_none()))
 }

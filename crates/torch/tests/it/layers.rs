@@ -214,32 +214,36 @@ fn many_rows_are_multiplied_with_the_packed_weight() {
     let (first, second, odd) =
         (weight(192, 128, Float::Bf16), weight(128, 128, Float::F32), weight(72, 128, Float::F32));
     let narrow = |x: Tensor| x.to_kind(Kind::BFloat16).to_kind(Kind::Float);
-    let (bias, seed) = (narrow(random(&[128])), narrow(random(&[300, 392])));
-    let inputs = [narrow(random(&[300, 128])), random(&[4, 128]), random(&[192, 4])];
-    let plain = |x: &[Tensor]| {
-        let lora = x[0].matmul(&x[1].tr()).matmul(&x[2].tr()) * 0.5;
-        let of = |weight: &QuantWeight, bias| x[0].linear(&weight.dequantize(), bias);
-        Tensor::cat(&[of(&first, None) + lora, of(&second, Some(&bias)), of(&odd, None)], -1)
-    };
-    let ours = |x: &[Tensor]| {
-        let factors = Some(Factors { a: &x[1], b: &x[2], scale: 0.5 });
-        let bias = bias.to_kind(x[0].kind());
-        let of = |weight, bias, lora| Projection { weight: ProjectionWeight::FourBit(weight), bias, lora };
-        let all = [of(&first, None, factors), of(&second, Some(&bias), None), of(&odd, None, None)];
-        Tensor::cat(&project(&x[0], &all).unwrap(), -1)
-    };
-    let gradients = |x: Tensor, f: &dyn Fn(&[Tensor]) -> Tensor| {
-        let leaves = [leaf(&x), leaf(&inputs[1]), leaf(&inputs[2])];
-        let y = f(&leaves);
-        backward(&[(&y, Some(&seed.to_kind(x.kind())))], false).unwrap();
-        std::iter::once(y.detach()).chain(leaves.iter().map(Tensor::grad)).collect::<Vec<_>>()
-    };
-    let expected = gradients(inputs[0].copy(), &plain);
-    set_bf16_products(false);
-    let found = gradients(inputs[0].to_kind(Kind::BFloat16), &ours);
-    for (at, (ours, plain)) in found.iter().zip(&expected).enumerate() {
-        let error = error(ours, plain);
-        assert!(error <= 1.0 / 256.0, "number {at} is off by {error}");
+    let bias = narrow(random(&[128]));
+    // One more than are multiplied at a time, too.
+    for rows in [32, 257, 300] {
+        let seed = narrow(random(&[rows, 392]));
+        let inputs = [narrow(random(&[rows, 128])), random(&[4, 128]), random(&[192, 4])];
+        let plain = |x: &[Tensor]| {
+            let lora = x[0].matmul(&x[1].tr()).matmul(&x[2].tr()) * 0.5;
+            let of = |weight: &QuantWeight, bias| x[0].linear(&weight.dequantize(), bias);
+            Tensor::cat(&[of(&first, None) + lora, of(&second, Some(&bias)), of(&odd, None)], -1)
+        };
+        let ours = |x: &[Tensor]| {
+            let factors = Some(Factors { a: &x[1], b: &x[2], scale: 0.5 });
+            let bias = bias.to_kind(x[0].kind());
+            let of = |weight, bias, lora| Projection { weight: ProjectionWeight::FourBit(weight), bias, lora };
+            let all = [of(&first, None, factors), of(&second, Some(&bias), None), of(&odd, None, None)];
+            Tensor::cat(&project(&x[0], &all).unwrap(), -1)
+        };
+        let gradients = |x: Tensor, f: &dyn Fn(&[Tensor]) -> Tensor| {
+            let leaves = [leaf(&x), leaf(&inputs[1]), leaf(&inputs[2])];
+            let y = f(&leaves);
+            backward(&[(&y, Some(&seed.to_kind(x.kind())))], false).unwrap();
+            std::iter::once(y.detach()).chain(leaves.iter().map(Tensor::grad)).collect::<Vec<_>>()
+        };
+        let expected = gradients(inputs[0].copy(), &plain);
+        set_bf16_products(false);
+        let found = gradients(inputs[0].to_kind(Kind::BFloat16), &ours);
+        for (at, (ours, plain)) in found.iter().zip(&expected).enumerate() {
+            let error = error(ours, plain);
+            assert!(error <= 1.0 / 256.0, "{rows} rows: number {at} is off by {error}");
+        }
     }
 }
 
