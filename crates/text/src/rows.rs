@@ -11,6 +11,7 @@ mod conversation;
 mod csv;
 mod jsonl;
 mod lines;
+mod preference;
 
 use std::io::Read;
 

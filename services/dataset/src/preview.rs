@@ -71,7 +71,7 @@ impl Datasets {
 
 fn text_only(template: &PromptTemplate, row: &RowContent) -> Seen {
     let prompt = match row {
-        RowContent::Conversation { .. } => row.asked().into_owned(),
+        RowContent::Conversation { .. } | RowContent::PreferredTurn { .. } => row.asked().into_owned(),
         RowContent::InputTarget { .. } | RowContent::Preference { .. } => template.render(&row.asked()),
     };
     let rejected = row.rejected().unwrap_or_default().to_owned();
@@ -92,7 +92,7 @@ fn seen(builder: &ExampleBuilder, row: &Row, loss_on: LossOn) -> Result<Seen, Te
     }
     let tokenizer = builder.tokenizer();
     match row {
-        RowContent::Preference { .. } => match builder.preference(row, MAX_TOKENS) {
+        RowContent::Preference { .. } | RowContent::PreferredTurn { .. } => match builder.preference(row, MAX_TOKENS) {
             Ok(pair) => {
                 seen.rejected_tokens = shown(tokenizer, pair.rejected).1;
                 // Of the chosen answer what counts is what sft would learn of it.

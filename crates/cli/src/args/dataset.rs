@@ -12,7 +12,7 @@ pub enum Dataset {
     /// Upload a CSV or JSONL file; rows are checked, balanced and split
     ///
     /// Rows are of one kind: input and expected output; conversations (JSONL, a list of messages that the assistant ends);
-    /// or preferences (a prompt, a chosen and a rejected answer).
+    /// or preferences (a prompt, a chosen and a rejected answer: texts, or in JSONL messages).
     #[command(
         after_help = "Examples:\n  tailor dataset push data/grammar.csv --name grammar --id id --input text \\\n    \
         --target 'expected text' --label language --template 'Correct the grammar: {input}'\n  \
@@ -94,7 +94,7 @@ fn dataset_kinds() -> PossibleValuesParser {
     [
         ("input-target", "An input and the expected output"),
         ("conversation", "JSONL: a list of messages (role, content) that the assistant ends"),
-        ("preference", "A prompt, a chosen answer and a rejected one"),
+        ("preference", "A prompt, a chosen answer and a rejected one; in JSONL texts or messages"),
     ]
     .map(|(name, help)| PossibleValue::new(name).help(help))
     .into()

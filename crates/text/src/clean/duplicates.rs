@@ -70,6 +70,7 @@ enum Key<'a> {
     Turns(Vec<String>),
     /// More pairs to a prompt may stay: only the same two answers meet, in either order.
     Answers(&'a str, &'a str, &'a str),
+    TurnAnswers(Vec<String>, &'a str, &'a str),
 }
 
 fn key(content: &RowContent) -> Key<'_> {
@@ -78,13 +79,15 @@ fn key(content: &RowContent) -> Key<'_> {
         RowContent::Preference { prompt, chosen, rejected } => {
             Key::Answers(prompt, chosen.min(rejected), chosen.max(rejected))
         }
-        RowContent::Conversation { messages } => Key::Turns(turns_before_the_answer(messages)),
+        RowContent::PreferredTurn { chosen, rejected, .. } => {
+            Key::TurnAnswers(turns_before_the_answer(content), chosen.min(rejected), chosen.max(rejected))
+        }
+        RowContent::Conversation { .. } => Key::Turns(turns_before_the_answer(content)),
     }
 }
 
-fn turns_before_the_answer(messages: &[Message]) -> Vec<String> {
-    let before = messages.split_last().map_or(&[][..], |(_, before)| before);
-    before.iter().map(Message::to_json).collect()
+fn turns_before_the_answer(content: &RowContent) -> Vec<String> {
+    content.turns_before().unwrap_or_default().iter().map(Message::to_json).collect()
 }
 
 /// Why two rows cannot both stay.
@@ -117,8 +120,13 @@ fn clash(first: &Row, row: &Row) -> Option<Clash> {
         (RowContent::InputTarget { input, .. }, RowContent::InputTarget { input: same, .. }) => {
             (input == same).then_some(Clash::OtherAnswer)
         }
-        (RowContent::Conversation { messages }, RowContent::Conversation { messages: other }) => {
-            (turns_before_the_answer(messages) == turns_before_the_answer(other)).then_some(Clash::OtherAnswer)
+        (
+            RowContent::PreferredTurn { messages, chosen, rejected },
+            RowContent::PreferredTurn { messages: same, chosen: better, rejected: worse },
+        ) => (messages == same && chosen == worse && rejected == better).then_some(Clash::Reversed),
+        (RowContent::Conversation { .. }, RowContent::Conversation { .. }) => {
+            let turns = [first, row].map(|row| turns_before_the_answer(&row.content));
+            (turns[0] == turns[1]).then_some(Clash::OtherAnswer)
         }
         _ => None,
     }

@@ -160,12 +160,18 @@ fn sentences(content: &RowContent) -> Sentences {
     let (always, classes): (Option<&str>, Vec<&str>) = match content {
         RowContent::InputTarget { input, target } => (Some(input), vec![target]),
         RowContent::Preference { prompt, chosen, rejected } => (Some(prompt), vec![chosen, rejected]),
-        RowContent::Conversation { messages } => {
-            let turns = messages.iter().filter(|message| !matches!(message.role(), "system" | "developer"));
-            (None, turns.map(Message::text).filter(|text| !text.trim().is_empty()).collect())
+        RowContent::PreferredTurn { messages, chosen, rejected } => {
+            (None, said(messages).chain([&chosen[..], rejected]).collect())
         }
+        RowContent::Conversation { messages } => (None, said(messages).collect()),
     };
     Sentences { always: always.map(sentence), classes: classes.into_iter().map(sentence).collect() }
+}
+
+/// What users, assistants and tools say.
+fn said(messages: &[Message]) -> impl Iterator<Item = &str> {
+    let turns = messages.iter().filter(|message| !matches!(message.role(), "system" | "developer"));
+    turns.map(Message::text).filter(|text| !text.trim().is_empty())
 }
 
 /// A sentence as people tell them apart: without case and spacing.

@@ -244,6 +244,19 @@ fn more_pairs_to_a_prompt_are_kept_and_a_reversed_one_conflicts() {
 }
 
 #[test]
+fn answers_to_the_same_turns_conflict_only_reversed() {
+    let row = |line: u64, question: &str, chosen: &str, rejected: &str| {
+        let messages = vec![Message::new("system", "be kind"), Message::new("user", question)];
+        let content = RowContent::PreferredTurn { messages, chosen: chosen.into(), rejected: rejected.into() };
+        Row { line, id: None, label: None, content }
+    };
+    let rows = [row(1, "q", "a", "b"), row(2, "q", "a", "c"), row(3, "q", "a", "b"), row(4, "q", "b", "a"), row(5, "r", "b", "a")];
+    let cleaned = clean(rows, options(Holdout::Rows(0))).expect("rows left");
+    assert_eq!(cleaned.train.iter().map(|row| row.line).collect::<Vec<_>>(), [1, 2, 5]);
+    assert_eq!(cleaned.report.dropped, BTreeMap::from([(DropReason::Duplicate, 1), (DropReason::Conflict, 1)]));
+}
+
+#[test]
 fn conversations_are_told_apart_by_all_their_turns() {
     let rows = [
         conversation(1, &["q", "a"]),
@@ -337,6 +350,10 @@ mod in_memory {
             RowContent::InputTarget { input, target } => (Some(sentence(input)), BTreeSet::from([sentence(target)])),
             RowContent::Preference { prompt, chosen, rejected } => {
                 (Some(sentence(prompt)), BTreeSet::from([sentence(chosen), sentence(rejected)]))
+            }
+            RowContent::PreferredTurn { messages, chosen, rejected } => {
+                let said = messages.iter().map(|message| sentence(message.text()));
+                (None, said.chain([sentence(chosen), sentence(rejected)]).collect())
             }
             RowContent::Conversation { messages } => {
                 (None, messages.iter().map(|message| sentence(message.text())).collect())

@@ -139,7 +139,8 @@ impl ExampleBuilder {
     /// # Errors
     /// As `row_example`; the row has no two answers.
     pub fn preference(&self, row: &RowContent, max_tokens: usize) -> Result<Preference> {
-        let RowContent::Preference { chosen, rejected, .. } = row else {
+        let (RowContent::Preference { chosen, rejected, .. } | RowContent::PreferredTurn { chosen, rejected, .. }) = row
+        else {
             let problem = format!("dpo compares two answers, and the row is of kind {}", row.kind());
             return Err(Error::Option { field: "train.objective", problem });
         };
@@ -185,14 +186,13 @@ impl ExampleBuilder {
             RowContent::InputTarget { input, .. } | RowContent::Preference { prompt: input, .. } => {
                 Ok(self.question(input))
             }
-            RowContent::Conversation { messages } if self.tokenizer.chat_template().is_some() => {
-                let before = messages.split_last().map_or(&[][..], |(_, before)| before);
-                Ok(Question { text: None, messages: Cow::Borrowed(before) })
-            }
-            RowContent::Conversation { .. } => {
-                let problem = "there is none, and conversations are rendered by it; take a base that has one, or upload \
-                               rows of input and target";
-                Err(Error::ChatTemplate { problem: problem.into() })
+            RowContent::Conversation { .. } | RowContent::PreferredTurn { .. } => {
+                if self.tokenizer.chat_template().is_none() {
+                    let problem = "there is none, and conversations are rendered by it; take a base that has one, or upload \
+                                   rows of single questions (input and target, or a prompt and two answers)";
+                    return Err(Error::ChatTemplate { problem: problem.into() });
+                }
+                Ok(Question { text: None, messages: Cow::Borrowed(row.turns_before().unwrap_or_default()) })
             }
         }
     }

@@ -172,6 +172,30 @@ fn each_mode_counts_what_it_says() {
 }
 
 #[test]
+fn answers_to_a_conversation_are_compared_after_all_its_turns() {
+    let messages = [("system", "s"), ("user", "q1"), ("assistant", "a1"), ("user", "q2")];
+    let row = RowContent::PreferredTurn {
+        messages: messages.map(|(role, text)| Message::new(role, text)).to_vec(),
+        chosen: "yes".into(),
+        rejected: "no".into(),
+    };
+    // No prompt template: turns of a conversation are as they are in training.
+    let builder = builder(byte_level(Some(CHATML)), "Fix: {input}", Family::Decoder);
+    let pair = builder.preference(&row, 4096).expect("two answers");
+    let prompt = builder.row_prompt(&row).expect("a prompt");
+    assert!(prompt.text.ends_with("<|user|>q2</s>\n<|assistant|>"), "{}", prompt.text);
+    for (example, says) in [(&pair.chosen, "yes</s>"), (&pair.rejected, "no</s>")] {
+        let Example::Decoder { ids, in_loss } = example else { panic!("a decoder's example") };
+        assert_eq!(ids[..prompt.ids.len()], prompt.ids);
+        assert_eq!(in_loss.iter().filter(|counts| **counts).count(), ids.len() - prompt.ids.len());
+        assert_eq!(builder.tokenizer().decode(&ids[prompt.ids.len()..], false).expect("decodes"), says);
+    }
+    assert_eq!(counted(&builder, &row, LossOn::Assistant), "a1</s>|yes</s>", "sft learns the chosen answer");
+    let error = self::builder(byte_level(None), "", Family::Decoder).preference(&row, 99).expect_err("no template");
+    assert!(matches!(error, Error::ChatTemplate { .. }), "{error}");
+}
+
+#[test]
 fn input_and_target_take_every_mode_of_a_decoder() {
     let row = RowContent::InputTarget { input: "q".into(), target: "a".into() };
     for chat in [None, Some(CHATML)] {

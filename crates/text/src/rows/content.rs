@@ -18,6 +18,12 @@ pub enum RowContent {
         input: String,
         target: String,
     },
+    /// Two different answers to a conversation in which a user has asked. (Before the next kind, which has one of its fields.)
+    PreferredTurn {
+        messages: Vec<Message>,
+        chosen: String,
+        rejected: String,
+    },
     /// The last message is the assistant's and has a text; a user asked before it.
     Conversation {
         messages: Vec<Message>,
@@ -35,16 +41,25 @@ impl RowContent {
         match self {
             Self::InputTarget { .. } => DatasetKind::InputTarget,
             Self::Conversation { .. } => DatasetKind::Conversation,
-            Self::Preference { .. } => DatasetKind::Preference,
+            Self::Preference { .. } | Self::PreferredTurn { .. } => DatasetKind::Preference,
         }
     }
 
-    /// What is asked, for people: of a conversation all turns before the last, one a line.
+    /// What a conversation says before the answer; None where a text is asked.
+    pub fn turns_before(&self) -> Option<&[Message]> {
+        match self {
+            Self::InputTarget { .. } | Self::Preference { .. } => None,
+            Self::PreferredTurn { messages, .. } => Some(messages),
+            Self::Conversation { messages } => Some(messages.split_last().map_or(&[][..], |(_, before)| before)),
+        }
+    }
+
+    /// What is asked, for people: of a conversation all turns before the answer, one a line.
     pub fn asked(&self) -> Cow<'_, str> {
         match self {
             Self::InputTarget { input: text, .. } | Self::Preference { prompt: text, .. } => Cow::Borrowed(text),
-            Self::Conversation { messages } => {
-                let before = messages.split_last().map_or(&[][..], |(_, before)| before);
+            Self::PreferredTurn { .. } | Self::Conversation { .. } => {
+                let before = self.turns_before().unwrap_or_default();
                 Cow::Owned(before.iter().map(transcribed).collect::<Vec<_>>().join("\n"))
             }
         }
@@ -54,8 +69,8 @@ impl RowContent {
     pub fn question(&self) -> &str {
         match self {
             Self::InputTarget { input: text, .. } | Self::Preference { prompt: text, .. } => text,
-            Self::Conversation { messages } => {
-                messages.split_last().and_then(|(_, before)| before.last()).map_or("", Message::text)
+            Self::PreferredTurn { .. } | Self::Conversation { .. } => {
+                self.turns_before().and_then(<[Message]>::last).map_or("", Message::text)
             }
         }
     }
@@ -63,7 +78,9 @@ impl RowContent {
     /// What is hidden of a held-out row: the target, the last turn, or the chosen answer.
     pub fn answer(&self) -> &str {
         match self {
-            Self::InputTarget { target: text, .. } | Self::Preference { chosen: text, .. } => text,
+            Self::InputTarget { target: text, .. }
+            | Self::Preference { chosen: text, .. }
+            | Self::PreferredTurn { chosen: text, .. } => text,
             Self::Conversation { messages } => messages.last().map_or("", Message::text),
         }
     }
@@ -72,7 +89,7 @@ impl RowContent {
     pub(crate) fn answer_message(&self) -> Cow<'_, Message> {
         let last = match self {
             Self::Conversation { messages } => messages.last(),
-            Self::InputTarget { .. } | Self::Preference { .. } => None,
+            Self::InputTarget { .. } | Self::Preference { .. } | Self::PreferredTurn { .. } => None,
         };
         last.map_or_else(|| Cow::Owned(Message::new("assistant", self.answer())), Cow::Borrowed)
     }
@@ -80,7 +97,7 @@ impl RowContent {
     /// The answer that a preference's row turns down.
     pub fn rejected(&self) -> Option<&str> {
         match self {
-            Self::Preference { rejected, .. } => Some(rejected),
+            Self::Preference { rejected, .. } | Self::PreferredTurn { rejected, .. } => Some(rejected),
             Self::InputTarget { .. } | Self::Conversation { .. } => None,
         }
     }
@@ -88,9 +105,11 @@ impl RowContent {
     /// Characters of all its texts.
     pub fn characters(&self) -> u64 {
         let count = |text: &str| text.chars().count() as u64;
+        let all = |messages: &[Message]| messages.iter().map(|message| count(message.text())).sum::<u64>();
         match self {
             Self::InputTarget { input, target } => count(input) + count(target),
-            Self::Conversation { messages } => messages.iter().map(|message| count(message.text())).sum(),
+            Self::Conversation { messages } => all(messages),
+            Self::PreferredTurn { messages, chosen, rejected } => all(messages) + count(chosen) + count(rejected),
             Self::Preference { prompt, chosen, rejected } => count(prompt) + count(chosen) + count(rejected),
         }
     }
@@ -117,20 +136,40 @@ pub(super) fn checked(line: u64, columns: &Columns, content: RowContent) -> Resu
             Roles::Preference { prompt: asked, chosen: a, rejected: b },
         ) => {
             let prompt = filled(prompt, asked, DropReason::EmptyInput)?;
-            let (chosen, rejected) = (answer(chosen, a)?, answer(rejected, b)?);
-            if chosen == rejected {
-                let detail = format!("the same answer as {a:?}; there is nothing to prefer");
-                return Err(dropped(line, Some(b), DropReason::SameAnswer, detail));
-            }
+            let (chosen, rejected) = different(line, (a, answer(chosen, a)?), (b, answer(rejected, b)?))?;
             Ok(RowContent::Preference { prompt, chosen, rejected })
+        }
+        (
+            RowContent::PreferredTurn { messages, chosen, rejected },
+            Roles::Preference { prompt: asked, chosen: a, rejected: b },
+        ) => {
+            conversation::check_asked(line, asked, &messages)?;
+            let (chosen, rejected) = different(line, (a, answer(chosen, a)?), (b, answer(rejected, b)?))?;
+            Ok(RowContent::PreferredTurn { messages, chosen, rejected })
         }
         (RowContent::Conversation { messages }, Roles::Conversation { messages: name }) => {
             conversation::check(line, name, &messages)?;
             Ok(RowContent::Conversation { messages })
         }
         (
-            RowContent::InputTarget { .. } | RowContent::Conversation { .. } | RowContent::Preference { .. },
+            RowContent::InputTarget { .. }
+            | RowContent::Conversation { .. }
+            | RowContent::Preference { .. }
+            | RowContent::PreferredTurn { .. },
             Roles::InputTarget { .. } | Roles::Conversation { .. } | Roles::Preference { .. },
         ) => Err(dropped(line, None, DropReason::Malformed, "the row is of another kind than the file")),
     }
+}
+
+/// Two answers, each with its column.
+fn different(
+    line: u64,
+    (a, chosen): (&str, String),
+    (b, rejected): (&str, String),
+) -> Result<(String, String), DroppedRow> {
+    if chosen == rejected {
+        let detail = format!("the same answer as {a:?}; there is nothing to prefer");
+        return Err(dropped(line, Some(b), DropReason::SameAnswer, detail));
+    }
+    Ok((chosen, rejected))
 }

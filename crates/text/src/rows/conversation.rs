@@ -85,15 +85,29 @@ pub(super) fn check(line: u64, column: &str, messages: &[Message]) -> Result<(),
         let detail = "the last answer is empty";
         return Err(dropped(line, Some(&field(before.len(), "content")), DropReason::EmptyTarget, detail));
     }
-    let asks = |message: &&Message| message.role() == "user";
-    if !before.iter().any(|message| asks(&message)) {
+    if !before.iter().any(asks) {
         let detail = "no message of a user stands before the last answer";
         return Err(dropped(line, Some(column), DropReason::EmptyInput, detail));
     }
-    match before.iter().position(|message| asks(&message) && message.text().trim().is_empty()) {
-        Some(at) => Err(dropped(line, Some(&field(at, "content")), DropReason::EmptyInput, "the field is empty")),
+    check_asked(line, column, before)
+}
+
+/// Whether somebody asks, and no user's message is empty.
+pub(super) fn check_asked(line: u64, column: &str, messages: &[Message]) -> Result<(), DroppedRow> {
+    if !messages.iter().any(asks) {
+        return Err(dropped(line, Some(column), DropReason::EmptyInput, "there is no message of a user"));
+    }
+    match messages.iter().position(|message| asks(message) && message.text().trim().is_empty()) {
+        Some(at) => {
+            let field = format!("{column}[{at}].content");
+            Err(dropped(line, Some(&field), DropReason::EmptyInput, "the field is empty"))
+        }
         None => Ok(()),
     }
+}
+
+fn asks(message: &Message) -> bool {
+    message.role() == "user"
 }
 
 fn is_deeper(value: &Value, left: usize) -> bool {

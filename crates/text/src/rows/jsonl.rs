@@ -8,7 +8,9 @@ use tailor_domain::dataset::DroppedRow;
 
 use super::columns::{ColumnMap, Columns, Roles};
 use super::lines::{Lines, Piece};
-use super::{Fields, Format, Outcome, RowContent, conversation, dropped, excerpt, finish_row, invalid_utf8};
+use super::{
+    Fields, Format, Outcome, RowContent, conversation, dropped, excerpt, finish_row, invalid_utf8, preference,
+};
 use crate::error::{Error, Result};
 
 /// How far to look for the first object, whose keys are the columns.
@@ -73,14 +75,7 @@ impl<R: Read> JsonRows<R> {
             let missing = || dropped(line, Some(name), DropReason::MissingField, "the object has no such key");
             object.remove(name).ok_or_else(missing)
         };
-        let mut text = |name: &String| match value(name)? {
-            Value::String(text) => Ok(text),
-            Value::Null => Ok(String::new()),
-            other => {
-                let detail = format!("{} is no text", excerpt(&other.to_string()));
-                Err(dropped(line, Some(name), DropReason::Malformed, detail))
-            }
-        };
+        let mut text = |name: &String| as_text(line, name, value(name)?);
         let content = match &self.columns.roles {
             Roles::InputTarget { input, target } => {
                 RowContent::InputTarget { input: text(input)?, target: text(target)? }
@@ -89,7 +84,8 @@ impl<R: Read> JsonRows<R> {
                 RowContent::Conversation { messages: conversation::parse(line, messages, value(messages)?)? }
             }
             Roles::Preference { prompt, chosen, rejected } => {
-                RowContent::Preference { prompt: text(prompt)?, chosen: text(chosen)?, rejected: text(rejected)? }
+                let (asked, better, worse) = (value(prompt)?, value(chosen)?, value(rejected)?);
+                preference::parse(line, (prompt, asked), (chosen, better), (rejected, worse))?
             }
         };
         // Numbers are fine where only equality counts.
@@ -100,6 +96,18 @@ impl<R: Read> JsonRows<R> {
             _ => None,
         };
         Ok(Fields { id: scalar(&self.columns.id), label: scalar(&self.columns.label), content })
+    }
+}
+
+/// Nothing at all is an empty text.
+pub(super) fn as_text(line: u64, name: &str, value: Value) -> Result<String, DroppedRow> {
+    match value {
+        Value::String(text) => Ok(text),
+        Value::Null => Ok(String::new()),
+        other => {
+            let detail = format!("{} is no text", excerpt(&other.to_string()));
+            Err(dropped(line, Some(name), DropReason::Malformed, detail))
+        }
     }
 }
 

@@ -1,3 +1,5 @@
+use serde_json::{Value, json};
+
 use super::*;
 use crate::seed::SplitMix;
 
@@ -350,7 +352,61 @@ fn preferences_are_read_from_both_formats_and_their_faults_named() {
         assert_eq!((field, why), missing);
     }
     let rows = outcomes(json.as_bytes(), Format::Jsonl, 4000);
-    assert_eq!(reason(&rows[6]), (7, Some("chosen"), DropReason::Malformed));
+    assert_eq!(reason(&rows[6]), (7, Some("chosen"), DropReason::EmptyTarget));
+}
+
+#[test]
+fn preferences_may_be_lists_of_messages() {
+    let one = |prompt: Value, chosen: Value, rejected: Value| {
+        let line = serde_json::json!({"prompt": prompt, "chosen": chosen, "rejected": rejected}).to_string();
+        outcomes(line.as_bytes(), Format::Jsonl, 4000).remove(0)
+    };
+    let said = |role: &str, text: &str| serde_json::json!({"role": role, "content": text});
+    let (user, good, bad) = (said("user", "q"), said("assistant", " good "), said("assistant", "bad"));
+    let single = [
+        (json!([user]), json!([good]), json!([bad])),
+        (json!(" q"), json!([user, good]), json!([user, bad])),
+        (json!([user]), json!([user, good]), json!([user, bad])),
+        (json!("q"), json!([good]), json!([bad])),
+        (json!([user]), json!("good"), json!([bad])),
+    ];
+    for (prompt, chosen, rejected) in single {
+        let Outcome::Row(row) = one(prompt.clone(), chosen, rejected) else { panic!("{prompt}") };
+        let texts = ["q", "good", "bad"].map(str::to_owned);
+        let [prompt, chosen, rejected] = texts;
+        assert_eq!(row.content, RowContent::Preference { prompt, chosen, rejected });
+    }
+    let system = said("system", "be brief");
+    let turns = [system, said("user", "first"), said("assistant", "a"), user.clone()];
+    let whole = |last: &Value| Value::Array(turns.iter().chain([last]).cloned().collect());
+    for (prompt, chosen, rejected) in [
+        (Value::Array(turns.to_vec()), json!([good]), json!([bad])),
+        (json!("first"), whole(&good), whole(&bad)),
+        (json!("q"), whole(&good), whole(&bad)),
+    ] {
+        let Outcome::Row(row) = one(prompt.clone(), chosen, rejected) else { panic!("{prompt}") };
+        let RowContent::PreferredTurn { messages, chosen, rejected } = &row.content else { panic!("{row:?}") };
+        assert_eq!((messages.len(), chosen.as_str(), rejected.as_str()), (4, "good", "bad"));
+        assert_eq!((row.content.question(), row.content.kind()), ("q", tailor_domain::DatasetKind::Preference));
+    }
+    let called = json!({"role": "assistant", "content": "good", "tool_calls": [{}]});
+    for (prompt, chosen, rejected, field, why) in [
+        (json!("q"), json!([user, good]), json!([bad]), "rejected", DropReason::Malformed),
+        (json!("other"), json!([user, good]), json!([user, bad]), "chosen", DropReason::Malformed),
+        (json!([said("user", "other")]), json!([user, good]), json!([user, bad]), "chosen", DropReason::Malformed),
+        (json!([user]), json!([good, user]), json!([bad]), "chosen[1].role", DropReason::EmptyTarget),
+        (json!([user]), json!([called]), json!([bad]), "chosen[0]", DropReason::Malformed),
+        (json!([user]), json!([good]), json!([]), "rejected", DropReason::EmptyTarget),
+        (json!([user]), json!([good]), json!([said("assistant", "good")]), "rejected", DropReason::SameAnswer),
+        (json!([]), json!([good]), json!([bad]), "prompt", DropReason::EmptyInput),
+        (json!([said("system", "s")]), json!([good]), json!([bad]), "prompt", DropReason::EmptyInput),
+        (json!([said("system", "s"), said("user", " ")]), json!([good]), json!([bad]), "prompt[1].content",
+            DropReason::EmptyInput),
+        (json!(7), json!([good]), json!([bad]), "prompt", DropReason::Malformed),
+    ] {
+        let outcome = one(prompt.clone(), chosen.clone(), rejected);
+        assert_eq!(reason(&outcome), (1, Some(field), why), "{prompt} {chosen}: {outcome:?}");
+    }
 }
 
 #[test]
@@ -361,6 +417,11 @@ fn kept_rows_of_each_kind_are_read_back() {
     let texts = |text: &str| text.to_owned();
     for content in [
         RowContent::Preference { prompt: texts("p"), chosen: texts("c"), rejected: texts("r") },
+        RowContent::PreferredTurn {
+            messages: vec![crate::Message::new("system", "s"), crate::Message::new("user", "q")],
+            chosen: texts("c"),
+            rejected: texts("r"),
+        },
         RowContent::Conversation {
             messages: vec![crate::Message::new("user", "q"), crate::Message::new("assistant", "a")],
         },
