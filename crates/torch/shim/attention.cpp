@@ -1,5 +1,5 @@
-// softmax(q·kᵀ·scale + mask)·v on what is kept in bf16 between forward and backward: by block products of bf16; by libtorch's
-// fused kernel in f32 where this processor has no bf16 product.
+// softmax(q·kᵀ·scale + mask)·v on what is kept in bf16 between forward and backward: by block products of bf16; with products of f32
+// where this processor has no bf16 product.
 //
 // What goes by a tape (tape.h) is the output and the log-sums, which is all that the pass back wants of the one there. For f32
 // as well the pass is made here then: libtorch's own operator gives no log-sums.
@@ -33,6 +33,7 @@ bool blocks(const Tensor& q) { return product_type(q) == at::kBFloat16 && has_at
 
 std::pair<Tensor, Tensor> in_f32(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& mask,
                                  bool causal, double scale) {
+  if (has_wide_attention(q)) return attention_wide(q, k, v, mask, causal, scale);
   const int64_t groups = q.size(1) / k.size(1);
   const auto wide = [](const Tensor& x) { return x.to(at::kFloat); };
   const auto [y, log_sums] = at::_scaled_dot_product_flash_attention_for_cpu(
@@ -75,6 +76,10 @@ struct Attend : torch::autograd::Function<Attend> {
     const double scale = ctx->saved_data["scale"].toDouble();
     if (blocks(q)) {
       auto [gq, gk, gv] = attention_gradient({q, k, v, saved[3], saved[4], mask, causal, scale}, gradients[0]);
+      return {gq, gk, gv, Tensor(), Tensor(), Tensor()};
+    }
+    if (has_wide_attention(q)) {
+      auto [gq, gk, gv] = attention_wide_gradient({q, k, v, saved[3], saved[4], mask, causal, scale}, gradients[0]);
       return {gq, gk, gv, Tensor(), Tensor(), Tensor()};
     }
     const int64_t groups = q.size(1) / k.size(1);

@@ -7,4 +7,5 @@
 #include "attention_blocks.cpp"
 #include "attention_forward.cpp"
 #include "attention_gradient.cpp"
+#include "attention_wide.cpp"
 #include "loss.cpp"
