@@ -250,7 +250,13 @@ fn answers_to_the_same_turns_conflict_only_reversed() {
         let content = RowContent::PreferredTurn { messages, chosen: chosen.into(), rejected: rejected.into() };
         Row { line, id: None, label: None, content }
     };
-    let rows = [row(1, "q", "a", "b"), row(2, "q", "a", "c"), row(3, "q", "a", "b"), row(4, "q", "b", "a"), row(5, "r", "b", "a")];
+    let rows = [
+        row(1, "q", "a", "b"),
+        row(2, "q", "a", "c"),
+        row(3, "q", "a", "b"),
+        row(4, "q", "b", "a"),
+        row(5, "r", "b", "a"),
+    ];
     let cleaned = clean(rows, options(Holdout::Rows(0))).expect("rows left");
     assert_eq!(cleaned.train.iter().map(|row| row.line).collect::<Vec<_>>(), [1, 2, 5]);
     assert_eq!(cleaned.report.dropped, BTreeMap::from([(DropReason::Duplicate, 1), (DropReason::Conflict, 1)]));

@@ -139,7 +139,8 @@ impl ExampleBuilder {
     /// # Errors
     /// As `row_example`; the row has no two answers.
     pub fn preference(&self, row: &RowContent, max_tokens: usize) -> Result<Preference> {
-        let (RowContent::Preference { chosen, rejected, .. } | RowContent::PreferredTurn { chosen, rejected, .. }) = row
+        let (RowContent::Preference { chosen, rejected, .. } | RowContent::PreferredTurn { chosen, rejected, .. }) =
+            row
         else {
             let problem = format!("dpo compares two answers, and the row is of kind {}", row.kind());
             return Err(Error::Option { field: "train.objective", problem });

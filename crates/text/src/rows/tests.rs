@@ -400,8 +400,13 @@ fn preferences_may_be_lists_of_messages() {
         (json!([user]), json!([good]), json!([said("assistant", "good")]), "rejected", DropReason::SameAnswer),
         (json!([]), json!([good]), json!([bad]), "prompt", DropReason::EmptyInput),
         (json!([said("system", "s")]), json!([good]), json!([bad]), "prompt", DropReason::EmptyInput),
-        (json!([said("system", "s"), said("user", " ")]), json!([good]), json!([bad]), "prompt[1].content",
-            DropReason::EmptyInput),
+        (
+            json!([said("system", "s"), said("user", " ")]),
+            json!([good]),
+            json!([bad]),
+            "prompt[1].content",
+            DropReason::EmptyInput,
+        ),
         (json!(7), json!([good]), json!([bad]), "prompt", DropReason::Malformed),
     ] {
         let outcome = one(prompt.clone(), chosen.clone(), rejected);
