@@ -137,7 +137,7 @@ async fn a_lease_ends_with_the_work_and_not_with_its_reader() {
     assert_eq!(Arc::strong_count(&lease), 2, "it is held from the request on");
     drop(leave);
     let unread = accepted.await.expect("no panic").expect("accepted");
-    until(&engine, "all is said", |usage| usage.running == 0 && usage.waiting == 0 && usage.steps > 40).await;
+    until(&engine, "all is said", |usage| usage.running == 0 && usage.waiting == 0 && usage.made_tokens == 44).await;
     assert_eq!(Arc::strong_count(&lease), 1, "nothing is held by an answer that lies unread");
     assert_eq!(read(unread).await.expect("it is all there").0.len(), 40);
     read(held).await.expect("answers");
