@@ -108,6 +108,7 @@ Tensor over_narrow(const Tensor& q, const Tensor& k, const Tensor& v, const std:
   if (product_type(k) == at::kBFloat16 && has_attention_blocks(k)) {
     return attention_fine(q, k, v, as_term(mask), causal, scale);
   }
+  if (q.size(2) > 1 && has_wide_attention(q)) return attention_wide(q, k, v, as_term(mask), causal, scale).first;
   return at::scaled_dot_product_attention(q, k.to(at::kFloat), v.to(at::kFloat), mask, 0.0, causal, scale, grouped);
 }
 

@@ -35,7 +35,8 @@ at::Tensor attention_fine(const at::Tensor& q, const at::Tensor& k, const at::Te
 
 AttentionGradients attention_gradient(const AttentionPass& pass, const at::Tensor& gradient);
 
-// Both passes with products of f32, of tensors in f32 or bf16 (`attention_wide.cpp`), and whether they are there.
+// Both passes with products of f32, of tensors in f32 or bf16 (`attention_wide.cpp`), and whether they are there. Queries in f32 may
+// have keys and values in bf16 beside them where nobody wants a gradient.
 bool has_wide_attention(const at::Tensor& x);
 std::pair<at::Tensor, at::Tensor> attention_wide(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                                                  const std::optional<at::Tensor>& mask, bool causal, double scale);

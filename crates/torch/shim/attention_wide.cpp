@@ -168,6 +168,7 @@ struct Pass {
       : q(beside(queries)), k(beside(keys)), v(beside(values)), causal(causal), scale(static_cast<float>(scale)) {
     TORCH_CHECK(v.size(3) == width(), "keys and values of one width are needed, not ", width(), " and ", v.size(3));
     TORCH_CHECK(keys_count() > 0, "attention over no key");
+    TORCH_CHECK(k.scalar_type() == v.scalar_type(), "keys and values of one type are needed");
     if (given) mask = given->to(at::kFloat).expand({-1, -1, queries_count(), keys_count()}).contiguous();
   }
 
@@ -195,14 +196,24 @@ struct Pass {
 
 struct Room {
   std::vector<float> q, k, v, out, g, scores, gradients, sums, gq, gk, gv;
+  int64_t group = -1;  // whose keys and values are there
+
+  template <typename K>
+  void read_keys(const Pass& pass, int64_t b, int64_t h) {
+    const int64_t own = b * pass.k.size(1) + h / pass.groups();
+    if (own == group) return;
+    group = own;
+    read<K>(pass.k, b, h / pass.groups(), k);
+    read<K>(pass.v, b, h / pass.groups(), v);
+  }
 };
 
-template <typename T>
+// T: what queries and outputs are; K: keys and values.
+template <typename T, typename K>
 void head_forward(const Pass& pass, Room& room, int64_t b, int64_t h, const Tensor& out, float* log_sums) {
   const int64_t width = pass.width(), all = pass.queries_count();
   read<T>(pass.q, b, h, room.q);
-  read<T>(pass.k, b, h / pass.groups(), room.k);
-  read<T>(pass.v, b, h / pass.groups(), room.v);
+  room.read_keys<K>(pass, b, h);
   room.scores.resize(kQueries * kKeys);
   room.sums.resize(kQueries * width);
   T* to = data_of<T>(out) + b * out.stride(0) + h * out.stride(1);
@@ -243,8 +254,7 @@ void head_back(const Pass& pass, Room& room, int64_t b, int64_t h, const Tensor&
                const float* log_sums) {
   const int64_t width = pass.width(), all = pass.queries_count();
   read<T>(pass.q, b, h, room.q);
-  read<T>(pass.k, b, h / pass.groups(), room.k);
-  read<T>(pass.v, b, h / pass.groups(), room.v);
+  room.read_keys<T>(pass, b, h);
   read<T>(out, b, h, room.out);
   read<T>(gradient, b, h, room.g);
   for (auto* scores : {&room.scores, &room.gradients}) scores->resize(kQueries * kKeys);
@@ -288,11 +298,14 @@ std::pair<Tensor, Tensor> attention_wide(const Tensor& q, const Tensor& k, const
   const Tensor out = wide::heads_inside(q.sizes(), q), log_sums = at::empty({batch, heads, count}, q.options().dtype(at::kFloat));
   with_type(q, [&](auto* of) {
     using T = std::remove_const_t<std::remove_pointer_t<decltype(of)>>;
-    at::parallel_for(0, batch * heads, 1, [&](int64_t begin, int64_t end) {
-      wide::Room room;
-      for (int64_t i = begin; i < end; ++i) {
-        wide::head_forward<T>(pass, room, i / heads, i % heads, out, data_of<float>(log_sums) + i * count);
-      }
+    with_type(k, [&](auto* of_keys) {
+      using K = std::remove_const_t<std::remove_pointer_t<decltype(of_keys)>>;
+      at::parallel_for(0, batch * heads, 1, [&](int64_t begin, int64_t end) {
+        wide::Room room;
+        for (int64_t i = begin; i < end; ++i) {
+          wide::head_forward<T, K>(pass, room, i / heads, i % heads, out, data_of<float>(log_sums) + i * count);
+        }
+      });
     });
   });
   return {out, log_sums};

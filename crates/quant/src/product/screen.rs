@@ -74,7 +74,7 @@ impl Screen {
             let Ok(mut part) = parts[part].lock() else { return };
             let Part { values, packed, steps } = &mut *part;
             let rows = values.chunks_exact(width).zip(packed.chunks_exact_mut(width / 2));
-            rows.zip(steps.iter_mut()).for_each(|((values, packed), step)| *step = code_row(values, &dither, packed));
+            rows.zip(steps.iter_mut()).for_each(|((values, packed), step)| *step = code(values, &dither, packed));
         });
         drop(parts);
         if steps.iter().any(|step| !step.is_finite()) {
@@ -236,7 +236,24 @@ fn bound(x: &[f32]) -> f32 {
     (CERTAIN * squares.sqrt() + level * rounded + others) as f32
 }
 
+/// [`code_row`] by the processor's vectors: a head has hundreds of millions of values, and rounding one is a call without them.
+fn code(values: &[bf16], dither: &[f32], packed: &mut [u8]) -> f32 {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx2")]
+        unsafe fn vectors(values: &[bf16], dither: &[f32], packed: &mut [u8]) -> f32 {
+            code_row(values, dither, packed)
+        }
+        if super::avx2::available() {
+            // SAFETY: just looked at.
+            return unsafe { vectors(values, dither, packed) };
+        }
+    }
+    code_row(values, dither, packed)
+}
+
 /// Gives the row's step, which is no number where one of its values is none.
+#[inline(always)]
 fn code_row(values: &[bf16], dither: &[f32], packed: &mut [u8]) -> f32 {
     if !values.iter().all(|value| value.is_finite()) {
         return f32::NAN;
