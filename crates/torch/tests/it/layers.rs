@@ -29,7 +29,7 @@ fn run(inputs: &[Tensor], kind: Kind, seed: &Tensor, f: &dyn Fn(&[Tensor]) -> Te
 /// f32 equals plain operators; bf16 is as near to them in f32 as its eight bits allow.
 fn agrees(inputs: &[Tensor], seed: &Tensor, ours: &dyn Fn(&[Tensor]) -> Tensor, plain: &dyn Fn(&[Tensor]) -> Tensor) {
     let expected = run(inputs, Kind::Float, seed, plain);
-    for (kind, limit) in [(Kind::Float, 2e-6), (Kind::BFloat16, 2e-2)] {
+    for (kind, limit) in [(Kind::Float, 2e-6), (Kind::BFloat16, 3e-2)] {
         for (at, (ours, plain)) in run(inputs, kind, seed, ours).iter().zip(&expected).enumerate() {
             let error = error(ours, plain);
             assert!(error <= limit, "{kind:?}: value 0, gradients from 1 on: number {at} is off by {error}");
