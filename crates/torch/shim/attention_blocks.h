@@ -1,7 +1,7 @@
 // What attention's two passes (`attention_forward.cpp`, `attention_gradient.cpp`) are made of: libtorch's block products of bf16
 // (`cpublas::brgemm`, by the processor's tiles where it has some), and how their right sides lie.
 #pragma once
-#include "rows.h"
+#include "attention_rows.h"
 
 #include <ATen/native/CPUBlas.h>
 
@@ -45,13 +45,5 @@ void place(const Rows& x, int64_t padded, Bits* to);
 
 // Two rows as pairs.
 void interleave(const Bits* even, const Bits* odd, Bits* to, int64_t count);
-
-// With values of a row beside each other.
-inline at::Tensor beside(const at::Tensor& x) { return x.stride(3) == 1 ? x : x.contiguous(); }
-
-// [B, H, T, Dh] that lies in memory as [B, T, H, Dh], as the layers around it want it.
-inline at::Tensor heads_inside(at::IntArrayRef size, const at::Tensor& like) {
-  return at::empty({size[0], size[2], size[1], size[3]}, like.options()).transpose(1, 2);
-}
 
 }  // namespace tailor

@@ -7,11 +7,11 @@
 
 #include "attention.h"
 #include "attention_blocks.h"
+#include "attention_rows.h"
 
 #include <ATen/Parallel.h>
 
 #include <cmath>
-#include <limits>
 #include <vector>
 
 namespace tailor {
@@ -23,26 +23,6 @@ using at::Tensor;
 
 // Queries of a block, and keys whose scores are kept at a time.
 constexpr int64_t kQueries = 64, kKeys = 1024;
-constexpr float kNone = -std::numeric_limits<float>::infinity();
-
-// Scales a row's scores, adds the mask (which may be null), and gives the largest.
-TAILOR_VECTORS float scaled(float* scores, const float* mask, float scale, int64_t count) {
-  float lanes[kLanes];
-  for (int64_t l = 0; l < kLanes; ++l) lanes[l] = kNone;
-  const auto one = [&](int64_t j, int64_t l) {
-    const float score = mask == nullptr ? scores[j] * scale : scores[j] * scale + mask[j];
-    scores[j] = score;
-    lanes[l] = score > lanes[l] ? score : lanes[l];
-  };
-  int64_t j = 0;
-  for (; j + kLanes <= count; j += kLanes) {
-    for (int64_t l = 0; l < kLanes; ++l) one(j + l, l);
-  }
-  for (int64_t l = 0; j + l < count; ++l) one(j + l, l);
-  float most = kNone;
-  for (int64_t l = 0; l < kLanes; ++l) most = lanes[l] > most ? lanes[l] : most;
-  return most;
-}
 
 // A value as bf16, and what that leaves over.
 TAILOR_INLINE void split(float value, Bits* high, Bits* low) {
@@ -75,10 +55,6 @@ TAILOR_VECTORS float weigh_coarse(const float* scores, float most, Bits* high, B
 }
 TAILOR_VECTORS float weigh_fine(const float* scores, float most, Bits* high, Bits* low, int64_t count) {
   return weigh<true>(scores, most, high, low, count);
-}
-
-TAILOR_VECTORS void multiply_by(float* row, float factor, int64_t count) {
-  for (int64_t j = 0; j < count; ++j) row[j] *= factor;
 }
 
 TAILOR_VECTORS void narrow(const float* from, float factor, Bits* to, int64_t count) {

@@ -3,7 +3,7 @@
 // 512, also of those that causal queries do not see, and wants keys and values once for each query head.
 
 #include "attention.h"
-#include "rows.h"
+#include "attention_rows.h"
 
 #include <ATen/Parallel.h>
 #include <dlfcn.h>
@@ -11,7 +11,6 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <limits>
 #include <vector>
 
 namespace tailor {
@@ -22,7 +21,6 @@ using at::Tensor;
 
 // Queries of a block, and keys whose scores are made at a time.
 constexpr int64_t kQueries = 64, kKeys = 512;
-constexpr float kNone = -std::numeric_limits<float>::infinity();
 
 // BLAS, column by column, of the library that libtorch has in it.
 using Sgemm = void (*)(const char*, const char*, const int*, const int*, const int*, const float*, const float*,
@@ -66,25 +64,6 @@ TAILOR_VECTORS void put_bf16(const float* from, float factor, uint16_t* to, int6
 }
 void put(const float* from, float factor, float* to, int64_t count) { put_f32(from, factor, to, count); }
 void put(const float* from, float factor, uint16_t* to, int64_t count) { put_bf16(from, factor, to, count); }
-
-// Scales a row's scores, adds the mask (which may be null), and gives the largest.
-TAILOR_VECTORS float scaled(float* scores, const float* mask, float scale, int64_t count) {
-  float lanes[kLanes];
-  for (int64_t l = 0; l < kLanes; ++l) lanes[l] = kNone;
-  const auto one = [&](int64_t j, int64_t l) {
-    const float score = mask == nullptr ? scores[j] * scale : scores[j] * scale + mask[j];
-    scores[j] = score;
-    lanes[l] = score > lanes[l] ? score : lanes[l];
-  };
-  int64_t j = 0;
-  for (; j + kLanes <= count; j += kLanes) {
-    for (int64_t l = 0; l < kLanes; ++l) one(j + l, l);
-  }
-  for (int64_t l = 0; j + l < count; ++l) one(j + l, l);
-  float most = kNone;
-  for (int64_t l = 0; l < kLanes; ++l) most = lanes[l] > most ? lanes[l] : most;
-  return most;
-}
 
 // Scores become e^(score − most); gives their sum.
 TAILOR_VECTORS float weigh(float* scores, float most, int64_t count) {
@@ -147,14 +126,6 @@ void write(const std::vector<float>& from, const Tensor& x, int64_t batch, int64
   T* rows = data_of<T>(x) + batch * x.stride(0) + head * x.stride(1);
   const int64_t count = x.size(2), width = x.size(3);
   for (int64_t i = 0; i < count; ++i) put(&from[i * width], 1.0f, rows + i * x.stride(2), width);
-}
-
-// With values of a row beside each other.
-Tensor beside(const Tensor& x) { return x.stride(3) == 1 ? x : x.contiguous(); }
-
-// [B, H, T, Dh] that lies in memory as [B, T, H, Dh], as the layers around it want it.
-Tensor heads_inside(at::IntArrayRef size, const Tensor& like) {
-  return at::empty({size[0], size[2], size[1], size[3]}, like.options()).transpose(1, 2);
 }
 
 // What both passes look at.
@@ -234,7 +205,7 @@ void head_forward(const Pass& pass, Room& room, int64_t b, int64_t h, const Tens
         const float factor = sees ? exp_of(most[i] - largest) : 1.0f;
         if (sees) sums[i] = sums[i] * factor + weigh(scores, largest, seen);
         std::fill(scores + (sees ? seen : 0), scores + count, 0.0f);
-        if (key > 0 && factor != 1.0f) put_f32(&room.sums[i * width], factor, &room.sums[i * width], width);
+        if (key > 0 && factor != 1.0f) multiply_by(&room.sums[i * width], factor, width);
         most[i] = largest;
       }
       multiply(queries, width, count, {room.scores.data(), count}, {&room.v[key * width], width}, room.sums.data(), width,
@@ -295,7 +266,7 @@ std::pair<Tensor, Tensor> attention_wide(const Tensor& q, const Tensor& k, const
                                          const std::optional<Tensor>& mask, bool causal, double scale) {
   const wide::Pass pass(q, k, v, mask, causal, scale);
   const int64_t batch = q.size(0), heads = pass.heads(), count = pass.queries_count();
-  const Tensor out = wide::heads_inside(q.sizes(), q), log_sums = at::empty({batch, heads, count}, q.options().dtype(at::kFloat));
+  const Tensor out = heads_inside(q.sizes(), q), log_sums = at::empty({batch, heads, count}, q.options().dtype(at::kFloat));
   with_type(q, [&](auto* of) {
     using T = std::remove_const_t<std::remove_pointer_t<decltype(of)>>;
     with_type(k, [&](auto* of_keys) {
@@ -313,14 +284,14 @@ std::pair<Tensor, Tensor> attention_wide(const Tensor& q, const Tensor& k, const
 
 AttentionGradients attention_wide_gradient(const AttentionPass& of, const Tensor& gradient) {
   const wide::Pass pass(of.q, of.k, of.v, of.mask, of.causal, of.scale);
-  const Tensor out = wide::beside(of.out), g = wide::beside(gradient.to(of.q.scalar_type()));
+  const Tensor out = beside(of.out), g = beside(gradient.to(of.q.scalar_type()));
   const Tensor log_sums = of.log_sums.contiguous();  // [B, H, T]
   const int64_t batch = pass.q.size(0), heads = pass.heads(), groups = pass.groups();
   const int64_t keys = pass.keys_count(), width = pass.width();
   // Each query head its own, since two threads may have heads of one group; added up below.
   const std::array<int64_t, 4> of_keys = {batch, heads, keys, width};
-  const Tensor gq = wide::heads_inside(pass.q.sizes(), pass.q);
-  const Tensor gk = wide::heads_inside(of_keys, pass.q), gv = wide::heads_inside(of_keys, pass.q);
+  const Tensor gq = heads_inside(pass.q.sizes(), pass.q);
+  const Tensor gk = heads_inside(of_keys, pass.q), gv = heads_inside(of_keys, pass.q);
   with_type(pass.q, [&](auto* kind) {
     using T = std::remove_const_t<std::remove_pointer_t<decltype(kind)>>;
     at::parallel_for(0, batch * heads, 1, [&](int64_t begin, int64_t end) {

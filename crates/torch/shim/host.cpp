@@ -4,6 +4,7 @@
 #include "project.cpp"
 #include "layers.cpp"
 #include "attention.cpp"
+#include "attention_rows.cpp"
 #include "attention_blocks.cpp"
 #include "attention_forward.cpp"
 #include "attention_gradient.cpp"
