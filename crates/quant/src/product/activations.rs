@@ -24,7 +24,9 @@ pub struct Inputs {
     rows: usize,
     width: usize,
     floats: Vec<f32>, // [M, K]
-    values: Lines, // [M/8, K/64, 8, 64]; for columns [chunks, M/8, blocks of a chunk, 8, 64]; halves [M, 2, K padded]
+    // [M/8, K/64, 8, 64]; one row for AVX-512 [K/128, 4, 2, 16]; for columns [chunks, M/8, blocks of a chunk, 8, 64];
+    // halves [M, 2, K padded]
+    values: Lines,
     scales: Vec<f32>, // [M, K/64 (to a multiple of 8)]; for columns as the values
     made: Made,
 }
@@ -114,6 +116,7 @@ impl Inputs {
     pub(super) fn part(&self, group: usize, block: usize, blocks: usize) -> Activations<'_> {
         let rows = self.group_rows(group);
         let (values, padded) = (group * GROUP * self.width + block * rows * BLOCK, self.padded_blocks());
+        let blocks = if self.made == Made::Blocks { blocks.next_multiple_of(2) } else { blocks };
         let values = &self.values.values()[values..values + blocks * rows * BLOCK];
         let scales = &self.scales[group * GROUP * padded + block..][..rows * padded - block];
         Activations { values, scales, scale_stride: padded }
@@ -202,9 +205,21 @@ impl Inputs {
     fn quantize(&mut self, made: Made, workers: &dyn Workers) {
         assert!(self.width.is_multiple_of(BLOCK), "{} values a row are no whole blocks of {BLOCK}", self.width);
         let (blocks, padded) = (self.width / BLOCK, self.padded_blocks());
-        self.values.grow(self.rows * self.width);
+        self.values.grow(match made {
+            #[cfg(target_arch = "x86_64")]
+            Made::Blocks => self.width.next_multiple_of(2 * BLOCK),
+            _ => self.rows * self.width,
+        });
         if self.scales.len() < self.rows * padded {
             self.scales.resize(self.rows * padded, 0.0);
+        }
+        #[cfg(target_arch = "x86_64")]
+        if made == Made::Blocks {
+            let (input, scales) = (self.floats[..self.width].as_chunks().0, &mut self.scales[..padded]);
+            // SAFETY: they are made so where there is AVX-512.
+            unsafe { integers::quantize_pairs_avx512(input, self.values.values_mut(), scales) };
+            self.made = made;
+            return;
         }
         let (rows, width) = (self.rows, self.width);
         let floats = &self.floats;
@@ -220,7 +235,7 @@ impl Inputs {
                 let output = &mut *values.0.add(place * BLOCK).cast::<[i16; BLOCK]>();
                 *scales.0.add(scale) = match made {
                     #[cfg(target_arch = "x86_64")]
-                    Made::Blocks | Made::Columns => integers::quantize_block_avx512(&input[block], output, made),
+                    Made::Columns => integers::quantize_block_avx512(&input[block], output, made),
                     #[cfg(target_arch = "x86_64")]
                     Made::ColumnsAvx2 => integers::quantize_block_avx2(&input[block], output, made),
                     _ => quantize_block(&input[block], output, made),

@@ -1,10 +1,11 @@
 //! The kernels for one row of x with AVX-512 and its products of 16-bit integers (VNNI), which read memory as fast as it gives;
 //! [`super::columns`] has those for several.
 //!
-//! Two rows of the weight lie in a register, one in each half. `vpermw` looks up 32 levels at a time by the low five bits of
-//! each lane; the table has every level twice, so that the fifth may be anything. Eight blocks' products are added up across
-//! their lanes by a tree, which leaves a block in each lane, and are brought under their scales together: 15 instructions for 128
-//! weights. A second row of x would need each of its values loaded for a single product, where columns use one for two.
+//! Two blocks of a row lie in a register, one in each half, and so do x's: whatever fills a register from two places takes the
+//! arithmetic's time on some processors. `vpermw` looks up 32 levels at a time by the low five bits of each lane; the table has every
+//! level twice, so that the fifth may be anything. Eight blocks' products of two rows are added up across their lanes by a tree,
+//! which leaves a block in each lane, and are brought under their scales together: 15 instructions for 128 weights. A second
+//! row of x would need each of its values loaded for a single product, where columns use one for two.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -23,6 +24,8 @@ pub(super) const KERNELS: Kernels = Kernels {
     ..avx2::KERNELS
 };
 
+/// Pairs of blocks that a kernel takes of a row at a time.
+const PAIRS: usize = STRIDE / 2;
 /// Packed bytes that are asked for ahead of their use.
 const AHEAD: usize = 32 << 10;
 
@@ -42,23 +45,11 @@ pub(super) fn table(levels: &Levels) -> __m512i {
     _mm512_broadcast_i64x4(once)
 }
 
-/// 32 bytes in each half.
-///
-/// # Safety
-/// They are there.
-#[inline]
-#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn both<T>(first: *const T, second: *const T) -> __m512i {
-    // SAFETY: as the caller says.
-    let (first, second) = unsafe { (_mm256_loadu_si256(first.cast()), _mm256_loadu_si256(second.cast())) };
-    _mm512_inserti64x4::<1>(_mm512_castsi256_si512(first), second)
-}
-
 /// Which of four neighbours each vector of levels has: a lane's four numbers, from the low bits up (the high four of a byte come
 /// first).
 pub(super) const NEIGHBOUR: [usize; 4] = [1, 0, 3, 2];
 
-/// Levels of a block of each row: every fourth value in each vector. What looks up takes the low five bits of a lane, the fifth of
+/// Levels of two blocks: every fourth value of each in each vector. What looks up takes the low five bits of a lane, the fifth of
 /// which may be anything.
 #[inline]
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")]
@@ -84,15 +75,16 @@ pub(super) fn add_products(mut acc: __m512i, a: __m512i, b: __m512i) -> __m512i 
     acc
 }
 
-/// Σ of 64 products of each row in 8 lanes.
+/// Σ of 64 products of each of two blocks in 8 lanes, from the packed bytes of both.
 ///
 /// # Safety
-/// 64 values are there.
+/// 128 values are there.
 #[inline]
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn block(w: [__m512i; 4], x: *const i16) -> __m512i {
+unsafe fn pair(bytes: __m512i, x: *const i16, table: __m512i) -> __m512i {
+    let w = levels(bytes, table);
     // SAFETY: as the caller says.
-    let x = |i: usize| unsafe { _mm512_broadcast_i64x4(_mm256_loadu_si256(x.cast::<__m256i>().add(i))) };
+    let x = |i: usize| unsafe { _mm512_loadu_si512(x.cast::<__m512i>().add(i)) };
     let mut sum = _mm512_madd_epi16(w[0], x(0));
     for (i, w) in w.into_iter().enumerate().skip(1) {
         sum = add_products(sum, w, x(i));
@@ -114,23 +106,33 @@ fn four(a: __m512i, b: __m512i) -> __m512i {
     _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b))
 }
 
-/// The sums of eight blocks' lanes: of both rows of the weight the first four blocks, then the last four.
+/// The sums of the lanes of a row's four pairs of blocks and of another's, as [`ORDER`] has them.
 #[inline]
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")]
-fn across(blocks: [__m512i; STRIDE]) -> __m512i {
-    let [a, b, c, d, e, f, g, h] = blocks;
-    let (first, last) = (four(two(a, b), two(c, d)), four(two(e, f), two(g, h)));
+fn across([a, b, c, d]: [__m512i; PAIRS], [e, f, g, h]: [__m512i; PAIRS]) -> __m512i {
+    let (first, second) = (four(two(a, b), two(c, d)), four(two(e, f), two(g, h)));
     _mm512_add_epi32(
-        _mm512_shuffle_i32x4::<0b10_00_10_00>(first, last),
-        _mm512_shuffle_i32x4::<0b11_01_11_01>(first, last),
+        _mm512_shuffle_i32x4::<0b10_00_10_00>(first, second),
+        _mm512_shuffle_i32x4::<0b11_01_11_01>(first, second),
     )
 }
 
-/// Eight floats of each of two rows in the order of [`across`], and back.
+/// Which of 16 blocks, a row's eight and another's, [`across`] leaves in each lane: of each row those of the lower halves
+/// first. Its own inverse, but for what [`BACK`] says.
+const ORDER: [i32; 16] = [0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15];
+/// Where each block is then.
+const BACK: [i32; 16] = [0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15];
+
+/// Eight floats of each of two rows, in another order.
+///
+/// # Safety
+/// They are there.
 #[inline]
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")]
-fn interleaved(x: __m512) -> __m512 {
-    _mm512_shuffle_f32x4::<0b11_01_10_00>(x, x)
+unsafe fn both([first, second]: [*const f32; 2]) -> __m512 {
+    // SAFETY: as the caller says.
+    let (first, second) = unsafe { (_mm256_loadu_pd(first.cast()), _mm256_loadu_pd(second.cast())) };
+    _mm512_castpd_ps(_mm512_insertf64x4::<1>(_mm512_castpd256_pd512(first), second))
 }
 
 /// Two rows of a weight by x: `weights`, `scales` and `sums` of each.
@@ -146,47 +148,69 @@ unsafe fn add(
     table: __m512i,
     [first_sums, second_sums]: [*mut Lanes; 2],
 ) {
+    // SAFETY: sixteen numbers each.
+    let (order, back) =
+        unsafe { (_mm512_loadu_si512(ORDER.as_ptr().cast()), _mm512_loadu_si512(BACK.as_ptr().cast())) };
     // SAFETY: as the caller says.
-    let mut acc = interleaved(_mm512_castsi512_ps(unsafe { both(first_sums, second_sums) }));
+    let mut acc = _mm512_permutexvar_ps(order, unsafe { both([first_sums.cast(), second_sums.cast()]) });
     let mut x = part.x.values.as_ptr();
     for at in (0..part.blocks).step_by(STRIDE) {
-        let mut products = [_mm512_setzero_si512(); STRIDE];
-        // Not a closure, which might be called where it should be a part of this.
-        macro_rules! multiply {
-            ($products:expr) => {
-                for product in $products {
-                    // Hints that may point behind the end: the rows after the next.
-                    _mm_prefetch::<_MM_HINT_T1>(first.wrapping_add(AHEAD).cast());
-                    _mm_prefetch::<_MM_HINT_T1>(second.wrapping_add(AHEAD).cast());
-                    // SAFETY: a block has 32 bytes, and 64 values; one past the end at most.
-                    unsafe {
-                        *product = block(levels(both(first, second), table), x);
-                        (first, second) = (first.add(BLOCK / 2), second.add(BLOCK / 2));
-                        x = x.add(BLOCK);
-                    }
-                }
-            };
-        }
-        if part.blocks - at >= STRIDE {
-            multiply!(&mut products);
+        let products = if part.blocks - at >= STRIDE {
+            // Not a closure or a loop, whose results would lie in memory.
+            macro_rules! multiply {
+                ($weights:expr, $pair:expr) => {{
+                    let weights: *const u8 = $weights.wrapping_add($pair * BLOCK);
+                    // A hint that may point behind the end: the rows after the next.
+                    _mm_prefetch::<_MM_HINT_T1>(weights.wrapping_add(AHEAD).cast());
+                    // SAFETY: a pair has 64 bytes, and 128 values.
+                    unsafe { pair(_mm512_loadu_si512(weights.cast()), x.add($pair * 2 * BLOCK), table) }
+                }};
+            }
+            macro_rules! row {
+                ($weights:expr) => {
+                    [multiply!($weights, 0), multiply!($weights, 1), multiply!($weights, 2), multiply!($weights, 3)]
+                };
+            }
+            across(row!(first), row!(second))
         } else {
-            multiply!(products.iter_mut().take(part.blocks - at));
-        }
-        let products = across(products);
-        // SAFETY: scales are padded with zeros to whole strides.
-        let (scales, of_x) = unsafe {
-            let scales = interleaved(_mm512_castsi512_ps(both(first_scales.add(at), second_scales.add(at))));
-            (scales, _mm512_castps256_ps512(_mm256_loadu_ps(part.x.scales.as_ptr().add(at))))
+            // SAFETY: as the caller says; x has zeros beside an odd block.
+            unsafe { across(rest(first, x, part.blocks - at, table), rest(second, x, part.blocks - at, table)) }
         };
-        let of_x = _mm512_shuffle_f32x4::<0b01_01_00_00>(of_x, of_x);
-        acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), _mm512_mul_ps(scales, of_x), acc);
+        (first, second) = (first.wrapping_add(PAIRS * BLOCK), second.wrapping_add(PAIRS * BLOCK));
+        x = x.wrapping_add(STRIDE * BLOCK);
+        // SAFETY: scales are padded with zeros to whole strides.
+        let scales = unsafe {
+            let of_x = _mm512_castpd_ps(_mm512_broadcast_f64x4(_mm256_loadu_pd(part.x.scales.as_ptr().add(at).cast())));
+            _mm512_mul_ps(both([first_scales.add(at), second_scales.add(at)]), of_x)
+        };
+        acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), _mm512_permutexvar_ps(order, scales), acc);
     }
-    let acc = interleaved(acc);
+    let acc = _mm512_permutexvar_ps(back, acc);
     // SAFETY: as above.
     unsafe {
         _mm256_storeu_ps(first_sums.cast(), _mm512_castps512_ps256(acc));
         _mm256_storeu_pd(second_sums.cast(), _mm512_extractf64x4_pd::<1>(_mm512_castps_pd(acc)));
     }
+}
+
+/// The pairs of fewer blocks than a stride has, the last of which may be one block.
+///
+/// # Safety
+/// The blocks' bytes are there, and x's values to whole pairs.
+#[inline(never)]
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")]
+unsafe fn rest(weights: *const u8, x: *const i16, blocks: usize, table: __m512i) -> [__m512i; PAIRS] {
+    std::array::from_fn(|i| {
+        let present = (0xffu32 >> (8 - 4 * (blocks - blocks.min(2 * i)).min(2))) as __mmask8;
+        // SAFETY: what is not present is not read.
+        match present {
+            0 => _mm512_setzero_si512(),
+            present => unsafe {
+                let bytes = _mm512_maskz_loadu_epi64(present, weights.add(i * BLOCK).cast());
+                pair(bytes, x.add(i * 2 * BLOCK), table)
+            },
+        }
+    })
 }
 
 /// The rows of a weight by one row of x, two by two: one of the first half and one of the second, so that memory is read in two

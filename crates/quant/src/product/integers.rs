@@ -150,6 +150,32 @@ pub(super) unsafe fn quantize_block_avx512(input: &[f32; BLOCK], output: &mut [i
     largest / steps
 }
 
+/// A row's blocks made for one row, two by two: a fourth of one lies before the same fourth of the other, and zeros stand for the
+/// other of the last of an odd number. `scales`: of each block, and zeros behind.
+///
+/// # Safety
+/// [`avx512::available`]
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(super) unsafe fn quantize_pairs_avx512(input: &[[f32; BLOCK]], output: &mut [i16], scales: &mut [f32]) {
+    let (scales, padding) = scales.split_at_mut(input.len());
+    padding.fill(0.0);
+    let output = output.as_chunks_mut::<{ 2 * BLOCK }>().0;
+    for ((input, scales), output) in input.chunks(2).zip(scales.chunks_mut(2)).zip(output) {
+        for half in 0..2 {
+            let mut block = [0; BLOCK];
+            if let (Some(input), Some(scale)) = (input.get(half), scales.get_mut(half)) {
+                // SAFETY: as the caller says.
+                *scale = unsafe { quantize_block_avx512(input, &mut block, Made::Blocks) };
+            }
+            const FOURTH: usize = BLOCK / 4;
+            for (at, fourth) in block.as_chunks::<FOURTH>().0.iter().enumerate() {
+                output[(2 * at + half) * FOURTH..][..FOURTH].copy_from_slice(fourth);
+            }
+        }
+    }
+}
+
 /// Which element of a block stands in each place.
 const fn order(made: Made) -> [u16; BLOCK] {
     let mut order = [0; BLOCK];
