@@ -6,7 +6,8 @@ use std::time::Instant;
 use half::bf16;
 use rand::{Rng as _, SeedableRng as _};
 use tailor_quant::{
-    Backend, BlockSize, Code, Float, Inputs, Matrix, Product, Quantized, Weights, Workers, products, quantize,
+    Backend, BlockSize, Code, Float, Inputs, Matrix, Product, Quantized, Weights, Workers, has_panels, products,
+    quantize,
 };
 
 struct Rayon;
@@ -85,6 +86,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             2.0 * rows as f64 * size / best / 1e9
         );
     }
+    panels(&mut noise)?;
     let bytes: Vec<u64> = vec![1; 1 << 27];
     let next = std::sync::atomic::AtomicUsize::new(0);
     let start = Instant::now();
@@ -94,5 +96,44 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         std::hint::black_box(part.iter().fold(0u64, |all, x| all ^ x));
     });
     println!("read {:.1} GB/s", (bytes.len() * 8) as f64 / start.elapsed().as_secs_f64() / 1e9);
+    Ok(())
+}
+
+/// What training's many rows take where bf16 is multiplied, at the sizes of a 220M Llama's layers.
+#[cfg(target_arch = "x86_64")]
+fn panels(noise: &mut impl FnMut(usize) -> Vec<f32>) -> Result<(), Box<dyn std::error::Error>> {
+    use tailor_quant::{Factor, Panels, Rows, Sum, Term};
+    if !has_panels() {
+        return Ok(());
+    }
+    let mut panels = Panels::default();
+    for (out, width) in [(1024, 1024), (2816, 1024), (1024, 2816), (4096, 4096)] {
+        let values = noise(out * width);
+        let weight = quantize(&values, &[out, width], Float::Bf16, Code::Nf4, BlockSize::DEFAULT, true, Backend::Cpu)?;
+        let Some(matrix) = Matrix::new(&weight) else { continue };
+        for rows in [128, 2048] {
+            for (name, factor, width, out) in
+                [("there", Factor::FourBit(matrix), width, out), ("back", Factor::FourBitBack(matrix), out, width)]
+            {
+                let x: Vec<bf16> = noise(rows * width).into_iter().map(bf16::from_f32).collect();
+                let mut y = vec![bf16::ZERO; rows * out];
+                let terms = [Term { x: Rows { values: &x, stride: width, width }, factor }];
+                let mut best = f64::MAX;
+                for _ in 0..5 {
+                    let start = Instant::now();
+                    panels.sums(rows, &mut [Sum { terms: &terms, out, add: false, y: &mut y }], &Rayon);
+                    best = best.min(start.elapsed().as_secs_f64());
+                }
+                let operations = 2.0 * (rows * out * width) as f64;
+                println!("{rows:4} rows of bf16, {name:5} {width:4} → {out:4}: {:7.1} GFLOP/s", operations / best / 1e9);
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn panels(_: &mut impl FnMut(usize) -> Vec<f32>) -> Result<(), Box<dyn std::error::Error>> {
+    assert!(!has_panels());
     Ok(())
 }

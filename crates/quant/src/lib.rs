@@ -34,9 +34,11 @@ pub use fingerprint::fingerprint;
 pub use float::Float;
 pub use folder::{Progress, QuantOptions, QuantReport, quantize_folder};
 pub use product::{
-    Alone, BLOCK, Inputs, LowRank, Matrix, Product, Screen, Weights, Workers, has_tiles, is_fast, products,
+    Alone, BLOCK, Inputs, LowRank, Matrix, Product, Screen, Weights, Workers, has_panels, has_tiles, is_fast, products,
     products_with, spread,
 };
+#[cfg(target_arch = "x86_64")]
+pub use product::{Factor, Panels, Rows, Sum, Term};
 pub use quantize::{BlockSize, quantize, quantize_bytes, quantize_with_offset};
 pub use quantized::{NESTED_BLOCK, Quantized, Scales};
 pub use state::{NestedState, QuantState};

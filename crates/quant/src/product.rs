@@ -39,6 +39,8 @@ mod layout;
 mod lines;
 mod low_rank;
 mod matrix;
+#[cfg(target_arch = "x86_64")]
+mod panels;
 mod portable;
 #[cfg(target_arch = "x86_64")]
 mod scales;
@@ -51,6 +53,8 @@ mod workers;
 pub use activations::Inputs;
 pub use low_rank::LowRank;
 pub use matrix::{Matrix, Weights};
+#[cfg(target_arch = "x86_64")]
+pub use panels::{Factor, Panels, Rows, Sum, Term};
 pub use screen::Screen;
 pub use tiles::{Product, products, products_with};
 pub use workers::{Alone, Workers, spread};
@@ -217,6 +221,14 @@ pub fn is_fast() -> bool {
 pub fn has_tiles() -> bool {
     #[cfg(target_arch = "x86_64")]
     return amx::available();
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
+/// Whether [`Panels`] are faster here than a library's product of bf16 with a dequantised weight.
+pub fn has_panels() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return panels::available();
     #[cfg(not(target_arch = "x86_64"))]
     false
 }

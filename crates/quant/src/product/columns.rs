@@ -175,7 +175,7 @@ impl Room {
 /// [`super::avx512::available`]; the words are there.
 #[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn turn(rows: &[*const u8; LANES], byte: usize) -> [__m512i; 4] {
+pub(super) unsafe fn turn(rows: &[*const u8; LANES], byte: usize) -> [__m512i; 4] {
     // SAFETY: as the caller says.
     let four = |first: usize| unsafe {
         let row = |at: usize| _mm_loadu_si128(rows[first + 4 * at].add(byte).cast());
