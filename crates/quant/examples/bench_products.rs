@@ -125,7 +125,10 @@ fn panels(noise: &mut impl FnMut(usize) -> Vec<f32>) -> Result<(), Box<dyn std::
                     best = best.min(start.elapsed().as_secs_f64());
                 }
                 let operations = 2.0 * (rows * out * width) as f64;
-                println!("{rows:4} rows of bf16, {name:5} {width:4} → {out:4}: {:7.1} GFLOP/s", operations / best / 1e9);
+                println!(
+                    "{rows:4} rows of bf16, {name:5} {width:4} → {out:4}: {:7.1} GFLOP/s",
+                    operations / best / 1e9
+                );
             }
         }
     }

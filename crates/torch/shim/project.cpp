@@ -2,11 +2,12 @@
 // eq. 5; LoRA, arXiv 2106.09685 eq. 3).
 //
 // Where x is in bf16 and products are made in f32 for want of others, many rows go by products of integers with the packed weight
-// instead (TailorWeightOps::multiply).
+// instead (TailorWeightOps::multiply). Where the processor multiplies bf16 they go by sums with the packed weight, of which LoRA is a
+// term (TailorWeightOps::sums): what is rounded is the whole sum.
 //
 // Taken together they bring x into the type of the product once, make all x·A_iᵀ in one product, and add up the gradient
-// of x in one place. A 4-bit weight is rebuilt in scratch for each pass and never kept; saved are x, x·Aᵀ, A and B. x·Wᵀ is
-// rounded to x's type, then LoRA is added. What is on a tape (tape.h) is not made again: the outputs and x·Aᵀ.
+// of x in one place. Otherwise a 4-bit weight is rebuilt in scratch for each pass and never kept; saved are x, x·Aᵀ, A and B. x·Wᵀ is
+// rounded to x's type there, then LoRA is added. What is on a tape (tape.h) is not made again: the outputs and x·Aᵀ.
 //
 // LoRA's own products are of the type that x·Wᵀ is made in. Where that is bf16, A, B and their gradients stay in f32: their
 // factors are rounded for a product, which adds up in f32, as under the peers' mixed precision.
@@ -19,7 +20,9 @@
 #include <torch/custom_class.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
+#include <utility>
 #include <vector>
 
 namespace tailor {
@@ -31,7 +34,7 @@ using torch::autograd::variable_list;
 
 // Rows whose products are made at once for the gradients of A and B.
 constexpr int64_t kRows = 512;
-// Rows from which on products of integers are worth it.
+// Rows from which on products with packed weights are worth it.
 constexpr int64_t kMany = 32;
 
 // One of the projections. Tensors that may be trained are arguments of the function below; here stands which ones.
@@ -77,6 +80,61 @@ struct Group : torch::CustomClassHolder {
     }
     const Tensor w = weight(part, dtype);
     return at::mm(x, back ? w : w.t());
+  }
+
+  // Whether sums with packed weights make these projections of x.
+  bool has_sums(const Tensor& x, at::ScalarType type) const {
+    if (!x.is_cpu() || x.scalar_type() != at::kBFloat16 || type != at::kBFloat16 || x.size(0) < kMany) return false;
+    return std::all_of(parts.begin(), parts.end(),
+                       [&](const Part& part) { return part.packed != nullptr && ops->has_sums(part.packed); });
+  }
+
+  // All projections of x [N, in], with h = x·Aᵀ [N, ΣR].
+  std::vector<Tensor> sums(const Tensor& x, const Tensor& h, const variable_list& arguments) const {
+    const Tensor rows = side_by_side(x);
+    std::vector<Tensor> results, factors;
+    std::vector<std::array<TailorTerm, 2>> terms(parts.size());
+    std::vector<TailorSum> all;
+    int64_t first = 0;
+    for (size_t i = 0; i < parts.size(); ++i) {
+      const Part& part = parts[i];
+      terms[i][0] = term(part.packed, rows);
+      if (part.rank > 0) {
+        const Tensor b = arguments[part.b];
+        factors.push_back((part.scale == 1.0 ? b : b * part.scale).to(at::kBFloat16).contiguous());
+        terms[i][1] = term(factors.back(), h.narrow(1, first, part.rank));
+      }
+      first += part.rank;
+      const std::array<int64_t, 2> shape = {x.size(0), part.out};
+      const bool biased = part.bias >= 0;
+      results.push_back(biased ? arguments[part.bias].to(at::kBFloat16).expand(shape).clone(at::MemoryFormat::Contiguous)
+                               : at::empty(shape, x.options()));
+      all.push_back({terms[i].data(), part.rank > 0 ? 2u : 1u, part.out, biased, results.back().mutable_data_ptr()});
+    }
+    add_up(all, x.size(0), false);
+    return results;
+  }
+
+  // x·W of a projection's gradient, and gh·A where `a` [ΣR, in] is defined, added to gx where that is.
+  void sum_back(const Part& part, const Tensor& gradient, const Tensor& gh, const Tensor& a, Tensor& gx) const {
+    const Tensor rows = side_by_side(gradient);
+    const bool add = gx.defined();
+    if (!add) gx = at::empty({rows.size(0), in}, rows.options());
+    std::array<TailorTerm, 2> terms{term(part.packed, rows)};
+    if (a.defined()) terms[1] = term(a, gh);
+    add_up({{terms.data(), a.defined() ? 2u : 1u, in, add, gx.mutable_data_ptr()}}, rows.size(0), true);
+  }
+
+  void add_up(const std::vector<TailorSum>& all, int64_t rows, bool back) const {
+    TORCH_CHECK(ops->sums(all.data(), all.size(), rows, back) == 0, "rows could not be multiplied with a 4-bit weight");
+  }
+
+  static Tensor side_by_side(const Tensor& x) { return x.stride(1) == 1 && x.stride(0) >= x.size(1) ? x : x.contiguous(); }
+  static TailorTerm term(const void* packed, const Tensor& x) {
+    return {packed, nullptr, x.const_data_ptr(), x.stride(0), x.size(1)};
+  }
+  static TailorTerm term(const Tensor& dense, const Tensor& x) {
+    return {nullptr, dense.const_data_ptr(), x.const_data_ptr(), x.stride(0), x.size(1)};
   }
 
   // [out, in] in `dtype`; what is not there already lies in scratch until the next call on this thread.
@@ -150,11 +208,18 @@ struct Project : torch::autograd::Function<Project> {
     auto shape = x.sizes().vec();
     variable_list results;
     int64_t column = 0;
-    for (const Part& part : group->parts) {
+    const bool summed = group->has_sums(flat, type);
+    std::vector<Tensor> sums;  // made together when the first is asked for
+    for (size_t i = 0; i < group->parts.size(); ++i) {
+      const Part& part = group->parts[i];
       const int64_t first = column;
       column += part.rank;
       shape.back() = part.out;
       results.push_back(taped_value(shape, x, [&] {
+        if (summed) {
+          if (sums.empty()) sums = group->sums(flat, h, saved);
+          return std::exchange(sums[i], Tensor()).view(shape);
+        }
         Tensor y;  // [N, out]
         if (part.bias >= 0 && type == x.scalar_type()) {
           y = at::addmm(saved[part.bias].to(type), in_type(), group->weight(part, type).t());
@@ -198,6 +263,11 @@ struct Project : torch::autograd::Function<Project> {
     const auto wanted = [&](int place) { return place >= 0 && ctx->needs_input_grad(place + 1); };
     bool wants_a = false;
     for (const Part& part : group->parts) wants_a = wants_a || wanted(part.a);
+    const bool summed = group->has_sums(flat, type);
+    size_t last = 0;  // that has a gradient
+    for (size_t i = 0; i < group->parts.size(); ++i) {
+      if (gradients[i].defined()) last = i;
+    }
     Tensor gx;  // [N, in]
     Tensor gh;  // [N, ΣR], with the scale
     if (ranks > 0) gh = at::zeros({rows, ranks}, flat.options().dtype(type));
@@ -209,15 +279,6 @@ struct Project : torch::autograd::Function<Project> {
       if (!gradients[i].defined()) continue;
       const Tensor gy = gradients[i].reshape({-1, part.out}).to(type);
       gradients[i].reset();
-      if (wants_x) {
-        if (gx.defined() && type == flat.scalar_type()) {
-          gx.addmm_(gy, group->weight(part, type));
-        } else if (gx.defined()) {
-          gx.add_(group->product(gy, part, true, flat.scalar_type()));
-        } else {
-          gx = group->product(gy, part, true, flat.scalar_type());
-        }
-      }
       if (wanted(part.bias)) results[part.bias + 1] = gy.sum(0, false, at::kFloat).to(saved[part.bias].scalar_type());
       if (part.rank > 0) {
         if (wanted(part.b)) {
@@ -226,6 +287,17 @@ struct Project : torch::autograd::Function<Project> {
         }
         Tensor of_h = gh.narrow(1, own, part.rank);
         of_h.copy_(at::mm(gy, saved[part.b].to(type))).mul_(part.scale);
+      }
+      if (!wants_x) continue;
+      if (summed) {
+        const bool with_lora = ranks > 0 && i == last;
+        group->sum_back(part, gy, gh, with_lora ? stacked(*group, saved).to(type).contiguous() : Tensor(), gx);
+      } else if (gx.defined() && type == flat.scalar_type()) {
+        gx.addmm_(gy, group->weight(part, type));
+      } else if (gx.defined()) {
+        gx.add_(group->product(gy, part, true, flat.scalar_type()));
+      } else {
+        gx = group->product(gy, part, true, flat.scalar_type());
       }
     }
     if (wants_a) {
@@ -237,7 +309,7 @@ struct Project : torch::autograd::Function<Project> {
       }
     }
     if (wants_x && gx.defined()) {
-      if (ranks > 0) gx.addmm_(gh, stacked(*group, saved).to(type));
+      if (ranks > 0 && !summed) gx.addmm_(gh, stacked(*group, saved).to(type));
       results[0] = gx.to(flat.scalar_type()).view(ctx->saved_data["shape"].toIntVector());
     }
     return results;

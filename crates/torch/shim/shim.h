@@ -12,6 +12,24 @@ extern "C" {
 // Element types of dequantised weights.
 enum TailorFloat : int32_t { TAILOR_F32 = 0, TAILOR_BF16 = 1 };
 
+// A term of a sum of bf16: x [rows, width], whose rows lie `stride` apart, by a 4-bit weight, or by a dense one [out, width], and
+// back [width, out], row by row in bf16.
+struct TailorTerm {
+  const void* packed;
+  const void* dense;
+  const void* x;
+  int64_t stride, width;
+};
+
+// y [rows, out] in bf16, or what is added to it before it is rounded.
+struct TailorSum {
+  const TailorTerm* terms;
+  size_t count;
+  int64_t out;
+  bool add;
+  void* y;
+};
+
 // What the shim needs of a 4-bit weight. The functions are Rust's; `self` is shared and thread-safe.
 struct TailorWeightOps {
   // Writes elements first to last (excluded) of type `dtype` to `data`; `first` is a multiple of `task`. Returns 0, or 1
@@ -24,6 +42,10 @@ struct TailorWeightOps {
   bool (*multiplies)(const void* self, bool back);
   // Makes one: x [rows, in] → y [rows, out], or back, row by row. On all threads. Returns 0, or 1 when it could not.
   int32_t (*multiply)(const void* self, const float* x, int64_t rows, bool back, float* y);
+  // Whether sums of bf16 with the packed weight are faster here than dequantising it and a product.
+  bool (*has_sums)(const void* self);
+  // Makes some, all with x·Wᵀ or (`back`) with x·W. On all threads. Returns 0, or 1 when it could not.
+  int32_t (*sums)(const TailorSum* sums, size_t count, int64_t rows, bool back);
   void (*retain)(const void* self);
   void (*release)(const void* self);
 };

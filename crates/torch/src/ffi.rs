@@ -2,6 +2,7 @@
 
 use std::ffi::{CStr, c_char, c_void};
 
+use half::bf16;
 use tch::Tensor;
 
 use crate::{Error, Result};
@@ -12,12 +13,33 @@ pub(crate) const SUM: i32 = 0;
 pub(crate) const MIN: i32 = 1;
 pub(crate) const BF16: i32 = 1;
 
+/// As `shim/shim.h` has it; `packed` or `dense` is null.
+#[repr(C)]
+pub(crate) struct Term {
+    pub packed: *const c_void,
+    pub dense: *const bf16,
+    pub x: *const bf16,
+    pub stride: i64,
+    pub width: i64,
+}
+
+#[repr(C)]
+pub(crate) struct Sum {
+    pub terms: *const Term,
+    pub count: usize,
+    pub out: i64,
+    pub add: bool,
+    pub y: *mut bf16,
+}
+
 #[repr(C)]
 pub(crate) struct WeightOps {
     pub dequantize: extern "C" fn(*const c_void, *mut c_void, i32, i64, i64) -> i32,
     pub task: extern "C" fn(*const c_void) -> i64,
     pub multiplies: extern "C" fn(*const c_void, bool) -> bool,
     pub multiply: extern "C" fn(*const c_void, *const f32, i64, bool, *mut f32) -> i32,
+    pub has_sums: extern "C" fn(*const c_void) -> bool,
+    pub sums: extern "C" fn(*const Sum, usize, i64, bool) -> i32,
     pub retain: extern "C" fn(*const c_void),
     pub release: extern "C" fn(*const c_void),
 }

@@ -1,5 +1,7 @@
 //! y = x·Wᵀ with W in 4 bits (QLoRA, arXiv 2305.14314 eq. 5), and LoRA's h = y + s·B·A·x (arXiv 2106.09685 eq. 3).
 
+mod sums;
+
 use std::cell::RefCell;
 use std::ffi::c_void;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -52,6 +54,8 @@ static OPS: ffi::WeightOps = ffi::WeightOps {
     task: task_callback,
     multiplies: multiplies_callback,
     multiply: multiply_callback,
+    has_sums: sums::has_callback,
+    sums: sums::callback,
     retain: retain_callback,
     release: release_callback,
 };
@@ -273,6 +277,7 @@ fn add_lora(y: &Tensor, x: &Tensor, a: &Tensor, b: &Tensor, scale: f64, taped: b
 /// Frees this thread's scratch buffer, which is as large as the largest weight dequantised on it.
 pub fn drop_scratch() {
     INPUTS.take();
+    sums::drop_scratch();
     // SAFETY: no tensor made from the scratch buffer outlives the call that made it.
     unsafe { ffi::tailor_drop_scratch() }
 }
