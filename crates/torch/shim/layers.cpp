@@ -149,23 +149,39 @@ struct RmsNorm : torch::autograd::Function<RmsNorm> {
 // ---- rotary positions ----------------------------------------------------------------------------------------------
 
 // Pairs are (i, i + half). `way` is 1, or -1 for the gradient: the inverse of a rotation is its transpose.
+// Angles that are brought into f32 at a time, once for all heads.
+constexpr int64_t kAngles = 64;
+
 template <typename T>
-TAILOR_INLINE void turn_row(const T* x, const T* cosine, const T* sine, T* y, int64_t half, float way) {
-  for (int64_t j = 0; j < half; ++j) {
-    const float a = load(x + j), b = load(x + half + j);
+TAILOR_INLINE void turn_token(const T* __restrict x, const T* cosine, const T* sine, T* __restrict y, int64_t heads, int64_t half,
+                              float way) {
+  float c0[kAngles], c1[kAngles], s0[kAngles], s1[kAngles];
+  for (int64_t first = 0; first < half; first += kAngles) {
+    const int64_t count = std::min(kAngles, half - first);
     // The two halves of cos and sin are equal in the checkpoints' layout, but nothing here relies on it.
-    const float y0 = a * load(cosine + j) - way * b * load(sine + (way > 0 ? j : half + j));
-    const float y1 = b * load(cosine + half + j) + way * a * load(sine + (way > 0 ? half + j : j));
-    store(y + j, y0);
-    store(y + half + j, y1);
+    const T *low = sine + first, *high = sine + half + first;
+    for (int64_t j = 0; j < count; ++j) {
+      c0[j] = load(cosine + first + j);
+      c1[j] = load(cosine + half + first + j);
+      s0[j] = way * load((way > 0 ? low : high) + j);
+      s1[j] = way * load((way > 0 ? high : low) + j);
+    }
+    for (int64_t h = 0; h < heads; ++h) {
+      const int64_t at = h * 2 * half + first;
+      for (int64_t j = 0; j < count; ++j) {
+        const float a = load(x + at + j), b = load(x + at + half + j);
+        store(y + at + j, a * c0[j] - b * s0[j]);
+        store(y + at + half + j, b * c1[j] + a * s1[j]);
+      }
+    }
   }
 }
 TAILOR_VECTORS void turn_f32(const float* x, const float* c, const float* s, float* y, int64_t heads, int64_t half, float way) {
-  for (int64_t h = 0; h < heads; ++h) turn_row(x + h * 2 * half, c, s, y + h * 2 * half, half, way);
+  turn_token(x, c, s, y, heads, half, way);
 }
 TAILOR_VECTORS void turn_bf16(const uint16_t* x, const uint16_t* c, const uint16_t* s, uint16_t* y, int64_t heads,
                               int64_t half, float way) {
-  for (int64_t h = 0; h < heads; ++h) turn_row(x + h * 2 * half, c, s, y + h * 2 * half, half, way);
+  turn_token(x, c, s, y, heads, half, way);
 }
 void turn(const float* x, const float* c, const float* s, float* y, int64_t heads, int64_t half, float way) {
   turn_f32(x, c, s, y, heads, half, way);

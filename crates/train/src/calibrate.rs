@@ -131,8 +131,9 @@ fn product(kind: Kind) -> tailor_models::Result<f64> {
     let random = |rows: i64, columns: i64| Tensor::randn([rows, columns], (Kind::Float, Device::Cpu)).to_kind(kind);
     let (x, weight) = (random(TOKENS as i64, INPUT).set_requires_grad(true), random(OUT, INPUT));
     let gradient = random(TOKENS as i64, OUT);
-    // Without products of bf16 it is the packed weight that is multiplied.
-    let packed = (kind == Kind::BFloat16 && !tailor_torch::bf16_products()).then(layer).transpose()?;
+    // As a step does it: without products of bf16, or with panels, it is the packed weight that is multiplied.
+    let is_packed = !tailor_torch::bf16_products() || tailor_quant::has_panels();
+    let packed = (kind == Kind::BFloat16 && is_packed).then(layer).transpose()?;
     let packed = packed.and_then(QuantWeight::new);
     let weight = packed.as_ref().map_or(ProjectionWeight::Dense(&weight), ProjectionWeight::FourBit);
     let one = Projection { weight, bias: None, lora: None };

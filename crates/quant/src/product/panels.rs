@@ -31,6 +31,8 @@ const DEPTH: usize = 2048;
 const NEAR: usize = 256 << 10;
 /// Most panels of those.
 const PANELS: usize = 8;
+/// Tasks for each thread, about.
+const TASKS: usize = 8;
 /// Blocks of rows whose values are put beside each other at a time.
 const BLOCKS: usize = 160;
 
@@ -177,7 +179,7 @@ impl Panels {
     fn some<'a>(&mut self, rows: Range<usize>, sums: &mut [Sum<'a>], workers: &dyn Workers) {
         let blocks = rows.len().div_ceil(SIDE);
         let mut places = Places { inputs: Vec::new(), size: 0, blocks };
-        let cuts: Vec<Cut> = sums.iter().map(|sum| Cut::new(sum, &mut places)).collect();
+        let cuts: Vec<Cut> = sums.iter().map(|sum| Cut::new(sum, &mut places, workers.count())).collect();
         self.packed.grow(2 * places.size);
         let inputs = places.inputs;
         let packed = Shared(self.packed.values_mut().as_mut_ptr().cast::<u32>());
@@ -209,8 +211,8 @@ impl Panels {
             })
             .collect();
         let groups: usize = cuts.iter().map(|cut| cut.groups).sum();
-        // A few tasks for each thread. Rows that are shared out have a weight unpacked once for each part of them.
-        let splits = (4 * workers.count()).div_ceil(groups.max(1)).clamp(1, blocks.div_ceil(16));
+        // Enough tasks for each thread. Rows that are shared out have a weight unpacked once for each part of them.
+        let splits = (TASKS / 2 * workers.count()).div_ceil(groups.max(1)).clamp(1, blocks.div_ceil(16));
         spread(workers, groups * splits, &|task| {
             let (mut group, split) = (task / splits, task % splits);
             let Some(part) = parts.iter().find(|part| {
@@ -236,7 +238,7 @@ fn chunks(width: usize) -> impl Iterator<Item = Range<usize>> {
 }
 
 impl Cut {
-    fn new<'a>(sum: &Sum<'a>, places: &mut Places<'a>) -> Self {
+    fn new<'a>(sum: &Sum<'a>, places: &mut Places<'a>, workers: usize) -> Self {
         let (mut steps, mut depth): (Vec<Vec<Segment>>, usize) = (Vec::new(), 0);
         let mut values = usize::MAX;
         for (term, Term { x, .. }) in sum.terms.iter().enumerate() {
@@ -260,7 +262,8 @@ impl Cut {
             }
         }
         let panels = (NEAR / (OUTS * depth.max(1) * size_of::<bf16>())).clamp(1, PANELS);
-        let panels = panels.min(sum.out.div_ceil(OUTS).max(1));
+        // So that nobody waits long for who has the last ones.
+        let panels = panels.min(sum.out / (OUTS * TASKS * workers.max(1))).max(1);
         Self { steps, panels, depth, groups: sum.out.div_ceil(OUTS * panels) }
     }
 }
@@ -305,15 +308,23 @@ impl Part<'_> {
             for (at, block) in blocks.clone().enumerate() {
                 for panel in 0..panels {
                     let sums = if steps > 1 { &mut room.sums[at * panels + panel] } else { &mut alone };
-                    if number == 0 {
-                        sums.clear();
-                    }
                     let mut weights = weights.cast_const().wrapping_add(panel * OUTS * self.cut.depth);
-                    for segment in step {
-                        let pairs = segment.pairs();
-                        // SAFETY: as above; the segment's rows are packed there.
-                        unsafe { sums.add(self.packed.0.add(segment.packed + block * pairs * SIDE), weights, pairs) };
-                        weights = weights.wrapping_add(OUTS * 2 * pairs);
+                    for (pair, segments) in step.chunks(2).enumerate() {
+                        // SAFETY: as above; the segments' rows are packed there.
+                        let x = |segment: Option<&Segment>| match segment {
+                            Some(segment) => {
+                                let pairs = segment.pairs();
+                                (
+                                    unsafe { self.packed.0.add(segment.packed + block * pairs * SIDE) }.cast_const(),
+                                    pairs,
+                                )
+                            }
+                            None => (std::ptr::null(), 0),
+                        };
+                        let x = [x(segments.first()), x(segments.get(1))];
+                        // SAFETY: as above.
+                        unsafe { sums.add(number + pair == 0, x, weights) };
+                        weights = weights.wrapping_add(OUTS * 2 * (x[0].1 + x[1].1));
                     }
                     if number + 1 == steps {
                         let (row, out) = (self.rows.start + block * SIDE, first_out + panel * OUTS);

@@ -26,9 +26,11 @@ pub(super) unsafe fn block(x: Rows<'_>, rows: Range<usize>, values: Range<usize>
             // SAFETY: what is not there is not read.
             *line = _mm512_castsi512_ps(unsafe { _mm512_maskz_loadu_epi16(mask, place.cast()) });
         }
-        for (pair, column) in amx::columns(lines).into_iter().enumerate().take(pairs - at) {
+        for (pair, column) in (at..pairs).zip(amx::columns(lines)) {
+            // What a whole store has too much the next one puts right; behind the last there is another block.
+            let stored = if pair + 1 < pairs { !0 } else { PRESENT };
             // SAFETY: as the caller says.
-            unsafe { _mm512_mask_storeu_ps(to.add((at + pair) * SIDE).cast(), PRESENT, column) };
+            unsafe { _mm512_mask_storeu_ps(to.add(pair * SIDE).cast(), stored, column) };
         }
     }
 }
