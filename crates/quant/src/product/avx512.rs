@@ -202,13 +202,13 @@ unsafe fn add(
 unsafe fn rest(weights: *const u8, x: *const i16, blocks: usize, table: __m512i) -> [__m512i; PAIRS] {
     std::array::from_fn(|i| {
         let present = (0xffu32 >> (8 - 4 * (blocks - blocks.min(2 * i)).min(2))) as __mmask8;
-        // SAFETY: what is not present is not read.
-        match present {
-            0 => _mm512_setzero_si512(),
-            present => unsafe {
-                let bytes = _mm512_maskz_loadu_epi64(present, weights.add(i * BLOCK).cast());
-                pair(bytes, x.add(i * 2 * BLOCK), table)
-            },
+        if present == 0 {
+            return _mm512_setzero_si512();
+        }
+        // SAFETY: as the caller says; what is not present is not read.
+        unsafe {
+            let bytes = _mm512_maskz_loadu_epi64(present, weights.add(i * BLOCK).cast());
+            pair(bytes, x.add(i * 2 * BLOCK), table)
         }
     })
 }

@@ -310,19 +310,13 @@ impl Part<'_> {
                     let sums = if steps > 1 { &mut room.sums[at * panels + panel] } else { &mut alone };
                     let mut weights = weights.cast_const().wrapping_add(panel * OUTS * self.cut.depth);
                     for (pair, segments) in step.chunks(2).enumerate() {
-                        // SAFETY: as above; the segments' rows are packed there.
-                        let x = |segment: Option<&Segment>| match segment {
-                            Some(segment) => {
-                                let pairs = segment.pairs();
-                                (
-                                    unsafe { self.packed.0.add(segment.packed + block * pairs * SIDE) }.cast_const(),
-                                    pairs,
-                                )
-                            }
-                            None => (std::ptr::null(), 0),
+                        let x = |segment: Option<&Segment>| {
+                            let Some(segment) = segment else { return (std::ptr::null(), 0) };
+                            let pairs = segment.pairs();
+                            (self.packed.0.wrapping_add(segment.packed + block * pairs * SIDE).cast_const(), pairs)
                         };
                         let x = [x(segments.first()), x(segments.get(1))];
-                        // SAFETY: as above.
+                        // SAFETY: as above; the segments' rows are packed there.
                         unsafe { sums.add(number + pair == 0, x, weights) };
                         weights = weights.wrapping_add(OUTS * 2 * (x[0].1 + x[1].1));
                     }
