@@ -11,10 +11,11 @@ pub(crate) mod activations;
 mod answers;
 
 use serde::{Deserialize, Serialize};
+use tailor_domain::QuantCode;
 
 use crate::adapter::Adapter;
 use crate::device::DeviceKind;
-use crate::settings::Settings;
+use crate::settings::{Compute, Settings};
 use crate::shape::Shape;
 
 /// Bytes by part; they add up to the peak.
@@ -84,7 +85,7 @@ impl Memory {
             gradients: trained * F32,
             optimizer: optimizer(trained, settings, kind),
             activations: kept,
-            working_set: moment.saturating_add(scratch(shape, settings, product)),
+            working_set: moment.saturating_add(scratch(shape, settings, kind)),
         };
         let (prompt, new) = settings.answer;
         let beyond = shape.answer_bytes(prompt, new, element).saturating_sub(memory.for_answers());
@@ -126,10 +127,19 @@ fn update(trained: u64, settings: &Settings, kind: DeviceKind) -> u64 {
     (gathered + 6 * at_once * F32 + factors).max(2 * trained * F32)
 }
 
-/// The buffer that weights are brought into before they are multiplied: as large as the largest, `product` bytes a value.
-fn scratch(shape: &Shape, settings: &Settings, product: u64) -> u64 {
-    match settings.code {
-        tailor_domain::QuantCode::None if product == settings.compute.bytes() => 0,
-        _ => shape.largest_coded() * product,
+/// The buffer that weights are brought into before they are multiplied: as large as the largest. On a host that multiplies bf16
+/// some two thousand rows may be put beside each other instead, for a product with the packed weight.
+fn scratch(shape: &Shape, settings: &Settings, kind: DeviceKind) -> u64 {
+    const ROWS: u64 = 2240;
+    let product = kind.product_bytes(settings.compute);
+    if settings.code == QuantCode::None {
+        let converted = product != settings.compute.bytes();
+        return if converted { shape.largest_coded() * product } else { 0 };
     }
+    let weights = shape.largest_coded() * product;
+    if kind != DeviceKind::Cpu || settings.compute != Compute::Bf16 {
+        return weights;
+    }
+    let rows = settings.pass.sequences * settings.pass.input.max(settings.pass.target);
+    weights.max(rows.min(ROWS) * shape.widest_coded() * product)
 }

@@ -123,6 +123,11 @@ impl Shape {
     pub fn largest_coded(&self) -> u64 {
         self.linears.iter().filter(|linear| linear.coded).map(Linear::values).max().unwrap_or(0)
     }
+
+    /// Values of a row of the widest input or output of one.
+    pub fn widest_coded(&self) -> u64 {
+        self.linears.iter().filter(|linear| linear.coded).map(|linear| linear.input.max(linear.out)).max().unwrap_or(0)
+    }
 }
 
 impl Linear {

@@ -15,6 +15,7 @@ pub(crate) const BF16: i32 = 1;
 
 /// As `shim/shim.h` has it; `packed` or `dense` is null.
 #[repr(C)]
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "no kernels"))]
 pub(crate) struct Term {
     pub packed: *const c_void,
     pub dense: *const bf16,
@@ -24,6 +25,7 @@ pub(crate) struct Term {
 }
 
 #[repr(C)]
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "no kernels"))]
 pub(crate) struct Sum {
     pub terms: *const Term,
     pub count: usize,

@@ -39,6 +39,8 @@ const STEPS: u64 = 4;
 const INPUT: i64 = 1024;
 const OUT: i64 = 2816;
 const TIMES: usize = 4;
+/// Values a second where a weight is unpacked within the product that is timed: no time of its own.
+const WITH_THE_PRODUCT: f64 = 1e18;
 
 /// What this process trains on, as a plan names it: the GPU that is chosen, or the machine.
 pub fn device() -> Place {
@@ -80,7 +82,8 @@ pub fn calibrate(scratch: &Path, compute: Compute) -> Result<Rates, Error> {
             Ok((card::product(index, kind)?, card::dequantised(index, &base)?, base, &card::SIZES))
         }),
         _ => guarded(|| -> tailor_models::Result<_> {
-            let (flop, dequantised) = (product(kind)?, dequantised(compute)?);
+            let flop = product(kind)?;
+            let dequantised = if is_packed(kind) { WITH_THE_PRODUCT } else { dequantised(compute)? };
             Ok((flop, dequantised, small_base(scratch, arithmetic)?, &ON_HOST))
         }),
     }
@@ -126,14 +129,17 @@ fn io(path: &Path, source: std::io::Error) -> tailor_models::Error {
     tailor_models::Error::Io { path: path.display().to_string(), source }
 }
 
+/// Whether a step on the host multiplies with the packed weight, without products of bf16 or with kernels for them.
+fn is_packed(kind: Kind) -> bool {
+    kind == Kind::BFloat16 && (!tailor_torch::bf16_products() || tailor_quant::has_panels())
+}
+
 /// FLOP a second of a layer's products, forward and backward, as a step makes them; panics where libtorch does.
 fn product(kind: Kind) -> tailor_models::Result<f64> {
     let random = |rows: i64, columns: i64| Tensor::randn([rows, columns], (Kind::Float, Device::Cpu)).to_kind(kind);
     let (x, weight) = (random(TOKENS as i64, INPUT).set_requires_grad(true), random(OUT, INPUT));
     let gradient = random(TOKENS as i64, OUT);
-    // As a step does it: without products of bf16, or with panels, it is the packed weight that is multiplied.
-    let is_packed = !tailor_torch::bf16_products() || tailor_quant::has_panels();
-    let packed = (kind == Kind::BFloat16 && is_packed).then(layer).transpose()?;
+    let packed = is_packed(kind).then(layer).transpose()?;
     let packed = packed.and_then(QuantWeight::new);
     let weight = packed.as_ref().map_or(ProjectionWeight::Dense(&weight), ProjectionWeight::FourBit);
     let one = Projection { weight, bias: None, lora: None };

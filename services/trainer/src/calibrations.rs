@@ -30,7 +30,7 @@ const SIGHTINGS: &str = "sightings";
 const HERE: &str = "here";
 const LEFT: &str = "left";
 /// Part of every key: raise it when measuring changes.
-const RECIPE: &str = "calibration-1";
+const RECIPE: &str = "calibration-2";
 /// Between two signs of life.
 const EVERY: Duration = Duration::from_secs(4 * 60);
 /// A worker that has given none for so long is gone: three were lost, and one more is late.

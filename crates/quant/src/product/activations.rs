@@ -151,7 +151,7 @@ impl Inputs {
             if instructions != Instructions::Portable && avx2::available() {
                 let wide = instructions == Instructions::Avx512 && avx512::available();
                 let made = match self.rows {
-                    0..2 if wide => Made::Blocks,
+                    1 if wide => Made::Blocks,
                     _ if wide => Made::Columns,
                     0..=avx2::FEW => Made::Integers,
                     _ => Made::ColumnsAvx2,
@@ -205,11 +205,8 @@ impl Inputs {
     fn quantize(&mut self, made: Made, workers: &dyn Workers) {
         assert!(self.width.is_multiple_of(BLOCK), "{} values a row are no whole blocks of {BLOCK}", self.width);
         let (blocks, padded) = (self.width / BLOCK, self.padded_blocks());
-        self.values.grow(match made {
-            #[cfg(target_arch = "x86_64")]
-            Made::Blocks => self.width.next_multiple_of(2 * BLOCK),
-            _ => self.rows * self.width,
-        });
+        // To whole pairs of blocks, which one row is made in for AVX-512.
+        self.values.grow((self.rows * self.width).next_multiple_of(2 * BLOCK));
         if self.scales.len() < self.rows * padded {
             self.scales.resize(self.rows * padded, 0.0);
         }

@@ -7,7 +7,7 @@ use half::bf16;
 #[cfg(target_arch = "x86_64")]
 use super::scales::{self, Planes};
 use super::{BLOCK, LARGEST_LEVEL, Levels, STRIDE};
-use crate::{CompactBf16, Quantized, Scales};
+use crate::{CompactBf16, Float, Quantized, Scales};
 
 /// A hint that so many bytes will be read.
 #[inline(always)]
@@ -92,6 +92,11 @@ impl<'a> Matrix<'a> {
         return super::avx2::available() && self.out.is_multiple_of(BLOCK);
         #[cfg(not(target_arch = "x86_64"))]
         false
+    }
+
+    /// Whether what the weight stands for are values in f16, to which a dequantised one is rounded first.
+    pub(super) fn is_f16(&self) -> bool {
+        self.weight.dtype() == Float::F16
     }
 
     /// The code book.

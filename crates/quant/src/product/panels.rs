@@ -160,12 +160,13 @@ impl Panels {
     /// Makes sums of as many rows each.
     ///
     /// # Panics
-    /// There are none of these instructions, or lengths do not fit.
+    /// There are none of these instructions, a sum without terms, or lengths do not fit.
     pub fn sums(&mut self, rows: usize, sums: &mut [Sum<'_>], workers: &dyn Workers) {
         assert!(halves::available(), "this processor has no products of bf16");
         for sum in sums.iter() {
             assert_eq!(sum.y.len(), rows * sum.out, "output and rows differ in length");
-            assert!(sum.terms.iter().all(|term| term.fits(rows, sum.out)), "rows and weights do not fit");
+            let fits = !sum.terms.is_empty() && sum.terms.iter().all(|term| term.fits(rows, sum.out));
+            assert!(fits, "rows and weights do not fit, or there are none");
         }
         // As near to equal as blocks allow, so that no weight is unpacked for a handful of rows.
         let blocks = rows.div_ceil(SIDE);

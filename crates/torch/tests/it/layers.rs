@@ -207,8 +207,9 @@ fn projections_of_one_input_equal_plain_operators() {
     }
 }
 
-/// Many rows in bf16 where products are not made in it: those of a packed weight are products of integers, back as well unless its rows
-/// are no whole blocks. What is rounded to bf16 is x, what is given and nothing between, so one part in 256 is the limit.
+/// Many rows in bf16. Where products are not made in it those of a packed weight are products of integers, back as well unless its rows
+/// are no whole blocks: what is rounded to bf16 is x, what is given and nothing between, so one part in 256 is the limit. Else weights and
+/// LoRA's factors are rounded too.
 #[test]
 fn many_rows_are_multiplied_with_the_packed_weight() {
     let (first, second, odd) =
@@ -238,12 +239,54 @@ fn many_rows_are_multiplied_with_the_packed_weight() {
             std::iter::once(y.detach()).chain(leaves.iter().map(Tensor::grad)).collect::<Vec<_>>()
         };
         let expected = gradients(inputs[0].copy(), &plain);
-        set_bf16_products(false);
-        let found = gradients(inputs[0].to_kind(Kind::BFloat16), &ours);
-        for (at, (ours, plain)) in found.iter().zip(&expected).enumerate() {
-            let error = error(ours, plain);
-            assert!(error <= 1.0 / 256.0, "{rows} rows: number {at} is off by {error}");
+        for (products, limit) in [(false, 1.0 / 256.0), (true, 1.0 / 80.0)] {
+            set_bf16_products(products);
+            let found = gradients(inputs[0].to_kind(Kind::BFloat16), &ours);
+            for (at, (ours, plain)) in found.iter().zip(&expected).enumerate() {
+                let error = error(ours, plain);
+                assert!(error <= limit, "{products}, {rows} rows: number {at} is off by {error}");
+            }
         }
+    }
+}
+
+/// The gradient of what is used is one number for a whole row, which takes no memory; B of the first is not trained.
+#[test]
+fn many_rows_whose_last_projection_is_unused_have_the_gradients_of_the_others() {
+    set_bf16_products(true);
+    let weights = [192, 128, 64].map(|out| weight(out, 128, Float::Bf16));
+    let narrow = |x: &Tensor| x.to_kind(Kind::BFloat16).to_kind(Kind::Float);
+    let x = narrow(&random(&[40, 128]));
+    let [first_a, a] = [0, 1].map(|_| narrow(&random(&[4, 128])));
+    let [first_b, b] = [192, 128].map(|out| narrow(&random(&[out, 4])));
+    let scale = random(&[40, 1]).to_kind(Kind::BFloat16);
+    let gradients = |kind: Kind, f: &dyn Fn(&[Tensor]) -> Vec<Tensor>| {
+        let leaves = [leaf(&x.to_kind(kind)), leaf(&first_a), leaf(&a), leaf(&b)];
+        let y = f(&leaves);
+        let seeds: Vec<Tensor> = y.iter().map(|y| scale.to_kind(kind).expand(y.size(), false)).collect();
+        backward(&y[..2].iter().zip(&seeds).map(|(y, seed)| (y, Some(seed))).collect::<Vec<_>>(), false).unwrap();
+        leaves.map(|leaf| leaf.grad())
+    };
+    let expected = gradients(Kind::Float, &|leaves: &[Tensor]| {
+        let of = |weight: &QuantWeight, a: &Tensor, b: &Tensor| {
+            leaves[0].linear(&weight.dequantize(), None::<&Tensor>) + leaves[0].matmul(&a.tr()).matmul(&b.tr()) * 0.5
+        };
+        vec![of(&weights[0], &leaves[1], &first_b), of(&weights[1], &leaves[2], &leaves[3])]
+    });
+    let found = gradients(Kind::BFloat16, &|leaves: &[Tensor]| {
+        let third_b = b.narrow(0, 0, 64);
+        let factors = |a, b| Some(Factors { a, b, scale: 0.5 });
+        let lora = [factors(&leaves[1], &first_b), factors(&leaves[2], &leaves[3]), factors(&first_a, &third_b)];
+        let all = std::array::from_fn::<_, 3, _>(|at| Projection {
+            weight: ProjectionWeight::FourBit(&weights[at]),
+            bias: None,
+            lora: lora[at],
+        });
+        project(&leaves[0], &all).unwrap()
+    });
+    for (at, (ours, plain)) in found.iter().zip(&expected).enumerate() {
+        let error = error(ours, plain);
+        assert!(error <= 1.0 / 80.0, "number {at} is off by {error}");
     }
 }
 

@@ -16,8 +16,12 @@ fn narrow(values: &[f32]) -> Vec<bf16> {
 }
 
 fn weight(out: usize, width: usize, nested: bool) -> Quantized {
-    let values: Vec<f32> = noise(out * width, 7).into_iter().map(|x| Float::Bf16.round(x)).collect();
-    quantize(&values, &[out, width], Float::Bf16, Code::Nf4, BlockSize::DEFAULT, nested, Backend::Cpu).unwrap()
+    weight_in(Float::Bf16, out, width, nested)
+}
+
+fn weight_in(float: Float, out: usize, width: usize, nested: bool) -> Quantized {
+    let values: Vec<f32> = noise(out * width, 7).into_iter().map(|x| float.round(x)).collect();
+    quantize(&values, &[out, width], float, Code::Nf4, BlockSize::DEFAULT, nested, Backend::Cpu).unwrap()
 }
 
 fn dequantized(weight: &Quantized) -> Vec<bf16> {
@@ -45,8 +49,11 @@ fn run(rows: usize, terms: &[Term<'_>], out: usize, before: Option<&[bf16]>, wor
     y
 }
 
+/// x, its stride, how many values of it, and the weight of an output and a value.
+type Plain<'a> = (&'a [bf16], usize, usize, &'a dyn Fn(usize, usize) -> bf16);
+
 /// Σ in f64, and of magnitudes.
-fn exact(row: usize, out: usize, terms: &[(&[bf16], usize, usize, &dyn Fn(usize, usize) -> bf16)]) -> (f64, f64) {
+fn exact(row: usize, out: usize, terms: &[Plain<'_>]) -> (f64, f64) {
     let mut sums = (0.0, 0.0);
     for (x, stride, width, weight) in terms {
         for at in 0..*width {
@@ -161,4 +168,29 @@ fn sums_of_one_x_are_made_together_as_apart() {
         assert_eq!(*y, run(rows, terms, weight.shape()[0], None, &Alone));
     }
     Panels::default().sums(0, &mut [Sum { terms: &terms[0], out: 96, add: false, y: &mut [] }], &Alone);
+}
+
+/// Rows of x that pick one value each.
+#[test]
+fn values_are_those_of_a_dequantised_weight_to_the_bit() {
+    if !halves::available() {
+        return;
+    }
+    for float in [Float::Bf16, Float::F16, Float::F32] {
+        let (out, width) = (96, 192);
+        let weight = weight_in(float, out, width, true);
+        let values = dequantized(&weight);
+        let matrix = Matrix::new(&weight).unwrap();
+        let one_hot = |size: usize| -> Vec<bf16> {
+            (0..size * size).map(|at| if at / size == at % size { bf16::ONE } else { bf16::ZERO }).collect()
+        };
+        let x = one_hot(width);
+        let there = Term { x: Rows { values: &x, stride: width, width }, factor: Factor::FourBit(matrix) };
+        let y = run(width, &[there], out, None, &Alone);
+        let g = one_hot(out);
+        let back = Term { x: Rows { values: &g, stride: out, width: out }, factor: Factor::FourBitBack(matrix) };
+        assert_eq!(run(out, &[back], width, None, &Alone), values, "{float:?} back");
+        let turned: Vec<bf16> = (0..width * out).map(|at| values[at % out * width + at / out]).collect();
+        assert_eq!(y, turned, "{float:?}");
+    }
 }

@@ -1,6 +1,7 @@
 //! Weights as the kernel takes them: pairs of the values that are summed over, each of all outputs of a panel, [pairs, 32, 2] in bf16.
 //!
-//! A value is the code's times its block's scale in f32, rounded: what a dequantised weight in bf16 has.
+//! A value is the code's times its block's scale in f32, rounded (of a weight in f16 to that first): what a dequantised weight in
+//! bf16 has.
 
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -27,8 +28,10 @@ impl Panel {
         // SAFETY: as the caller says.
         unsafe {
             match term.factor {
-                Factor::FourBit(matrix) => self.four_bit(&matrix, to, scales),
-                Factor::FourBitBack(matrix) => self.four_bit_back(&matrix, to),
+                Factor::FourBit(matrix) if matrix.is_f16() => self.four_bit::<true>(&matrix, to, scales),
+                Factor::FourBit(matrix) => self.four_bit::<false>(&matrix, to, scales),
+                Factor::FourBitBack(matrix) if matrix.is_f16() => self.four_bit_back::<true>(&matrix, to),
+                Factor::FourBitBack(matrix) => self.four_bit_back::<false>(&matrix, to),
                 Factor::Dense(weights) => self.dense(|out, value| weights[out * term.x.width + value], to),
                 Factor::DenseBack(weights) => self.dense(|out, value| weights[value * self.out + out], to),
             }
@@ -37,7 +40,7 @@ impl Panel {
 
     /// Outputs are rows of the weight, which are turned.
     #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512bf16")]
-    unsafe fn four_bit(&self, matrix: &Matrix<'_>, to: *mut [u32; OUTS], scales: &mut Vec<f32>) {
+    unsafe fn four_bit<const F16: bool>(&self, matrix: &Matrix<'_>, to: *mut [u32; OUTS], scales: &mut Vec<f32>) {
         let count = OUTS.min(self.out - self.first);
         let padded = matrix.padded_blocks();
         scales.resize((OUTS * padded).max(scales.len()), 0.0);
@@ -59,7 +62,8 @@ impl Panel {
                     // SAFETY: each row has so many bytes.
                     let words = unsafe { turn(rows, block * BLOCK / 2 + piece * LANES) };
                     for (word, numbers) in words.into_iter().enumerate() {
-                        let value = |numbers| _mm512_mul_ps(_mm512_permutexvar_ps(numbers, table), scale);
+                        let value =
+                            |numbers| own_type::<F16>(_mm512_mul_ps(_mm512_permutexvar_ps(numbers, table), scale));
                         // Of a byte the high four bits come first.
                         let pairs = [
                             (value(_mm512_srli_epi32::<4>(numbers)), value(numbers)),
@@ -80,7 +84,7 @@ impl Panel {
 
     /// Outputs are columns of the weight, and what is summed over its rows.
     #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512bf16")]
-    unsafe fn four_bit_back(&self, matrix: &Matrix<'_>, to: *mut [u32; OUTS]) {
+    unsafe fn four_bit_back<const F16: bool>(&self, matrix: &Matrix<'_>, to: *mut [u32; OUTS]) {
         let (column_block, begin) = (self.first / BLOCK, self.first % BLOCK / 2);
         // SAFETY: sixteen values.
         let table = unsafe { _mm512_loadu_ps(matrix.values().as_ptr()) };
@@ -91,7 +95,8 @@ impl Panel {
                 return [_mm512_setzero_ps(); 2];
             }
             let bytes = &matrix.bytes(row, column_block..column_block + 1)[begin..begin + OUTS / 2];
-            let table = _mm512_mul_ps(table, _mm512_set1_ps(matrix.scale(row, column_block)));
+            let scale = _mm512_set1_ps(matrix.scale(row, column_block));
+            let table = own_type::<F16>(_mm512_mul_ps(table, scale));
             // SAFETY: sixteen bytes.
             let bytes = unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) };
             // Each byte twice, the first time its high bits come down.
@@ -122,6 +127,13 @@ impl Panel {
             }
         }
     }
+}
+
+/// Rounded to the weight's own type; f32 and bf16 need nothing, since bf16 comes next.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn own_type<const F16: bool>(values: __m512) -> __m512 {
+    if F16 { _mm512_cvtph_ps(_mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(values)) } else { values }
 }
 
 /// Which of 32 values, sixteen and sixteen others, stands in each place when they take turns.
