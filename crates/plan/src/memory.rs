@@ -130,6 +130,7 @@ fn update(trained: u64, settings: &Settings, kind: DeviceKind) -> u64 {
 /// The buffer that weights are brought into before they are multiplied: as large as the largest. On a host that multiplies bf16
 /// some two thousand rows may be put beside each other instead, for a product with the packed weight.
 fn scratch(shape: &Shape, settings: &Settings, kind: DeviceKind) -> u64 {
+    // As `tailor_quant::Panels` takes at a time at most.
     const ROWS: u64 = 2240;
     let product = kind.product_bytes(settings.compute);
     if settings.code == QuantCode::None {

@@ -169,8 +169,9 @@ pub struct Factors<'a> {
 /// `x·Wᵀ + bias + scale·(x·Aᵀ)·Bᵀ` for several projections of one input, in the type of `x` (f32 or bf16).
 ///
 /// A weight in 4 bits is dequantised into a scratch buffer, forward and again backward; the graph keeps the packed bytes,
-/// `x` and `x·Aᵀ`. Where `x` is in bf16 and this processor has no products of bf16, many rows of it are multiplied with the packed weight
-/// as 16-bit integers instead ([`tailor_quant::products`]), which is faster than f32. What is added to x·Wᵀ is added in f32, but for the product's own rounding where it is made in bf16.
+/// `x` and `x·Aᵀ`. Many rows of an `x` in bf16 are multiplied with the packed weight instead where that is faster: as 16-bit integers where
+/// this processor has no products of bf16 ([`tailor_quant::products`]), in bf16 where it has them and no tiles
+/// ([`tailor_quant::Panels`]). What is added to x·Wᵀ is added in f32; where the product is made in bf16 by libtorch it has been rounded before.
 ///
 /// # Shapes
 /// `x` [.., in] → for each projection [.., out].

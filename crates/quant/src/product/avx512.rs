@@ -118,12 +118,12 @@ fn across([a, b, c, d]: [__m512i; PAIRS], [e, f, g, h]: [__m512i; PAIRS]) -> __m
 }
 
 /// Which of 16 blocks, a row's eight and another's, [`across`] leaves in each lane: of each row those of the lower halves
-/// first. Its own inverse, but for what [`BACK`] says.
+/// first.
 const ORDER: [i32; 16] = [0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15];
 /// Where each block is then.
 const BACK: [i32; 16] = [0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15];
 
-/// Eight floats of each of two rows, in another order.
+/// Eight floats of each of two rows.
 ///
 /// # Safety
 /// They are there.

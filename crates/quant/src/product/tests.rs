@@ -3,7 +3,7 @@ use half::bf16;
 use super::*;
 use crate::{Backend, BlockSize, Code, CompactBf16, Float, Quantized, quantize};
 
-fn noise(count: usize, seed: u32) -> Vec<f32> {
+pub(super) fn noise(count: usize, seed: u32) -> Vec<f32> {
     let mut state = seed.wrapping_mul(2_654_435_761) | 1;
     let mut next = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);

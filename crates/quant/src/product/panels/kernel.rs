@@ -60,86 +60,55 @@ macro_rules! zero {
     ($($register:literal)*) => { concat!($("vpxord zmm", $register, ", zmm", $register, ", zmm", $register, "\n"),*) };
 }
 
-/// The products, after what `begin` does. Every register of the kind is named; hints may point behind the end.
-macro_rules! kernel {
-    ($begin:expr, $sums:expr, $x:expr, $panel:expr) => {
-        asm!(
-            $begin,
-            ".p2align 5",
-            "2:",
-            "vmovaps zmm28, zmmword ptr [{panel}]",
-            "vmovaps zmm29, zmmword ptr [{panel} + 64]",
-            "prefetcht0 byte ptr [{panel} + 1024]",
-            "prefetcht0 byte ptr [{panel} + 1088]",
-            row!(0, 0, 1, 30), row!(1, 2, 3, 31), row!(2, 4, 5, 30), row!(3, 6, 7, 31),
-            row!(4, 8, 9, 30), row!(5, 10, 11, 31), row!(6, 12, 13, 30), row!(7, 14, 15, 31),
-            row!(8, 16, 17, 30), row!(9, 18, 19, 31), row!(10, 20, 21, 30), row!(11, 22, 23, 31),
-            row!(12, 24, 25, 30), row!(13, 26, 27, 31),
-            "add {panel}, 128",
-            "add {x}, 56",
-            "dec {pairs}",
-            "jnz 2b",
-            // The other x, once.
-            "mov {x}, {next}",
-            "mov {pairs}, {left}",
-            "xor {left:e}, {left:e}",
-            "test {pairs}, {pairs}",
-            "jnz 2b",
-            store!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27),
-            x = inout(reg) $x[0].0 => _, pairs = inout(reg) $x[0].1 => _, panel = inout(reg) $panel => _,
-            next = in(reg) $x[1].0, left = inout(reg) $x[1].1 => _, sums = in(reg) $sums,
-            out("zmm0") _, out("zmm1") _, out("zmm2") _, out("zmm3") _, out("zmm4") _, out("zmm5") _,
-            out("zmm6") _, out("zmm7") _, out("zmm8") _, out("zmm9") _, out("zmm10") _, out("zmm11") _,
-            out("zmm12") _, out("zmm13") _, out("zmm14") _, out("zmm15") _, out("zmm16") _, out("zmm17") _,
-            out("zmm18") _, out("zmm19") _, out("zmm20") _, out("zmm21") _, out("zmm22") _, out("zmm23") _,
-            out("zmm24") _, out("zmm25") _, out("zmm26") _, out("zmm27") _, out("zmm28") _, out("zmm29") _,
-            out("zmm30") _, out("zmm31") _,
-            options(nostack),
-        )
-    };
-}
-
 impl Block {
     /// Adds pairs of values: of each x [pairs, 14], of the panel [all pairs, 32]. With `first` they are added to zeros.
     ///
     /// # Safety
     /// [`super::halves::available`]; they are there.
-    pub unsafe fn add(&mut self, first: bool, x: [(*const u32, usize); 2], panel: *const i16) {
-        // SAFETY: as the caller says.
-        unsafe {
-            match (x, first) {
-                ([(_, 0), (_, 0)], _) => {}
-                ([(_, 0), x], _) => self.add(first, [x, (x.0, 0)], panel),
-                (_, true) => self.multiply_first(x, panel),
-                (_, false) => self.multiply(x, panel),
-            }
+    pub unsafe fn add(&mut self, first: bool, [x, next]: [(*const u32, usize); 2], panel: *const i16) {
+        if x.1 == 0 {
+            return;
         }
-    }
-
-    /// # Safety
-    /// As [`Self::add`]; one pair at least of the first x.
-    unsafe fn multiply(&mut self, x: [(*const u32, usize); 2], panel: *const i16) {
-        // SAFETY: as the caller says.
+        // SAFETY: as the caller says; hints may point behind the end. Every register of the kind is named.
         unsafe {
-            kernel!(
-                load!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27),
-                self.0.as_mut_ptr(),
-                x,
-                panel
-            );
-        }
-    }
-
-    /// # Safety
-    /// As [`Self::multiply`].
-    unsafe fn multiply_first(&mut self, x: [(*const u32, usize); 2], panel: *const i16) {
-        // SAFETY: as the caller says.
-        unsafe {
-            kernel!(
+            asm!(
+                "test {first}, {first}",
+                "jz 3f",
                 zero!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27),
-                self.0.as_mut_ptr(),
-                x,
-                panel
+                "jmp 2f",
+                "3:",
+                load!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27),
+                ".p2align 5",
+                "2:",
+                "vmovaps zmm28, zmmword ptr [{panel}]",
+                "vmovaps zmm29, zmmword ptr [{panel} + 64]",
+                "prefetcht0 byte ptr [{panel} + 1024]",
+                "prefetcht0 byte ptr [{panel} + 1088]",
+                row!(0, 0, 1, 30), row!(1, 2, 3, 31), row!(2, 4, 5, 30), row!(3, 6, 7, 31),
+                row!(4, 8, 9, 30), row!(5, 10, 11, 31), row!(6, 12, 13, 30), row!(7, 14, 15, 31),
+                row!(8, 16, 17, 30), row!(9, 18, 19, 31), row!(10, 20, 21, 30), row!(11, 22, 23, 31),
+                row!(12, 24, 25, 30), row!(13, 26, 27, 31),
+                "add {panel}, 128",
+                "add {x}, 56",
+                "dec {pairs}",
+                "jnz 2b",
+                // The other x, once.
+                "mov {x}, {next}",
+                "mov {pairs}, {left}",
+                "xor {left:e}, {left:e}",
+                "test {pairs}, {pairs}",
+                "jnz 2b",
+                store!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27),
+                first = in(reg) u64::from(first), sums = in(reg) self.0.as_mut_ptr(),
+                x = inout(reg) x.0 => _, pairs = inout(reg) x.1 => _, panel = inout(reg) panel => _,
+                next = in(reg) next.0, left = inout(reg) next.1 => _,
+                out("zmm0") _, out("zmm1") _, out("zmm2") _, out("zmm3") _, out("zmm4") _, out("zmm5") _,
+                out("zmm6") _, out("zmm7") _, out("zmm8") _, out("zmm9") _, out("zmm10") _, out("zmm11") _,
+                out("zmm12") _, out("zmm13") _, out("zmm14") _, out("zmm15") _, out("zmm16") _, out("zmm17") _,
+                out("zmm18") _, out("zmm19") _, out("zmm20") _, out("zmm21") _, out("zmm22") _, out("zmm23") _,
+                out("zmm24") _, out("zmm25") _, out("zmm26") _, out("zmm27") _, out("zmm28") _, out("zmm29") _,
+                out("zmm30") _, out("zmm31") _,
+                options(nostack),
             );
         }
     }

@@ -1,15 +1,7 @@
 use super::*;
 use crate::product::Alone;
+use crate::product::tests::noise;
 use crate::{Backend, BlockSize, Code, Float, Quantized, quantize};
-
-fn noise(count: usize, seed: u32) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(2_654_435_761) | 1;
-    let mut next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 8) as f32 / (1 << 24) as f32 - 0.5
-    };
-    (0..count).map(|_| next() + next() + next()).collect()
-}
 
 fn narrow(values: &[f32]) -> Vec<bf16> {
     values.iter().copied().map(bf16::from_f32).collect()
@@ -64,10 +56,13 @@ fn exact(row: usize, out: usize, terms: &[Plain<'_>]) -> (f64, f64) {
     sums
 }
 
-/// Rounded once: half of bf16's last place, and f32's own errors on the way.
-fn assert_near(y: bf16, (sum, magnitudes): (f64, f64), what: &str) {
-    let limit = sum.abs() / 256.0 + magnitudes * 1e-5 + 1e-30;
-    assert!((y.to_f64() - sum).abs() <= limit, "{what}: {y} for {sum}");
+/// Each output is rounded once: half of bf16's last place, and f32's own errors on the way.
+fn assert_sums(y: &[bf16], out: usize, terms: &[Plain<'_>]) {
+    for (at, y) in y.iter().enumerate() {
+        let (sum, magnitudes) = exact(at / out, at % out, terms);
+        let limit = sum.abs() / 256.0 + magnitudes * 1e-5 + 1e-30;
+        assert!((y.to_f64() - sum).abs() <= limit, "{y} for {sum} at {at} of {}, {out} a row", terms.len());
+    }
 }
 
 #[test]
@@ -87,19 +82,9 @@ fn sums_of_4_bit_and_dense_terms_are_rounded_once() {
             Term { x: Rows { values: &h, stride: rank, width: rank }, factor: Factor::Dense(&b) },
         ];
         let y = run(rows, &terms, out, None, &Alone);
-        for row in 0..rows {
-            for at in 0..out {
-                let sum = exact(
-                    row,
-                    at,
-                    &[
-                        (&x, stride, width, &|out, k| values[out * width + k]),
-                        (&h, rank, rank, &|out, k| b[out * rank + k]),
-                    ],
-                );
-                assert_near(y[row * out + at], sum, &format!("{rows} rows, {out} × {width}, at {row}, {at}"));
-            }
-        }
+        let plain: [Plain<'_>; 2] =
+            [(&x, stride, width, &|out, k| values[out * width + k]), (&h, rank, rank, &|out, k| b[out * rank + k])];
+        assert_sums(&y, out, &plain);
         assert_eq!(y, run(rows, &terms, out, None, &Threads(3)), "threads make no difference");
         let last = Term { x: Rows { values: &x[(rows - 1) * stride..], ..terms[0].x }, ..terms[0] };
         let last_h = Term { x: Rows { values: &h[(rows - 1) * rank..], ..terms[1].x }, ..terms[1] };
@@ -123,21 +108,13 @@ fn weights_go_back_and_are_added_to_what_is_there() {
             Term { x: Rows { values: &gh, stride: rank, width: rank }, factor: Factor::DenseBack(&a) },
         ];
         let gx = run(rows, &terms, width, Some(&before), &Threads(2));
-        let one = [bf16::ONE];
-        for row in 0..rows {
-            for at in 0..width {
-                let sum = exact(
-                    row,
-                    at,
-                    &[
-                        (&g, out, out, &|at, k| values[k * width + at]),
-                        (&gh, rank, rank, &|at, k| a[k * width + at]),
-                        (&one, 0, 1, &|at, _| before[row * width + at]),
-                    ],
-                );
-                assert_near(gx[row * width + at], sum, &format!("{rows} rows, {out} × {width}, at {row}, {at}"));
-            }
-        }
+        // What is there stands for rows of its own by a weight of ones where output and value are the same.
+        let plain: [Plain<'_>; 3] = [
+            (&g, out, out, &|at, k| values[k * width + at]),
+            (&gh, rank, rank, &|at, k| a[k * width + at]),
+            (&before, width, width, &|at, k| if at == k { bf16::ONE } else { bf16::ZERO }),
+        ];
+        assert_sums(&gx, width, &plain);
     }
 }
 
