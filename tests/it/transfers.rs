@@ -49,6 +49,29 @@ async fn a_base_whose_upload_is_cut_arrives_and_is_not_sent_twice() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn rows_whose_upload_is_cut_arrive_and_are_not_sent_twice() {
+    let mut up = Up::start().await;
+    let file = up.folder.join("rows.csv");
+    let row = |number: usize| format!("{number},{} {number},Right {number}.\n", "word ".repeat(800));
+    let rows = format!("id,text,expected text\n{}", (0..2000).map(row).collect::<String>());
+    let size = rows.len() as u64;
+    assert!(size > 6 << 20, "{size} bytes are enough to be cut");
+    std::fs::write(&file, rows).expect("writes");
+    let port: u16 = up.addresses.dataset.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port");
+    let gate = Gate::before(port);
+    let at = crate::support::clients::Addresses {
+        dataset: format!("http://127.0.0.1:{}", gate.port()),
+        ..up.addresses.clone()
+    };
+    gate.cut_after(3 << 20);
+    let pushed = up.cli().at(&at).json(&["dataset", "push", &file.display().to_string(), "--name", "cut"]);
+    let sent = gate.bytes();
+    assert_eq!((&pushed["created"], &pushed["version"]), (&true.into(), &1.into()), "{pushed}");
+    assert!(sent > size && sent < size + (3 << 20), "{sent} bytes were sent of {size}");
+    assert_eq!(up.stop(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_object_store_hands_out_files_by_address() {
     let Some(mut cluster) = Cluster::start().await else { return };
     cluster.add_base_and_rows(Family::T5).await;

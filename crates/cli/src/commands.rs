@@ -19,4 +19,5 @@ pub mod policy;
 pub mod rollout;
 pub mod score;
 pub mod train;
+mod transfer;
 pub mod up;

@@ -1,5 +1,6 @@
 //! Two ways to say a result: for a person, or as JSON for a program.
 
+use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 #[derive(Debug, Clone, Copy)]
@@ -23,6 +24,18 @@ impl Output {
         if !self.json {
             println!("{}", text.as_ref());
         }
+    }
+
+    /// A bar for a person, of `length` or, where that is 0, of a length to come; hidden in JSON.
+    pub fn bar(&self, length: u64, template: &str) -> ProgressBar {
+        if self.json {
+            return ProgressBar::hidden();
+        }
+        let bar = ProgressBar::new(length);
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style.progress_chars("█▉ "));
+        }
+        bar
     }
 }
 

@@ -28,6 +28,9 @@ pub enum Error {
     #[error("line {line}: more than {limit} bytes without an end of line; this is no row file")]
     EndlessLine { line: u64, limit: u64 },
 
+    #[error("the Parquet file cannot be read: {problem}")]
+    Parquet { problem: String },
+
     #[error("line {line}: {problem}")]
     Header { line: u64, problem: String },
 
@@ -79,6 +82,7 @@ impl Error {
             Self::Empty
             | Self::NotText { .. }
             | Self::EndlessLine { .. }
+            | Self::Parquet { .. }
             | Self::Header { .. }
             | Self::MissingColumn { .. }
             | Self::NoRows { .. }
@@ -101,6 +105,10 @@ impl Error {
 
     pub(crate) fn tokenizer(file: &str, field: &str, problem: impl Into<String>) -> Self {
         Self::Tokenizer { file: file.to_owned(), field: clipped(field), problem: clipped(&problem.into()) }
+    }
+
+    pub(crate) fn parquet(problem: impl Into<String>) -> Self {
+        Self::Parquet { problem: clipped(&problem.into()) }
     }
 
     pub(crate) fn chat_template(problem: &str) -> Self {

@@ -1,4 +1,4 @@
-//! Rows from a CSV or JSONL stream, in bounded memory: (input, expected output), conversations (JSONL only), or preference
+//! Rows from a CSV, JSONL or Parquet file, in bounded memory: (input, expected output), conversations (not in CSV), or preference
 //! pairs. All rows of a file are of one kind, which its columns tell.
 //!
 //! A whole file is refused when it cannot be what it claims (binary, UTF-16, no such column, an endless line); a single
@@ -11,8 +11,10 @@ mod conversation;
 mod csv;
 mod jsonl;
 mod lines;
+mod parquet;
 mod preference;
 
+use std::fs::File;
 use std::io::Read;
 
 use serde::{Deserialize, Serialize};
@@ -48,10 +50,11 @@ pub enum Outcome {
 pub enum Format {
     Csv,
     Jsonl,
+    Parquet,
 }
 
 impl Format {
-    /// By name (`csv`, `jsonl`), or if that is empty by the file's ending.
+    /// By name (`csv`, `jsonl`, `parquet`), or if that is empty by the file's ending.
     ///
     /// # Errors
     /// Neither says which format it is.
@@ -61,9 +64,10 @@ impl Format {
         match asked.as_str() {
             "csv" | "tsv" => Ok(Self::Csv),
             "jsonl" | "ndjson" => Ok(Self::Jsonl),
+            "parquet" => Ok(Self::Parquet),
             other => Err(Error::Option {
                 field: "format",
-                problem: format!("{other:?} of file {file_name:?} is not supported; use csv or jsonl"),
+                problem: format!("{other:?} of file {file_name:?} is not supported; use csv, jsonl or parquet"),
             }),
         }
     }
@@ -92,18 +96,39 @@ pub struct RowReader<R> {
 enum Source<R> {
     Csv(csv::CsvRows<R>),
     Jsonl(jsonl::JsonRows<R>),
+    Parquet(Box<parquet::ParquetRows>),
+}
+
+impl RowReader<File> {
+    /// Finds the columns of a file of any format.
+    ///
+    /// # Errors
+    /// As [`Self::open`]; it is no Parquet file, or one that makes more room than a file of rows needs.
+    pub fn open_file(file: File, format: Format, columns: &ColumnMap, limits: RowLimits) -> Result<Self> {
+        match format {
+            Format::Csv | Format::Jsonl => Self::open(file, format, columns, limits),
+            Format::Parquet => {
+                let rows = parquet::ParquetRows::open(file, columns, limits)?;
+                Ok(Self { source: Source::Parquet(Box::new(rows)), done: false })
+            }
+        }
+    }
 }
 
 impl<R: Read> RowReader<R> {
-    /// Reads the beginning of the file and finds the columns.
+    /// Reads the beginning of a file of text and finds the columns.
     ///
     /// # Errors
-    /// The file is empty, not text, or lacks a column.
+    /// The file is empty, not text, or lacks a column; a Parquet file, which is read from its end.
     pub fn open(reader: R, format: Format, columns: &ColumnMap, limits: RowLimits) -> Result<Self> {
-        let lines = lines::Lines::open(reader, limits)?;
+        let lines = |reader| lines::Lines::open(reader, limits);
         let source = match format {
-            Format::Csv => Source::Csv(csv::CsvRows::open(lines, columns)?),
-            Format::Jsonl => Source::Jsonl(jsonl::JsonRows::open(lines, columns)?),
+            Format::Csv => Source::Csv(csv::CsvRows::open(lines(reader)?, columns)?),
+            Format::Jsonl => Source::Jsonl(jsonl::JsonRows::open(lines(reader)?, columns)?),
+            Format::Parquet => {
+                let problem = "parquet is read from a file, not from a stream".into();
+                return Err(Error::Option { field: "format", problem });
+            }
         };
         Ok(Self { source, done: false })
     }
@@ -112,6 +137,7 @@ impl<R: Read> RowReader<R> {
         match &self.source {
             Source::Csv(rows) => &rows.columns,
             Source::Jsonl(rows) => &rows.columns,
+            Source::Parquet(rows) => &rows.columns,
         }
     }
 }
@@ -126,6 +152,7 @@ impl<R: Read> Iterator for RowReader<R> {
         let next = match &mut self.source {
             Source::Csv(rows) => rows.next_outcome(),
             Source::Jsonl(rows) => rows.next_outcome(),
+            Source::Parquet(rows) => rows.next_outcome(),
         }
         .transpose();
         self.done = !matches!(next, Some(Ok(_)));

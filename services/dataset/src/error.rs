@@ -24,6 +24,14 @@ pub enum Error {
     #[error("file {file:?} arrived with {found}, where sha256 says {announced}; send it again")]
     WrongBytes { file: String, announced: Digest, found: Digest },
 
+    #[error(
+        "file {file:?}: {here} bytes of it are here, the upload goes on from {offset}; ask GetUpload and go on from there"
+    )]
+    OtherOffset { file: String, offset: u64, here: u64 },
+
+    #[error("{url} lies in none of the places of dataset.import_from; add its folder or bucket there, or send the file (UploadDataset)")]
+    NotAllowed { url: String },
+
     #[error("base {base}: {source}")]
     Base { base: String, source: tailor_text::Error },
 
@@ -57,6 +65,8 @@ impl Coded for Error {
             Self::AlreadyExists { .. } => ErrorCode::AlreadyExists,
             Self::File { source, .. } | Self::Base { source, .. } | Self::Shard { source, .. } => source.code(),
             Self::WrongBytes { .. } => ErrorCode::InvalidArgument,
+            Self::NotAllowed { .. } => ErrorCode::PermissionDenied,
+            Self::OtherOffset { .. } => ErrorCode::FailedPrecondition,
             Self::Rows { .. } => ErrorCode::DataLoss,
             Self::BrokenOff { .. } => ErrorCode::Cancelled,
             Self::Stopped { .. } => ErrorCode::Unavailable,

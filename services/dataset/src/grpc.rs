@@ -4,15 +4,17 @@ use std::str::FromStr;
 
 use futures::stream::{self, BoxStream};
 use futures::{StreamExt as _, TryStreamExt as _};
+use tailor_blobs::ObjectUrl;
 use tailor_domain::{BaseName, DatasetName, Digest, Invalid, JobId, Version};
 use tailor_pb::common;
 use tailor_pb::dataset::dataset_service_server::DatasetService;
 use tailor_pb::dataset::upload_dataset_request::Part;
 use tailor_pb::dataset::{
-    Dataset, DeleteDatasetRequest, DeleteDatasetResponse, GetDatasetRequest, GetReportRequest, ListDatasetsRequest,
-    ListDatasetsResponse, PrepareShardsRequest, PrepareShardsResponse, PreviewRequest, PreviewResponse, PreviewRow,
-    PreviewToken, Report, RevealPredictionsRequest, ScorePredictionsRequest, ScorePredictionsResponse, ScoredRow,
-    SubmitPredictionsRequest, SubmitPredictionsResponse, UploadDatasetRequest, UploadDatasetResponse, UploadHeader,
+    Dataset, DeleteDatasetRequest, DeleteDatasetResponse, GetDatasetRequest, GetReportRequest, GetUploadRequest,
+    GetUploadResponse, ImportDatasetRequest, ImportDatasetResponse, ListDatasetsRequest, ListDatasetsResponse, PrepareShardsRequest, PrepareShardsResponse,
+    PreviewRequest, PreviewResponse, PreviewRow, PreviewToken, Report, RevealPredictionsRequest,
+    ScorePredictionsRequest, ScorePredictionsResponse, ScoredRow, SubmitPredictionsRequest, SubmitPredictionsResponse,
+    UploadDatasetRequest, UploadDatasetResponse, UploadHeader,
 };
 use tailor_serverkit::{Page, status};
 use tailor_text::{CleanOptions, ColumnMap, Format, Holdout};
@@ -22,7 +24,7 @@ use crate::preview::{Look, Seen, SeenToken};
 use crate::score::{Prediction, Sample};
 use crate::shards::{Prepared, Wanted};
 use crate::submission::{self, Author, Filter, Revealed};
-use crate::upload::Header;
+use crate::upload::{Announced, Header};
 use crate::{Datasets, Error, Result};
 
 /// Largest piece of a file in one message.
@@ -61,6 +63,31 @@ impl DatasetService for Api {
             let chunks = parts.map_err(broken_off).and_then(|message| std::future::ready(chunk(message)));
             let uploaded = self.datasets.upload(header, chunks).await?;
             Ok(UploadDatasetResponse { dataset: Some((&uploaded.manifest).into()), created: uploaded.created })
+        };
+        answer(outcome.await)
+    }
+
+    async fn import_dataset(&self, request: Request<ImportDatasetRequest>) -> Answer<ImportDatasetResponse> {
+        let outcome = async {
+            let ImportDatasetRequest { url, header: wire } = request.into_inner();
+            let url = ObjectUrl::parse(&url)?;
+            let mut wire = wire.ok_or_else(|| Invalid::new("header", "it must name the dataset"))?;
+            if wire.offset > 0 {
+                return Err(Invalid::new("header.offset", "an import begins anew; leave it out").into());
+            }
+            if wire.file_name.is_empty() {
+                url.name().clone_into(&mut wire.file_name);
+            }
+            let imported = self.datasets.import(header(wire)?, &url).await?;
+            Ok(ImportDatasetResponse { dataset: Some((&imported.manifest).into()), created: imported.created })
+        };
+        answer(outcome.await)
+    }
+
+    async fn get_upload(&self, request: Request<GetUploadRequest>) -> Answer<GetUploadResponse> {
+        let outcome = async {
+            let digest = Digest::try_new(request.into_inner().sha256)?;
+            Ok(GetUploadResponse { received_bytes: self.datasets.received(&digest).await })
         };
         answer(outcome.await)
     }
@@ -227,6 +254,12 @@ fn header(wire: UploadHeader) -> Result<Header> {
     }
     // Said before gigabytes are sent.
     clean.validate().map_err(|source| Error::File { file: wire.file_name.clone(), source })?;
+    let sha256 = given(wire.sha256).map(Digest::try_new).transpose()?;
+    if wire.offset > 0 && sha256.is_none() {
+        let problem = format!("{}; a file without its sha256 cannot be gone on with", wire.offset);
+        return Err(Invalid::new("offset", problem).into());
+    }
+    let size_bytes = Some(wire.size_bytes).filter(|size| *size > 0);
     Ok(Header {
         name: DatasetName::try_new(wire.name)?,
         format,
@@ -242,7 +275,7 @@ fn header(wire: UploadHeader) -> Result<Header> {
         },
         prompt_template: wire.prompt_template,
         clean,
-        sha256: given(wire.sha256).map(Digest::try_new).transpose()?,
+        announced: Announced { sha256, size_bytes, offset: wire.offset },
         new_version: wire.new_version,
         file_name: wire.file_name,
     })

@@ -33,7 +33,7 @@ pub fn ingest(source: &Path, header: &Header, limits: RowLimits, folder: &Path) 
     };
     let file = File::open(source).map_err(|error| unfit(error.into()))?;
     let mut cleaner = Cleaner::new(header.clean.clone(), folder).map_err(clean)?;
-    let reader = RowReader::open(file, header.format, &header.columns, limits).map_err(unfit)?;
+    let reader = RowReader::open_file(file, header.format, &header.columns, limits).map_err(unfit)?;
     let roles = &reader.columns().roles;
     let kind = roles.kind();
     let template = PromptTemplate::parse(&header.prompt_template, roles.input().map(String::as_str)).map_err(unfit)?;

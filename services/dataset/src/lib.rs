@@ -15,8 +15,10 @@
 mod bases;
 mod error;
 mod grpc;
+mod import;
 mod ingest;
 mod preview;
+mod receive;
 mod rows;
 mod score;
 mod shards;
@@ -28,7 +30,7 @@ mod versions;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use tailor_blobs::Store;
+use tailor_blobs::{S3Options, Store};
 use tailor_pb::dataset::dataset_service_server::DatasetServiceServer;
 use tailor_serverkit::spool::Limit;
 use tailor_serverkit::{Clock, Serving, Settings, clock, limited, serve};
@@ -55,6 +57,24 @@ pub struct Datasets {
     /// Permits for work that takes memory and a processor.
     work: Arc<Semaphore>,
     tokenizers: bases::Cache,
+    imports: Arc<Imports>,
+}
+
+/// What files may be imported from, and how it is reached.
+struct Imports {
+    places: Vec<String>,
+    /// Our own store's scheme, and how its like are reached. Others are by the usual variables of the environment.
+    own: (String, S3Options),
+}
+
+impl Imports {
+    fn of(settings: &Settings) -> Self {
+        let scheme = settings.store.url.split_once("://").map_or("file", |(scheme, _)| scheme);
+        Self {
+            places: settings.dataset.import_places().map(str::to_owned).collect(),
+            own: (scheme.to_owned(), tailor_serverkit::store::options(&settings.store)),
+        }
+    }
 }
 
 impl Datasets {
@@ -69,6 +89,7 @@ impl Datasets {
             row_limits: RowLimits { max_line_bytes, max_skipped_bytes },
             work: Arc::new(Semaphore::new(MAX_AT_ONCE)),
             tokenizers: bases::Cache::default(),
+            imports: Arc::new(Imports::of(settings)),
         }
     }
 

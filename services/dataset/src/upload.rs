@@ -1,12 +1,12 @@
-//! One file on its way in: received into the spool, checked there, and only then stored. The manifest comes last, so a
-//! dataset is either whole or not there, whatever fails.
+//! One file on its way in: received, checked, and only then stored. The manifest comes last, so a dataset is either whole or not
+//! there, whatever fails.
 
-use futures::{Stream, StreamExt as _};
+use futures::Stream;
 use tailor_domain::{DatasetManifest, DatasetName, Digest, Version};
-use tailor_serverkit::spool::{Spool, Spooled};
 use tailor_text::{CleanOptions, ColumnMap, Format};
 
 use crate::ingest::{self, Ingested};
+use crate::receive::Arrived;
 use crate::versions::Fresh;
 use crate::{Datasets, Error, Result};
 
@@ -20,8 +20,17 @@ pub struct Header {
     pub columns: ColumnMap,
     pub prompt_template: String,
     pub clean: CleanOptions,
-    pub sha256: Option<Digest>,
+    pub announced: Announced,
     pub new_version: bool,
+}
+
+/// What its sender knows of the file.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Announced {
+    pub sha256: Option<Digest>,
+    pub size_bytes: Option<u64>,
+    /// Bytes that an upload brought which broke off; the chunks go on from there. Only of a file whose sha256 is known.
+    pub offset: u64,
 }
 
 /// A dataset, and whether this upload made it.
@@ -36,11 +45,22 @@ impl Datasets {
     ///
     /// # Errors
     /// [`Error::File`], [`Error::WrongBytes`], [`Error::AlreadyExists`], [`Error::Spool`] (too large, disk full),
-    /// [`Error::BrokenOff`], [`Error::Store`]. No dataset was made then.
+    /// [`Error::BrokenOff`], [`Error::OtherOffset`], [`Error::Store`]. No dataset was made then.
     pub async fn upload(&self, header: Header, chunks: impl Stream<Item = Result<Vec<u8>>>) -> Result<Uploaded> {
         let source = self.receive(&header, chunks).await?;
-        let (source, ingested) = self.ingest(&header, source).await?;
-        let manifest = self.store_parts(&header, &source, ingested).await?;
+        let outcome = self.make(&header, &source).await;
+        match outcome {
+            // The same call may be made again, and need not send the file.
+            Err(Error::Store(_) | Error::Stopped { .. }) => {}
+            Ok(_) | Err(_) => source.forget(),
+        }
+        outcome
+    }
+
+    /// Makes a dataset version of a file that is here.
+    pub(crate) async fn make(&self, header: &Header, source: &Arrived) -> Result<Uploaded> {
+        let ingested = self.ingest(header, source).await?;
+        let manifest = self.store_parts(header, source, ingested).await?;
         match self.add_version(&manifest, header.new_version).await? {
             Fresh::Created(manifest) => {
                 let report = &manifest.report;
@@ -54,34 +74,14 @@ impl Datasets {
         }
     }
 
-    async fn receive(&self, header: &Header, chunks: impl Stream<Item = Result<Vec<u8>>>) -> Result<Spooled> {
-        let mut spool = Spool::create(&self.spool_dir, self.upload_limit)?;
-        let mut chunks = std::pin::pin!(chunks);
-        while let Some(chunk) = chunks.next().await.transpose()? {
-            spool.write(&chunk).await?;
-        }
-        let spooled = spool.finish().await?;
-        match &header.sha256 {
-            Some(announced) if *announced != spooled.digest => Err(Error::WrongBytes {
-                file: header.file_name.clone(),
-                announced: announced.clone(),
-                found: spooled.digest.clone(),
-            }),
-            Some(_) | None => Ok(spooled),
-        }
-    }
-
-    async fn ingest(&self, header: &Header, source: Spooled) -> Result<(Spooled, Ingested)> {
+    async fn ingest(&self, header: &Header, source: &Arrived) -> Result<Ingested> {
         let (header, limits, folder) = (header.clone(), self.row_limits, self.spool_dir.clone());
-        self.off_thread(move || {
-            let ingested = ingest::ingest(source.path(), &header, limits, &folder)?;
-            Ok((source, ingested))
-        })
-        .await
+        let path = source.path().to_owned();
+        self.off_thread(move || ingest::ingest(&path, &header, limits, &folder)).await
     }
 
     /// Stores the bytes. Without a manifest nobody sees them, and storing them again is storing them once.
-    async fn store_parts(&self, header: &Header, source: &Spooled, parts: Ingested) -> Result<DatasetManifest> {
+    async fn store_parts(&self, header: &Header, source: &Arrived, parts: Ingested) -> Result<DatasetManifest> {
         let source = self.store.put_blob_file(source.path()).await?;
         let train = self.store.put_blob_file(&parts.train).await?;
         let validation = self.store.put_blob_file(&parts.validation).await?;

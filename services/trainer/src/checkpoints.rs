@@ -6,8 +6,9 @@
 
 use std::fmt::Display;
 
+use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use serde::{Deserialize, Serialize};
-use tailor_blobs::Store;
+use tailor_blobs::{Store, numbered_key};
 use tailor_domain::{Digest, JobId};
 
 use crate::error::Result;
@@ -17,6 +18,8 @@ use crate::journal::now_ms;
 const KEPT: usize = 2;
 /// Records looked at: those before them lost their bytes long ago.
 const RECENT: u64 = 16;
+/// Records that are looked up together for a listing.
+const AT_ONCE: usize = 8;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
@@ -25,6 +28,16 @@ pub struct Record {
     pub digest: Digest,
     pub size_bytes: u64,
     pub at_ms: u64,
+}
+
+/// A checkpoint as it is listed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Saved {
+    /// Of the job's, from 1.
+    pub number: u64,
+    pub record: Record,
+    /// Whether its bytes are there.
+    pub kept: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -73,6 +86,21 @@ impl Checkpoints {
     /// The attempt that got furthest; 0 where none got anywhere.
     pub async fn furthest_attempt(&self) -> Result<u64> {
         Ok(self.recent().await?.first().map_or(0, |record| record.fence))
+    }
+
+    /// At most `size` of all that were saved, newest first, and where the next page begins: before the number `before`.
+    pub async fn list(&self, size: u64, before: Option<u64>) -> Result<(Vec<Saved>, Option<u64>)> {
+        let last = self.store.last_number(&self.prefix()).await?;
+        let end = before.unwrap_or(u64::MAX).min(last + 1);
+        let first = end.saturating_sub(size).max(1);
+        let looked_up = stream::iter((first..end).rev()).map(|number| self.saved(number)).buffered(AT_ONCE);
+        Ok((looked_up.try_collect().await?, Some(first).filter(|first| *first > 1)))
+    }
+
+    async fn saved(&self, number: u64) -> Result<Saved> {
+        let record: Record = self.store.get_json(&numbered_key(&self.prefix(), number)).await?;
+        let kept = self.store.blob_size(&record.digest).await?.is_some();
+        Ok(Saved { number, record, kept })
     }
 
     /// The job is finished: nobody goes on from here.
@@ -138,6 +166,28 @@ mod tests {
         }
         checkpoints.remove().await.expect("removed");
         assert_eq!(checkpoints.newest(step).await.expect("read"), None, "no bytes are left");
+    }
+
+    #[tokio::test]
+    async fn they_are_listed_newest_first_with_what_is_left_of_them() {
+        let (_, checkpoints) = checkpoints();
+        assert_eq!(checkpoints.list(10, None).await.expect("none"), (Vec::new(), None));
+        for step in [5, 10, 15, 20, 25] {
+            checkpoints.save(1, step, bytes(step)).await.expect("saved");
+        }
+        let (mut seen, mut before) = (Vec::new(), None);
+        loop {
+            let (page, next) = checkpoints.list(2, before).await.expect("listed");
+            assert!((1..=2).contains(&page.len()));
+            seen.extend(page.into_iter().map(|saved| (saved.number, saved.record.step, saved.kept)));
+            before = next;
+            if before.is_none() {
+                break;
+            }
+        }
+        assert_eq!(seen, [(5, 25, true), (4, 20, true), (3, 15, false), (2, 10, false), (1, 5, false)]);
+        assert_eq!(checkpoints.list(5, None).await.expect("all").1, None, "a page that is just full is the last");
+        assert_eq!(checkpoints.list(5, Some(1)).await.expect("none"), (Vec::new(), None));
     }
 
     #[tokio::test]

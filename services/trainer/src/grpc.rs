@@ -13,6 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::checkpoints::Saved;
 use crate::error::Result;
 use crate::jobs::{JobRecord, Jobs, Listed, NewJob};
 use crate::planner::PlanRequest;
@@ -61,9 +62,8 @@ impl TrainingService for Api {
     }
 
     async fn list_jobs(&self, request: Request<pb::ListJobsRequest>) -> Result<Response<pb::ListJobsResponse>, Status> {
-        let page = request.into_inner().page.unwrap_or_default();
-        let size = if page.size == 0 { DEFAULT_PAGE } else { page.size.min(MAX_PAGE) };
-        let (jobs, next) = self.jobs.list(size as usize, &page.token).await.map_err(|error| status(&error))?;
+        let (size, token) = page_of(request.into_inner().page);
+        let (jobs, next) = self.jobs.list(size as usize, &token).await.map_err(|error| status(&error))?;
         let next_page_token = next.map(String::from).unwrap_or_default();
         Ok(Response::new(pb::ListJobsResponse { jobs: jobs.iter().map(wire_listed).collect(), next_page_token }))
     }
@@ -111,6 +111,19 @@ impl TrainingService for Api {
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 
+    async fn list_checkpoints(
+        &self,
+        request: Request<pb::ListCheckpointsRequest>,
+    ) -> Result<Response<pb::ListCheckpointsResponse>, Status> {
+        let pb::ListCheckpointsRequest { job_id, page } = request.into_inner();
+        let id = job_id.parse().map_err(|error| status(&error))?;
+        let (size, token) = page_of(page);
+        let listed = self.jobs.checkpoints(&id, size.into(), &token).await;
+        let (saved, next_page_token) = listed.map_err(|error| status(&error))?;
+        let checkpoints = saved.into_iter().map(wire_checkpoint).collect();
+        Ok(Response::new(pb::ListCheckpointsResponse { checkpoints, next_page_token }))
+    }
+
     type ListPredictionsStream = Streaming<common::PredictedRow>;
 
     async fn list_predictions(
@@ -121,6 +134,24 @@ impl TrainingService for Api {
         let id = request.job_id.parse().map_err(|error| status(&error))?;
         let rows = self.jobs.predictions(&id, request.filter).await.map_err(|error| status(&error))?;
         Ok(Response::new(rows))
+    }
+}
+
+/// Entries of a page, and its token.
+fn page_of(page: Option<common::Page>) -> (u32, String) {
+    let common::Page { size, token } = page.unwrap_or_default();
+    (if size == 0 { DEFAULT_PAGE } else { size.min(MAX_PAGE) }, token)
+}
+
+fn wire_checkpoint(Saved { number, record, kept }: Saved) -> pb::Checkpoint {
+    pb::Checkpoint {
+        number,
+        step: record.step,
+        fence: record.fence,
+        digest: record.digest.to_string(),
+        size_bytes: record.size_bytes,
+        created_at_ms: record.at_ms,
+        kept,
     }
 }
 

@@ -18,7 +18,7 @@ use tonic::Streaming;
 
 use crate::attempt::Clients;
 use crate::calibrations::Calibrations;
-use crate::checkpoints::Checkpoints;
+use crate::checkpoints::{Checkpoints, Saved};
 use crate::error::{Error, Result};
 use crate::journal::{Journal, KeyRecord, now_ms};
 use crate::matching::class_of;
@@ -375,6 +375,15 @@ impl Jobs {
             tokio::time::sleep(patience).await;
         }
         self.journal.log(job, from).await
+    }
+
+    /// One page of what the job has saved, newest first. The token is the number of the last one of the page before.
+    pub async fn checkpoints(&self, job: &JobId, size: u64, token: &str) -> Result<(Vec<Saved>, String)> {
+        let unknown = |_| Invalid::new("page.token", "it is no token of ours; send next_page_token as it came");
+        let before = if token.is_empty() { None } else { Some(token.parse::<u64>().map_err(unknown)?) };
+        self.journal.spec(job).await?;
+        let (saved, next) = Checkpoints::of(&self.store, job).list(size, before).await?;
+        Ok((saved, next.map(|next| next.to_string()).unwrap_or_default()))
     }
 
     /// What the attempt that published has answered, with the targets, as the dataset service sends it.

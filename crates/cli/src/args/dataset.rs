@@ -9,15 +9,16 @@ use super::VersionedName;
 
 #[derive(Debug, Subcommand)]
 pub enum Dataset {
-    /// Upload a CSV or JSONL file; rows are checked, balanced and split
+    /// Upload a CSV, JSONL or Parquet file; rows are checked, balanced and split
     ///
-    /// Rows are of one kind: input and expected output; conversations (JSONL, a list of messages that the assistant ends);
-    /// or preferences (a prompt, a chosen and a rejected answer: texts, or in JSONL messages).
+    /// Rows are of one kind: input and expected output; conversations (a list of messages that the assistant ends; not in CSV);
+    /// or preferences (a prompt, a chosen and a rejected answer: texts, or lists of messages, which CSV has not).
     #[command(
         after_help = "Examples:\n  tailor dataset push data/grammar.csv --name grammar --id id --input text \\\n    \
         --target 'expected text' --label language --template 'Correct the grammar: {input}'\n  \
         tailor dataset push chats.jsonl --name chats --messages messages\n  \
-        tailor dataset push pairs.csv --name taste --input prompt --chosen better --rejected worse"
+        tailor dataset push pairs.csv --name taste --input prompt --chosen better --rejected worse\n  \
+        tailor dataset push s3://company/rows/train.parquet --name rows   # where dataset.import_from has s3://company"
     )]
     Push(Box<Push>),
     /// Every dataset's latest version
@@ -44,10 +45,11 @@ pub enum Dataset {
 
 #[derive(Debug, Args)]
 pub struct Push {
+    /// A file, or the address of one that the service reads from object storage.
     pub file: PathBuf,
     #[arg(long)]
     pub name: String,
-    /// csv or jsonl; by the file's ending when absent.
+    /// csv, jsonl or parquet; by the file's ending when absent.
     #[arg(long)]
     pub format: Option<String>,
     /// What the rows are; told by the columns when absent.
@@ -93,8 +95,8 @@ pub struct Push {
 fn dataset_kinds() -> PossibleValuesParser {
     [
         ("input-target", "An input and the expected output"),
-        ("conversation", "JSONL: a list of messages (role, content) that the assistant ends"),
-        ("preference", "A prompt, a chosen answer and a rejected one; in JSONL texts or messages"),
+        ("conversation", "A list of messages (role, content) that the assistant ends; not in CSV"),
+        ("preference", "A prompt, a chosen answer and a rejected one: texts, or lists of messages, which CSV has not"),
     ]
     .map(|(name, help)| PossibleValue::new(name).help(help))
     .into()

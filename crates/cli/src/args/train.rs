@@ -84,6 +84,8 @@ pub enum Job {
     Resume { id: String },
     /// Stop a job between two steps
     Cancel { id: String },
+    /// What a job has saved to go on from, newest first
+    Checkpoints { id: String },
     /// What base and adapter answered to the held-out rows, beside the answers that were hidden from training
     ///
     /// What an answer has too much is marked [-so-], what it lacks {+so+}; colours where there is a terminal.

@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use tailor_domain::{BaseName, Digest};
 use tailor_hub::{Hub, HubOptions, Progress, RepoId};
@@ -51,7 +50,7 @@ async fn folder(endpoints: &Endpoints, source: &str, hub: &FromHub<'_>, output: 
     if !options.offline {
         output.say(format!("{source} is no folder here; asking {}", options.endpoint));
     }
-    let bar = bar(output, 0, "fetching    [{bar:30}] {bytes}/{total_bytes}  {eta} left  {msg}");
+    let bar = output.bar(0, "fetching    [{bar:30}] {bytes}/{total_bytes}  {eta} left  {msg}");
     let shown = bar.clone();
     let mut report = move |progress: Progress<'_>| {
         shown.set_length(progress.bytes_total);
@@ -114,7 +113,7 @@ pub async fn add(
     let files = hash_files(scratch.path().to_owned()).await?;
     let mut client = endpoints.registry()?;
     let total = files.iter().map(|(_, file)| file.size_bytes).sum();
-    let bar = bar(output, total, "uploading   [{bar:30}] {bytes}/{total_bytes}  {eta} left");
+    let bar = output.bar(total, "uploading   [{bar:30}] {bytes}/{total_bytes}  {eta} left");
     for (path, file) in &files {
         blobs::upload_file(&mut client, path, &Digest::try_new(file.digest.clone())?, &bar).await?;
     }
@@ -167,7 +166,7 @@ async fn known(
     if bases.is_empty() {
         return Ok(None);
     }
-    let spinner = bar(output, 0, "comparing   with {msg}");
+    let spinner = output.bar(0, "comparing   with {msg}");
     spinner.set_message(bases.iter().map(|base| base.name.as_str()).collect::<Vec<_>>().join(", "));
     let (folder, coding) = (dir.to_owned(), options.coding());
     let fingerprint = tokio::task::spawn_blocking(move || fingerprint(&folder, &coding)).await?;
@@ -177,7 +176,7 @@ async fn known(
 }
 
 async fn quantise(source: &Path, target: &Path, options: QuantOptions, output: &Output) -> anyhow::Result<QuantReport> {
-    let bar = bar(output, 0, "quantising  [{bar:30}] {bytes}/{total_bytes}  {eta} left");
+    let bar = output.bar(0, "quantising  [{bar:30}] {bytes}/{total_bytes}  {eta} left");
     let (source, target) = (source.to_owned(), target.to_owned());
     let shown = bar.clone();
     let report = tokio::task::spawn_blocking(move || {
@@ -208,17 +207,6 @@ async fn hash_files(dir: PathBuf) -> anyhow::Result<Vec<(PathBuf, FileRef)>> {
         Ok(files)
     })
     .await?
-}
-
-fn bar(output: &Output, length: u64, template: &str) -> ProgressBar {
-    if output.json {
-        return ProgressBar::hidden();
-    }
-    let bar = ProgressBar::new(length);
-    if let Ok(style) = ProgressStyle::with_template(template) {
-        bar.set_style(style.progress_chars("█▉ "));
-    }
-    bar
 }
 
 /// Every base of the registry.

@@ -2,24 +2,17 @@
 
 use std::io::SeekFrom;
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use indicatif::ProgressBar;
 use tailor_domain::Digest;
 use tailor_pb::registry as pb;
 use tailor_pb::registry::adapter_registry_client::AdapterRegistryClient;
+use tailor_pb::registry::upload_blob_request::Part;
 use tailor_serverkit::client::Client;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncSeekExt as _, AsyncWriteExt as _};
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Status};
+use tokio::io::{AsyncRead, AsyncSeekExt as _, AsyncWriteExt as _};
 
-const CHUNK: usize = 512 << 10;
-
-/// Times that a transfer which broke off is gone on with.
-const CONTINUATIONS: u32 = 5;
-const PAUSE: Duration = Duration::from_millis(500);
+use super::transfer::{self, Attempts};
 
 /// Uploads a file under its digest.
 pub async fn upload_file(
@@ -55,14 +48,16 @@ async fn upload<S: AsyncRead + Unpin + Send + 'static>(
 ) -> anyhow::Result<()> {
     let begun_at = bar.position();
     let mut offset = 0;
-    for attempt in 0.. {
+    let mut attempts = Attempts::default();
+    loop {
         bar.set_position(begun_at + offset);
         let header = pb::BlobHeader { digest: digest.to_string(), size_bytes, offset };
-        let Err(error) = send(client, header, open(offset).await?, bar).await else { return Ok(()) };
-        if attempt == CONTINUATIONS || !broke_off(&error) {
-            return Err(error.into());
-        }
-        tokio::time::sleep(PAUSE * (attempt + 1)).await;
+        let header = pb::UploadBlobRequest { part: Some(Part::Header(header)) };
+        let chunk = |bytes| pb::UploadBlobRequest { part: Some(Part::Chunk(bytes)) };
+        let sent =
+            transfer::send(header, open(offset).await?, chunk, bar, async |parts| client.upload_blob(parts).await);
+        let Err(error) = sent.await else { return Ok(()) };
+        attempts.after(error).await?;
         let request = pb::GetUploadRequest { digest: digest.to_string() };
         // A registry that is away has this attempt count as well.
         let Ok(answer) = client.get_upload(request).await else { continue };
@@ -72,40 +67,6 @@ async fn upload<S: AsyncRead + Unpin + Send + 'static>(
         }
         offset = answer.received_bytes.min(size_bytes);
     }
-    Ok(())
-}
-
-async fn send(
-    client: &mut AdapterRegistryClient<Client>,
-    header: pb::BlobHeader,
-    mut source: impl AsyncRead + Unpin + Send + 'static,
-    bar: &ProgressBar,
-) -> Result<(), Status> {
-    let (parts, stream) = mpsc::channel(4);
-    let bar = bar.clone();
-    let reading = tokio::spawn(async move {
-        let mut next = pb::UploadBlobRequest { part: Some(pb::upload_blob_request::Part::Header(header)) };
-        // The server hangs up when it needs no more; its answer says why.
-        while parts.send(next).await.is_ok() {
-            let mut chunk = vec![0; CHUNK];
-            let count = source.read(&mut chunk).await?;
-            if count == 0 {
-                break;
-            }
-            chunk.truncate(count);
-            bar.inc(count as u64);
-            next = pb::UploadBlobRequest { part: Some(pb::upload_blob_request::Part::Chunk(chunk)) };
-        }
-        std::io::Result::Ok(())
-    });
-    client.upload_blob(ReceiverStream::new(stream)).await?;
-    let read = reading.await.map_err(|error| Status::internal(error.to_string()))?;
-    read.map_err(|error| Status::internal(format!("the file cannot be read: {error}")))
-}
-
-/// Whether the same transfer may get further: the registry or the connection went away in the middle.
-fn broke_off(error: &Status) -> bool {
-    matches!(error.code(), Code::Unavailable | Code::Cancelled | Code::Unknown)
 }
 
 /// The blob's chunks from the beginning to the end, gone on with where the stream breaks off; each is given to `take`.
@@ -115,7 +76,7 @@ async fn receive(
     mut take: impl AsyncFnMut(Vec<u8>) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     let mut offset = 0;
-    let mut attempt = 0;
+    let mut attempts = Attempts::default();
     loop {
         let request = pb::DownloadBlobRequest { digest: digest.to_owned(), offset };
         let error = match client.download_blob(request).await {
@@ -134,11 +95,7 @@ async fn receive(
                 }
             }
         };
-        if attempt == CONTINUATIONS || !broke_off(&error) {
-            return Err(error.into());
-        }
-        attempt += 1;
-        tokio::time::sleep(PAUSE * attempt).await;
+        attempts.after(error).await?;
     }
 }
 

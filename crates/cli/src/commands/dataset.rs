@@ -1,22 +1,21 @@
 //! `tailor dataset push|list|show|preview|report|rm`
 
+use std::io::SeekFrom;
 use std::path::Path;
 
 use anyhow::Context as _;
 use serde_json::{Value, json};
 use sha2::Digest as _;
 use tailor_pb::dataset as pb;
-use tokio::io::AsyncReadExt as _;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
+use tailor_pb::dataset::upload_dataset_request::Part;
+use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
+use tonic::Code;
 
+use super::transfer::{self, Attempts};
 use crate::args::{Dataset, Push, VersionedName};
 use crate::connect::Endpoints;
 use crate::output::{Output, bytes, time};
 use crate::table;
-
-/// Bytes of a file in one message.
-const CHUNK: usize = 256 << 10;
 
 pub async fn run(endpoints: &Endpoints, command: &Dataset, output: &Output) -> anyhow::Result<()> {
     match command {
@@ -46,46 +45,10 @@ pub async fn run(endpoints: &Endpoints, command: &Dataset, output: &Output) -> a
 
 /// Uploads a file; returns the dataset and whether it is new.
 pub async fn push(endpoints: &Endpoints, args: &Push, output: &Output) -> anyhow::Result<pb::UploadDatasetResponse> {
-    let sha256 = hash(&args.file).await.with_context(|| format!("cannot read {}", args.file.display()))?;
-    let file_name = args.file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let header = pb::UploadHeader {
-        name: args.name.clone(),
-        format: args.format.clone().unwrap_or_default(),
-        file_name,
-        input_column: args.input.clone().unwrap_or_default(),
-        target_column: args.target.clone().unwrap_or_default(),
-        kind: args.kind.clone().unwrap_or_default(),
-        messages_column: args.messages.clone().unwrap_or_default(),
-        chosen_column: args.chosen.clone().unwrap_or_default(),
-        rejected_column: args.rejected.clone().unwrap_or_default(),
-        id_column: args.id.clone().unwrap_or_default(),
-        label_column: args.label.clone().unwrap_or_default(),
-        prompt_template: args.template.clone(),
-        validation_fraction: args.validation,
-        max_label_ratio: args.max_label_ratio,
-        seed: args.seed,
-        sha256,
-        new_version: args.new_version,
+    let answer = match args.file.to_str().filter(|file| file.contains("://")) {
+        Some(url) => import(endpoints, url, args).await?,
+        None => upload(endpoints, args, output).await?,
     };
-    let (parts, stream) = mpsc::channel(4);
-    let mut file = tokio::fs::File::open(&args.file).await?;
-    let reading = tokio::spawn(async move {
-        let part = pb::upload_dataset_request::Part::Header(header);
-        let mut next = pb::UploadDatasetRequest { part: Some(part) };
-        // The server hangs up when it refuses the header; its answer says why.
-        while parts.send(next).await.is_ok() {
-            let mut chunk = vec![0; CHUNK];
-            let count = file.read(&mut chunk).await?;
-            if count == 0 {
-                break;
-            }
-            chunk.truncate(count);
-            next = pb::UploadDatasetRequest { part: Some(pb::upload_dataset_request::Part::Chunk(chunk)) };
-        }
-        std::io::Result::Ok(())
-    });
-    let answer = endpoints.dataset()?.upload_dataset(ReceiverStream::new(stream)).await?.into_inner();
-    reading.await?.with_context(|| format!("cannot read {}", args.file.display()))?;
     let dataset = answer.dataset.clone().unwrap_or_default();
     let mut document = describe(&dataset);
     document["created"] = json!(answer.created);
@@ -104,16 +67,85 @@ pub async fn push(endpoints: &Endpoints, args: &Push, output: &Output) -> anyhow
     Ok(answer)
 }
 
-async fn hash(path: &Path) -> std::io::Result<String> {
-    let mut file = tokio::fs::File::open(path).await?;
-    let mut hasher = sha2::Sha256::new();
-    let mut chunk = vec![0; CHUNK];
+/// Has the service read the file from object storage.
+async fn import(endpoints: &Endpoints, url: &str, args: &Push) -> anyhow::Result<pb::UploadDatasetResponse> {
+    let request = pb::ImportDatasetRequest { url: url.to_owned(), header: Some(header(args)) };
+    let pb::ImportDatasetResponse { dataset, created } = endpoints.dataset()?.import_dataset(request).await?.into_inner();
+    Ok(pb::UploadDatasetResponse { dataset, created })
+}
+
+/// What breaks off, now or when the same file was pushed before, is gone on with where the service has it.
+async fn upload(endpoints: &Endpoints, args: &Push, output: &Output) -> anyhow::Result<pb::UploadDatasetResponse> {
+    let cannot = || format!("cannot read {}", args.file.display());
+    let (sha256, size_bytes) = hash(&args.file).await.with_context(cannot)?;
+    let mut client = endpoints.dataset()?;
+    let bar = output.bar(size_bytes, "uploading   [{bar:30}] {bytes}/{total_bytes}  {eta} left");
+    let (mut attempts, mut goes_on) = (Attempts::default(), true);
     loop {
-        let count = file.read(&mut chunk).await?;
-        if count == 0 {
-            return Ok(tailor_domain::Digest::from_sha256(&hasher.finalize().into()).to_string());
+        let offset = if goes_on {
+            let asked = client.get_upload(pb::GetUploadRequest { sha256: sha256.clone() }).await;
+            // A service that is away says so when it is sent the file.
+            asked.map_or(0, |answer| answer.into_inner().received_bytes.min(size_bytes))
+        } else {
+            0
+        };
+        bar.set_position(offset);
+        let mut file = tokio::fs::File::open(&args.file).await.with_context(cannot)?;
+        file.seek(SeekFrom::Start(offset)).await.with_context(cannot)?;
+        let header = Part::Header(pb::UploadHeader { sha256: sha256.clone(), size_bytes, offset, ..header(args) });
+        let part = |part| pb::UploadDatasetRequest { part: Some(part) };
+        let chunk = |bytes| pb::UploadDatasetRequest { part: Some(Part::Chunk(bytes)) };
+        let sent =
+            transfer::send(part(header), file, chunk, &bar, async |parts| client.upload_dataset(parts).await).await;
+        match sent {
+            Ok(answer) => {
+                bar.finish_and_clear();
+                return Ok(answer);
+            }
+            // Another service than the one that was asked, or somebody else sends the same file meanwhile.
+            Err(error) if offset > 0 && error.code() == Code::FailedPrecondition => goes_on = false,
+            Err(error) => attempts.after(error).await?,
         }
-        hasher.update(&chunk[..count]);
+    }
+}
+
+/// What is said of a file beside its bytes.
+fn header(args: &Push) -> pb::UploadHeader {
+    let given = |value: &Option<String>| value.clone().unwrap_or_default();
+    pb::UploadHeader {
+        name: args.name.clone(),
+        format: given(&args.format),
+        file_name: args.file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
+        input_column: given(&args.input),
+        target_column: given(&args.target),
+        kind: given(&args.kind),
+        messages_column: given(&args.messages),
+        chosen_column: given(&args.chosen),
+        rejected_column: given(&args.rejected),
+        id_column: given(&args.id),
+        label_column: given(&args.label),
+        prompt_template: args.template.clone(),
+        validation_fraction: args.validation,
+        max_label_ratio: args.max_label_ratio,
+        seed: args.seed,
+        new_version: args.new_version,
+        ..Default::default()
+    }
+}
+
+/// A file's sha256 and its size.
+async fn hash(path: &Path) -> std::io::Result<(String, u64)> {
+    const PIECE: usize = 256 << 10;
+    let mut file = tokio::fs::File::open(path).await?;
+    let (mut hasher, mut size_bytes) = (sha2::Sha256::new(), 0);
+    let mut piece = vec![0; PIECE];
+    loop {
+        let count = file.read(&mut piece).await?;
+        if count == 0 {
+            return Ok((tailor_domain::Digest::from_sha256(&hasher.finalize().into()).to_string(), size_bytes));
+        }
+        hasher.update(&piece[..count]);
+        size_bytes += count as u64;
     }
 }
 

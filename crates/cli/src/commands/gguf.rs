@@ -80,7 +80,7 @@ pub async fn model(
 ) -> anyhow::Result<ModelReport> {
     let name = format!("{} {}@{}", version.base, version.adapter, version.version);
     let options = ModelOptions { float, name, extra: lineage(version) };
-    let bar = merge::bar(output, "writing     [{bar:30}] {pos}/{len} tensors  {eta} left");
+    let bar = output.bar(0, "writing     [{bar:30}] {pos}/{len} tensors  {eta} left");
     let shown = bar.clone();
     let writing = tokio::task::spawn_blocking(move || {
         write_model(&folder, &target, &options, &mut |at| {

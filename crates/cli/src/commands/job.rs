@@ -1,4 +1,4 @@
-//! `tailor job list|show|watch|pause|resume|cancel`, and the live view that `tailor train` shares.
+//! `tailor job list|show|watch|pause|resume|cancel|checkpoints`, and the live view that `tailor train` shares.
 
 pub mod evaluation;
 mod history;
@@ -17,7 +17,7 @@ use tailor_pb::training as pb;
 
 use crate::args::Job;
 use crate::connect::Endpoints;
-use crate::output::{Output, time};
+use crate::output::{Output, bytes, time};
 use crate::table;
 
 /// How long a broken stream is taken up again before we give up.
@@ -43,6 +43,7 @@ pub async fn run(endpoints: &Endpoints, command: &Job, output: &Output) -> anyho
             let job = endpoints.trainer()?.cancel_job(pb::CancelJobRequest { id: id.clone() }).await?.into_inner();
             output.show(&describe(&job), || println!("cancelled {}", job.id))
         }
+        Job::Checkpoints { id } => checkpoints(endpoints, id, output).await,
         Job::Predictions { id, wrong, changed, limit } => {
             let filter = PredictionFilter { wrong: *wrong, changed: *changed, limit: *limit };
             predictions::list(endpoints, id, filter, output).await
@@ -89,6 +90,35 @@ async fn list(endpoints: &Endpoints, output: &Output) -> anyhow::Result<()> {
         all.iter().filter(|job| !job.waiting.is_empty()).for_each(|job| println!("{} waits: {}", job.id, job.waiting));
         let unreadable = all.iter().filter(|job| job.state == "UNREADABLE");
         unreadable.for_each(|job| println!("{} cannot be read: {}", job.id, job.error));
+    })
+}
+
+async fn checkpoints(endpoints: &Endpoints, id: &str, output: &Output) -> anyhow::Result<()> {
+    let mut client = endpoints.trainer()?;
+    let (mut all, mut token) = (Vec::new(), String::new());
+    loop {
+        let page = Some(tailor_pb::common::Page { size: 0, token });
+        let request = pb::ListCheckpointsRequest { job_id: id.to_owned(), page };
+        let answer = client.list_checkpoints(request).await?.into_inner();
+        all.extend(answer.checkpoints);
+        token = answer.next_page_token;
+        if token.is_empty() {
+            break;
+        }
+    }
+    let document = |saved: &pb::Checkpoint| {
+        json!({
+            "number": saved.number, "step": saved.step, "fence": saved.fence, "digest": saved.digest,
+            "size_bytes": saved.size_bytes, "created_at_ms": saved.created_at_ms, "kept": saved.kept,
+        })
+    };
+    output.show(&all.iter().map(document).collect::<Vec<_>>(), || {
+        let row = |saved: &pb::Checkpoint| {
+            let kept = if saved.kept { "kept" } else { "gone" };
+            let (size, created) = (bytes(saved.size_bytes), time(saved.created_at_ms));
+            vec![saved.step.to_string(), saved.fence.to_string(), size, kept.to_owned(), created]
+        };
+        table::print(&["step", "attempt", "size", "bytes", "saved"], &all.iter().map(row).collect::<Vec<_>>());
     })
 }
 

@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use tailor_merge::{Difference, MergeOptions, MergeReport, Progress, Stage, merge_folder};
 use tailor_pb::registry as pb;
@@ -111,7 +110,7 @@ async fn fetch(
     folder: &Path,
     output: &Output,
 ) -> anyhow::Result<()> {
-    let bar = bar(output, "fetching    [{bar:30}] {bytes}/{total_bytes}  {eta} left");
+    let bar = output.bar(0, "fetching    [{bar:30}] {bytes}/{total_bytes}  {eta} left");
     bar.set_length(base.size_bytes);
     for file in &base.files {
         let is_plain = Path::new(&file.name).file_name().is_some_and(|name| name == file.name.as_str());
@@ -129,7 +128,7 @@ async fn put_together(
     options: MergeOptions,
     output: &Output,
 ) -> anyhow::Result<MergeReport> {
-    let bar = bar(output, "{msg:11} [{bar:30}] {pos}/{len} tensors  {eta} left");
+    let bar = output.bar(0, "{msg:11} [{bar:30}] {pos}/{len} tensors  {eta} left");
     let shown = bar.clone();
     let merging = tokio::task::spawn_blocking(move || {
         merge_folder(&base, &adapter, &target, &options, &mut |Progress { stage, done, of }| {
@@ -145,17 +144,6 @@ async fn put_together(
     let report = merging.await?;
     bar.finish_and_clear();
     Ok(report?)
-}
-
-pub fn bar(output: &Output, template: &str) -> ProgressBar {
-    if output.json {
-        return ProgressBar::hidden();
-    }
-    let bar = ProgressBar::new(0);
-    if let Ok(style) = ProgressStyle::with_template(template) {
-        bar.set_style(style.progress_chars("█▉ "));
-    }
-    bar
 }
 
 fn document(merge: &Merge, version: &pb::AdapterVersion, report: &MergeReport) -> Value {

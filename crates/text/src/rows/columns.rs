@@ -108,7 +108,7 @@ impl ColumnMap {
             DatasetKind::InputTarget
         } else if usual(&CHOSEN_NAMES) && usual(&REJECTED_NAMES) {
             DatasetKind::Preference
-        } else if format == Format::Jsonl && usual(&MESSAGES_NAMES) && !(usual(&INPUT_NAMES) && usual(&TARGET_NAMES)) {
+        } else if format != Format::Csv && usual(&MESSAGES_NAMES) && !(usual(&INPUT_NAMES) && usual(&TARGET_NAMES)) {
             DatasetKind::Conversation
         } else {
             DatasetKind::InputTarget
@@ -128,7 +128,8 @@ impl ColumnMap {
                 Err(Error::Option { field, problem: format!("rows of kind {kind} have none; leave it out") })
             }
             None if kind == DatasetKind::Conversation && format == Format::Csv => {
-                let problem = "conversation rows are read from jsonl; a field of csv holds no messages".into();
+                let problem =
+                    "conversation rows are read from jsonl or parquet; a field of csv holds no messages".into();
                 Err(Error::Option { field: "kind", problem })
             }
             None => Ok(kind),

@@ -60,7 +60,8 @@ impl<R: Read> JsonRows<R> {
                     Outcome::Dropped(dropped(line, None, DropReason::TooLong, detail))
                 }
                 Piece::Line(bytes) if is_blank(&bytes) => continue,
-                Piece::Line(bytes) => match self.fields(line, &bytes) {
+                Piece::Line(bytes) => match object(line, &bytes).and_then(|object| fields(line, &self.columns, object))
+                {
                     Ok(fields) => finish_row(line, &self.columns, fields),
                     Err(dropped) => Outcome::Dropped(dropped),
                 },
@@ -68,35 +69,33 @@ impl<R: Read> JsonRows<R> {
             return Ok(Some(outcome));
         }
     }
+}
 
-    fn fields(&self, line: u64, bytes: &[u8]) -> Result<Fields, DroppedRow> {
-        let mut object = object(line, bytes)?;
-        let mut value = |name: &str| {
-            let missing = || dropped(line, Some(name), DropReason::MissingField, "the object has no such key");
-            object.remove(name).ok_or_else(missing)
-        };
-        let mut text = |name: &String| as_text(line, name, value(name)?);
-        let content = match &self.columns.roles {
-            Roles::InputTarget { input, target } => {
-                RowContent::InputTarget { input: text(input)?, target: text(target)? }
-            }
-            Roles::Conversation { messages } => {
-                RowContent::Conversation { messages: conversation::parse(line, messages, value(messages)?)? }
-            }
-            Roles::Preference { prompt, chosen, rejected } => {
-                let (asked, better, worse) = (value(prompt)?, value(chosen)?, value(rejected)?);
-                preference::parse(line, (prompt, asked), (chosen, better), (rejected, worse))?
-            }
-        };
-        // Numbers are fine where only equality counts.
-        let mut scalar = |name: &Option<String>| match object.remove(name.as_ref()?) {
-            Some(Value::String(text)) => Some(text),
-            Some(Value::Number(number)) => Some(number.to_string()),
-            Some(Value::Bool(flag)) => Some(flag.to_string()),
-            _ => None,
-        };
-        Ok(Fields { id: scalar(&self.columns.id), label: scalar(&self.columns.label), content })
-    }
+/// What the columns have in an object.
+pub(super) fn fields(line: u64, columns: &Columns, mut object: Map<String, Value>) -> Result<Fields, DroppedRow> {
+    let mut value = |name: &str| {
+        let missing = || dropped(line, Some(name), DropReason::MissingField, "the object has no such key");
+        object.remove(name).ok_or_else(missing)
+    };
+    let mut text = |name: &String| as_text(line, name, value(name)?);
+    let content = match &columns.roles {
+        Roles::InputTarget { input, target } => RowContent::InputTarget { input: text(input)?, target: text(target)? },
+        Roles::Conversation { messages } => {
+            RowContent::Conversation { messages: conversation::parse(line, messages, value(messages)?)? }
+        }
+        Roles::Preference { prompt, chosen, rejected } => {
+            let (asked, better, worse) = (value(prompt)?, value(chosen)?, value(rejected)?);
+            preference::parse(line, (prompt, asked), (chosen, better), (rejected, worse))?
+        }
+    };
+    // Numbers are fine where only equality counts.
+    let mut scalar = |name: &Option<String>| match object.remove(name.as_ref()?) {
+        Some(Value::String(text)) => Some(text),
+        Some(Value::Number(number)) => Some(number.to_string()),
+        Some(Value::Bool(flag)) => Some(flag.to_string()),
+        _ => None,
+    };
+    Ok(Fields { id: scalar(&columns.id), label: scalar(&columns.label), content })
 }
 
 /// Nothing at all is an empty text.

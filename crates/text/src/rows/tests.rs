@@ -164,8 +164,9 @@ fn a_fault_in_mid_file_ends_the_reading_once() {
 fn formats_are_known_by_name_or_ending() {
     assert_eq!(Format::detect("", "rows.CSV").expect("csv"), Format::Csv);
     assert_eq!(Format::detect("jsonl", "rows.txt").expect("jsonl"), Format::Jsonl);
-    for (name, file) in [("", "rows.parquet"), ("xml", "rows.csv"), ("", "rows")] {
-        assert!(Format::detect(name, file).expect_err(file).to_string().contains("use csv or jsonl"));
+    assert_eq!(Format::detect("", "train-00000-of-00001.parquet").expect("parquet"), Format::Parquet);
+    for (name, file) in [("", "rows.xlsx"), ("xml", "rows.csv"), ("", "rows")] {
+        assert!(Format::detect(name, file).expect_err(file).to_string().contains("use csv, jsonl or parquet"));
     }
 }
 

@@ -1,8 +1,10 @@
 //! The dataset service over real gRPC on a free port.
 
 mod failures;
+mod importing;
 mod kinds;
 mod preview;
+mod resuming;
 mod score;
 mod shards;
 mod shipped;

@@ -156,7 +156,7 @@ async fn a_wrong_option_is_refused_by_its_field_before_the_file_is_sent() {
     let cases = [
         (UploadHeader { name: "Errors".into(), ..header(NAME) }, "dataset: name"),
         (UploadHeader { file_name: "errors.xlsx".into(), ..header(NAME) }, "field format"),
-        (UploadHeader { format: "parquet".into(), ..header(NAME) }, "use csv or jsonl"),
+        (UploadHeader { format: "xlsx".into(), ..header(NAME) }, "use csv, jsonl or parquet"),
         (UploadHeader { validation_fraction: 0.9, ..header(NAME) }, "validation_fraction"),
         (UploadHeader { validation_fraction: f64::NAN, ..header(NAME) }, "validation_fraction"),
         (UploadHeader { max_label_ratio: 0.5, ..header(NAME) }, "max_label_ratio"),
