@@ -30,7 +30,7 @@ async fn resume(at: &Addresses, id: &str) -> training::Job {
 }
 
 /// Step, and whether the job can still go on from it, newest first.
-async fn checkpoints(at: &Addresses, id: &str) -> Vec<(u64, bool)> {
+async fn listed_checkpoints(at: &Addresses, id: &str) -> Vec<(u64, bool)> {
     let request = training::ListCheckpointsRequest { job_id: id.to_owned(), page: None };
     let listed = at.trainer().list_checkpoints(request).await.expect("listed").into_inner();
     assert_eq!(listed.next_page_token, "");
@@ -62,8 +62,8 @@ async fn a_paused_job_frees_its_worker_outlives_it_and_comes_to_the_same_bytes()
     assert_eq!((aside.state.as_str(), aside.attempts), ("PAUSED", 1), "nobody goes on with it");
     assert_eq!((unbegun.state.as_str(), unbegun.attempts), ("PAUSED", 0));
     let paused_at = aside.last_step.as_ref().expect("steps were made").step;
-    assert_eq!(checkpoints(&at, &id).await.first(), Some(&(paused_at, true)), "where it was paused");
-    assert_eq!(checkpoints(&at, &waiting).await, []);
+    assert_eq!(listed_checkpoints(&at, &id).await.first(), Some(&(paused_at, true)), "where it was paused");
+    assert_eq!(listed_checkpoints(&at, &waiting).await, []);
     let unknown = training::ListCheckpointsRequest { job_id: "01m8efaj4c432ncct34rgj697z".into(), page: None };
     assert_eq!(at.trainer().list_checkpoints(unknown).await.expect_err("no such job").code(), Code::NotFound);
     let page = Some(tailor_pb::common::Page { size: 0, token: "x".into() });
@@ -91,7 +91,7 @@ async fn a_paused_job_frees_its_worker_outlives_it_and_comes_to_the_same_bytes()
     let (job, waited) = (at.succeeded(&id).await, at.succeeded(&waiting).await);
     assert_eq!((job.adapter_version, at.versions("paused").await, waited.adapter_version), (1, 1, 1));
     assert_eq!(job.last_step.map(|step| step.step), Some(LONG));
-    assert!(checkpoints(&at, &id).await.iter().all(|(_, kept)| !kept), "nobody goes on from there");
+    assert!(listed_checkpoints(&at, &id).await.iter().all(|(_, kept)| !kept), "nobody goes on from there");
 
     let whole = create(&at, "whole", LONG).await;
     let whole = at.succeeded(&whole).await;

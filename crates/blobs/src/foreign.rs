@@ -119,7 +119,10 @@ mod tests {
     #[test]
     fn an_address_names_one_object() {
         let url = ObjectUrl::parse("s3://data/2026/Rows of May.parquet").expect("an address");
-        assert_eq!((url.name(), url.to_string().as_str()), ("Rows of May.parquet", "s3://data/2026/Rows of May.parquet"));
+        assert_eq!(
+            (url.name(), url.to_string().as_str()),
+            ("Rows of May.parquet", "s3://data/2026/Rows of May.parquet")
+        );
         for (bad, says) in [
             ("rows.csv", "no scheme"),
             ("s3://bucket", "no object"),

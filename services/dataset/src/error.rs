@@ -29,7 +29,9 @@ pub enum Error {
     )]
     OtherOffset { file: String, offset: u64, here: u64 },
 
-    #[error("{url} lies in none of the places of dataset.import_from; add its folder or bucket there, or send the file (UploadDataset)")]
+    #[error(
+        "{url} lies in none of the places of dataset.import_from; add its folder or bucket there, or send the file (UploadDataset)"
+    )]
     NotAllowed { url: String },
 
     #[error("base {base}: {source}")]

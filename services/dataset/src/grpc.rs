@@ -11,10 +11,10 @@ use tailor_pb::dataset::dataset_service_server::DatasetService;
 use tailor_pb::dataset::upload_dataset_request::Part;
 use tailor_pb::dataset::{
     Dataset, DeleteDatasetRequest, DeleteDatasetResponse, GetDatasetRequest, GetReportRequest, GetUploadRequest,
-    GetUploadResponse, ImportDatasetRequest, ImportDatasetResponse, ListDatasetsRequest, ListDatasetsResponse, PrepareShardsRequest, PrepareShardsResponse,
-    PreviewRequest, PreviewResponse, PreviewRow, PreviewToken, Report, RevealPredictionsRequest,
-    ScorePredictionsRequest, ScorePredictionsResponse, ScoredRow, SubmitPredictionsRequest, SubmitPredictionsResponse,
-    UploadDatasetRequest, UploadDatasetResponse, UploadHeader,
+    GetUploadResponse, ImportDatasetRequest, ImportDatasetResponse, ListDatasetsRequest, ListDatasetsResponse,
+    PrepareShardsRequest, PrepareShardsResponse, PreviewRequest, PreviewResponse, PreviewRow, PreviewToken, Report,
+    RevealPredictionsRequest, ScorePredictionsRequest, ScorePredictionsResponse, ScoredRow, SubmitPredictionsRequest,
+    SubmitPredictionsResponse, UploadDatasetRequest, UploadDatasetResponse, UploadHeader,
 };
 use tailor_serverkit::{Page, status};
 use tailor_text::{CleanOptions, ColumnMap, Format, Holdout};

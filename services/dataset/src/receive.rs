@@ -12,13 +12,7 @@ use crate::{Datasets, Error, Result};
 
 /// A file that has arrived whole.
 #[derive(Debug)]
-pub struct Arrived {
-    place: Place,
-    pub size_bytes: u64,
-}
-
-#[derive(Debug)]
-enum Place {
+pub enum Arrived {
     /// It is deleted when this is dropped.
     Once(Spooled),
     /// It stays until it is forgotten.
@@ -27,17 +21,17 @@ enum Place {
 
 impl Arrived {
     pub fn path(&self) -> &Path {
-        match &self.place {
-            Place::Once(spooled) => spooled.path(),
-            Place::Kept(partial) => partial.path(),
+        match self {
+            Self::Once(spooled) => spooled.path(),
+            Self::Kept(partial) => partial.path(),
         }
     }
 
     /// Deletes it: it is stored, or it is no dataset.
     pub fn forget(self) {
-        match self.place {
-            Place::Once(spooled) => drop(spooled),
-            Place::Kept(partial) => partial.forget(),
+        match self {
+            Self::Once(spooled) => drop(spooled),
+            Self::Kept(partial) => partial.forget(),
         }
     }
 }
@@ -76,7 +70,7 @@ impl Datasets {
         let spooled = spool.finish().await?;
         check_size(header, spooled.size_bytes)?;
         check_digest(header, &spooled.digest)?;
-        Ok(Arrived { size_bytes: spooled.size_bytes, place: Place::Once(spooled) })
+        Ok(Arrived::Once(spooled))
     }
 
     /// Said before gigabytes are sent.
@@ -110,14 +104,13 @@ impl Datasets {
                 return Err(error.into());
             }
         }
-        let size_bytes = partial.size_bytes();
         // A caller that dies can look like one that ended: this may be gone on with too.
-        check_size(header, size_bytes)?;
+        check_size(header, partial.size_bytes())?;
         if let Err(error) = check_digest(header, &partial.digest().await?) {
             partial.forget();
             return Err(error);
         }
-        Ok(Arrived { place: Place::Kept(Box::new(partial)), size_bytes })
+        Ok(Arrived::Kept(Box::new(partial)))
     }
 }
 

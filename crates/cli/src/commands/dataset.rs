@@ -70,7 +70,8 @@ pub async fn push(endpoints: &Endpoints, args: &Push, output: &Output) -> anyhow
 /// Has the service read the file from object storage.
 async fn import(endpoints: &Endpoints, url: &str, args: &Push) -> anyhow::Result<pb::UploadDatasetResponse> {
     let request = pb::ImportDatasetRequest { url: url.to_owned(), header: Some(header(args)) };
-    let pb::ImportDatasetResponse { dataset, created } = endpoints.dataset()?.import_dataset(request).await?.into_inner();
+    let pb::ImportDatasetResponse { dataset, created } =
+        endpoints.dataset()?.import_dataset(request).await?.into_inner();
     Ok(pb::UploadDatasetResponse { dataset, created })
 }
 

@@ -28,7 +28,8 @@ impl Dataset {
         const SCHEMES: [&str; 4] = ["s3://", "gs://", "az://", "file:///"];
         match self.import_places().find(|place| !SCHEMES.iter().any(|scheme| place.starts_with(scheme))) {
             Some(place) => {
-                let problem = format!("{place:?} is no place; write s3://bucket, gs://bucket, az://container or file:///folder");
+                let problem =
+                    format!("{place:?} is no place; write s3://bucket, gs://bucket, az://container or file:///folder");
                 Err(Error::Invalid { key: "dataset.import_from", problem })
             }
             None => Ok(()),

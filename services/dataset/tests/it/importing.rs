@@ -74,7 +74,8 @@ async fn what_cannot_be_imported_is_said_and_leaves_nothing() {
         expect_status(import(&place.service, &place.url(name), header).await, code, &[says]);
         assert_eq!(place.service.spooled(), 0, "{name}");
     }
-    for (url, says) in [("rows.csv", "no scheme"), ("https://a/b.csv", "not supported"), ("s3://nowhere", "no object")] {
+    for (url, says) in [("rows.csv", "no scheme"), ("https://a/b.csv", "not supported"), ("s3://nowhere", "no object")]
+    {
         expect_status(import(&place.service, url, nameless()).await, Code::InvalidArgument, &[says]);
     }
     expect_status(place.service.get(0).await, Code::NotFound, &[]);
