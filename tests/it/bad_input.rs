@@ -67,7 +67,7 @@ async fn a_file_that_is_no_table_of_rows_is_refused_whole() {
     let columns = b"sentence,language\na,en\n";
     let parts = ["columns.csv", "no column for", "\"sentence\", \"language\"", nothing];
     pushing.refused("columns.csv", columns, "INVALID_ARGUMENT", &parts);
-    pushing.refused("rows.xlsx", b"text,expected text\na,b\n", "INVALID_ARGUMENT", &["xlsx", "csv or jsonl"]);
+    pushing.refused("rows.xlsx", b"text,expected text\na,b\n", "INVALID_ARGUMENT", &["xlsx", "csv, jsonl or parquet"]);
     pushing.refused("broken.jsonl", b"{\"text\": \"a\"\n", "INVALID_ARGUMENT", &["broken.jsonl", nothing]);
 
     let missing = up.folder.join("missing.csv").display().to_string();

@@ -40,6 +40,10 @@ pub enum Error {
     #[error("adapter {adapter} was not published: {source}")]
     Adapter { adapter: String, source: tailor_peft::Error },
 
+    /// Its ranks cannot be looked at, or not be made fewer so.
+    #[error("adapter {version}: {source}")]
+    Figures { version: String, source: tailor_peft::Error },
+
     /// A file of the base is not what the base's format says.
     #[error("base {base}: file {file}: {problem}")]
     Base { base: String, file: String, problem: String },
@@ -80,6 +84,7 @@ impl Coded for Error {
                 ErrorCode::FailedPrecondition => ErrorCode::InvalidArgument,
                 other => other,
             },
+            Self::Figures { source, .. } => source.code(),
             Self::BrokenOff { .. } => ErrorCode::Cancelled,
             Self::Spool(error) => error.code(),
             Self::Store(error) => error.code(),

@@ -1,5 +1,6 @@
 //! The wire: parse into domain types, call the logic, convert. No decision is made here.
 
+mod low_rank;
 mod policy;
 mod rollouts;
 mod watch;
@@ -12,13 +13,14 @@ use tailor_pb::registry::adapter_registry_server::AdapterRegistry;
 use tailor_pb::registry::upload_blob_request::Part;
 use tailor_pb::registry::{
     self as pb, Adapter, AdapterVersion, Alias, Approval, ApproveVersionRequest, AuditEntry, Base, CheckPolicyRequest,
-    CheckPolicyResponse, CollectRequest, CollectResponse, DeleteVersionRequest, DownloadBlobRequest,
-    DownloadBlobResponse, ExportAuditRequest, GetAliasHistoryRequest, GetAliasHistoryResponse, GetBaseRequest,
-    GetPolicyRequest, GetRetentionRequest, GetUploadRequest, GetUploadResponse, GetUsageRequest, GetVersionRequest,
-    ListAdaptersRequest, ListAdaptersResponse, ListBasesRequest, ListBasesResponse, ListVersionsRequest,
-    ListVersionsResponse, Policy, PublishVersionRequest, RegisterBaseRequest, ResolveRequest, RollbackRequest,
-    SetAliasRequest, SetPolicyRequest, SetRetentionRequest, SignDownloadRequest, SignDownloadResponse,
-    UndeleteVersionRequest, UploadBlobRequest, UploadBlobResponse, VerifyRequest, VerifyResponse, WatchRequest,
+    CheckPolicyResponse, CollectRequest, CollectResponse, CompareRequest, Comparison, CompressRequest,
+    CompressResponse, DeleteVersionRequest, DownloadBlobRequest, DownloadBlobResponse, ExportAuditRequest,
+    GetAliasHistoryRequest, GetAliasHistoryResponse, GetBaseRequest, GetPolicyRequest, GetRetentionRequest,
+    GetSpectrumRequest, GetUploadRequest, GetUploadResponse, GetUsageRequest, GetVersionRequest, ListAdaptersRequest,
+    ListAdaptersResponse, ListBasesRequest, ListBasesResponse, ListVersionsRequest, ListVersionsResponse, Policy,
+    PublishVersionRequest, RegisterBaseRequest, ResolveRequest, RollbackRequest, SetAliasRequest, SetPolicyRequest,
+    SetRetentionRequest, SignDownloadRequest, SignDownloadResponse, Spectrum, UndeleteVersionRequest,
+    UploadBlobRequest, UploadBlobResponse, VerifyRequest, VerifyResponse, WatchRequest,
 };
 use tailor_serverkit::{Page, status};
 use tokio_util::sync::CancellationToken;
@@ -238,6 +240,18 @@ impl AdapterRegistry for Api {
             Ok(wire_version(self.registry.resolve(&reference).await?))
         };
         answer(outcome.await)
+    }
+
+    async fn get_spectrum(&self, request: Request<GetSpectrumRequest>) -> Answer<Spectrum> {
+        answer(low_rank::spectrum(&self.registry, request.into_inner()).await)
+    }
+
+    async fn compare(&self, request: Request<CompareRequest>) -> Answer<Comparison> {
+        answer(low_rank::compare(&self.registry, request.into_inner()).await)
+    }
+
+    async fn compress(&self, request: Request<CompressRequest>) -> Answer<CompressResponse> {
+        answer(low_rank::compress(&self.registry, request.into_inner()).await)
     }
 
     async fn delete_version(&self, request: Request<DeleteVersionRequest>) -> Answer<AdapterVersion> {

@@ -8,6 +8,7 @@
 //!      ──▶ bases     a quantised folder under a name          ──▶ layers (module paths and shapes)
 //!      ──▶ versions  publish: check against the base, number, exactly once per job
 //!      ──▶ aliases   compare-and-swap, rollback, history      ──▶ catalog (lists, references)
+//!      ──▶ low_rank  what a version's ranks hold, fewer of them, two versions side by side
 //!      ──▶ life      delete, undelete, purge                  ──▶ collect (retention, garbage), usage (quotas)
 //!      ──▶ audit     who did what, chained                    ──▶ verify (every stored byte)
 //!      ──▶ policy    what an alias demands, who approved      ──▶ gates (judged at each promotion)
@@ -29,6 +30,7 @@ mod house;
 mod hub;
 mod layers;
 mod life;
+mod low_rank;
 mod policy;
 mod publish;
 mod remembered;
@@ -43,6 +45,7 @@ mod wire_house;
 mod words;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tailor_blobs::Store;
@@ -53,6 +56,7 @@ use tailor_serverkit::spool::Limit;
 use tailor_serverkit::trust::Keys;
 use tailor_serverkit::{Clock, Serving, Settings, clock, limited, serve};
 use tokio::net::TcpListener;
+use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
@@ -89,6 +93,8 @@ pub struct Registry {
     trust: Keys,
     auditor: audit::Auditor,
     changes: changes::Changes,
+    /// Whoever decomposes adapters has it.
+    figures: Arc<Mutex<()>>,
 }
 
 /// Bounds of what is remembered: a manifest takes about 2 kB, a segment 500 times as much.
@@ -118,6 +124,7 @@ impl Registry {
             trust: Keys::of(settings)?,
             auditor: audit::Auditor::default(),
             changes,
+            figures: Arc::default(),
         })
     }
 }

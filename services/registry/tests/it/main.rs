@@ -8,6 +8,7 @@ mod faults;
 mod gates;
 mod house;
 mod invariants;
+mod low_rank;
 mod processes;
 mod publish;
 mod quantised;
