@@ -68,6 +68,8 @@ async fn a_file_that_is_no_table_of_rows_is_refused_whole() {
     let parts = ["columns.csv", "no column for", "\"sentence\", \"language\"", nothing];
     pushing.refused("columns.csv", columns, "INVALID_ARGUMENT", &parts);
     pushing.refused("rows.xlsx", b"text,expected text\na,b\n", "INVALID_ARGUMENT", &["xlsx", "csv, jsonl or parquet"]);
+    let parts = ["rows.parquet", "the Parquet file cannot be read", nothing];
+    pushing.refused("rows.parquet", b"PAR1, but no more of it", "INVALID_ARGUMENT", &parts);
     pushing.refused("broken.jsonl", b"{\"text\": \"a\"\n", "INVALID_ARGUMENT", &["broken.jsonl", nothing]);
 
     let missing = up.folder.join("missing.csv").display().to_string();

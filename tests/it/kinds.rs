@@ -5,7 +5,7 @@ use tailor_pb::dataset::PrepareShardsRequest;
 use tailor_pb::training;
 use tonic::Code;
 
-use crate::support::{Cli, Family, Training, Up};
+use crate::support::{Cli, Family, Training, Up, repository};
 
 const ROWS: usize = 30;
 
@@ -35,6 +35,15 @@ async fn refused_job(up: &Up, job: Training<'_>, objective: &str, loss_on: &str,
     for part in says {
         assert!(error.message().contains(part), "{part:?} is missing in: {}", error.message());
     }
+}
+
+/// By the program that runs: `tailor up` reads the file in a process of its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_parquet_file_of_conversations_is_pushed_as_it_is() {
+    let up = Up::start().await;
+    let file = repository().join("tests/golden/text/parquet/chats.parquet").display().to_string();
+    let pushed = up.cli().json(&["dataset", "push", &file, "--name", "chats"]);
+    assert_eq!((&pushed["kind"], &pushed["rows_dropped"]), (&"conversation".into(), &4.into()), "{pushed}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

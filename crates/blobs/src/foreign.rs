@@ -4,14 +4,17 @@ use std::fmt;
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 
-use futures::{StreamExt as _, TryStreamExt as _};
+use futures::StreamExt as _;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt as _};
+use object_store::{GetOptions, ObjectStore, ObjectStoreExt as _};
 
 use crate::classify::backend_error;
 use crate::open::bad_address;
-use crate::{BlobStream, Result, S3Options, Store};
+use crate::{BlobStream, Error, Result, S3Options, Store};
+
+/// Of one request.
+const PIECE_BYTES: u64 = 16 << 20;
 
 /// The address of one object: `s3://bucket/key`, `gs://bucket/key`, `az://container/key` or `file:///path`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,7 +37,7 @@ pub struct Found {
 
 impl ObjectUrl {
     /// # Errors
-    /// [`Error::BadAddress`](crate::Error::BadAddress)
+    /// [`Error::BadAddress`]
     pub fn parse(url: &str) -> Result<Self> {
         let bad = |problem: &str| bad_address(url, problem.to_owned());
         let (scheme, rest) = url.split_once("://").ok_or_else(|| bad("it names no scheme"))?;
@@ -85,8 +88,7 @@ impl ObjectUrl {
     /// Looks the object up; nothing of it is read yet.
     ///
     /// # Errors
-    /// [`Error::NotFound`](crate::Error::NotFound), [`Error::Unavailable`](crate::Error::Unavailable),
-    /// [`Error::Refused`](crate::Error::Refused); the last two also as items of the stream.
+    /// [`Error::NotFound`], [`Error::Unavailable`], [`Error::Refused`]; all also as items of the stream.
     pub async fn open(&self, options: &S3Options) -> Result<Found> {
         let (backend, of, key): (Arc<dyn ObjectStore>, String, Path) = match &self.place {
             Place::Bucket { bucket, key } => {
@@ -99,9 +101,30 @@ impl ObjectUrl {
             }
         };
         let (of, name): (Arc<str>, Arc<str>) = (of.into(), self.url.as_str().into());
-        let found = backend.get(&key).await.map_err(|error| backend_error(&of, &name, error))?;
-        let size_bytes = found.meta.size;
-        let pieces = found.into_stream().map_err(move |error| backend_error(&of, &name, error));
+        let meta = backend.head(&key).await.map_err(|error| backend_error(&of, &name, error))?;
+        let size_bytes = meta.size;
+        // Piece by piece, since a request may take no longer than a minute; all of what it was when it was looked up.
+        let pieces = futures::stream::try_unfold(0, move |at| {
+            let (backend, key, of, name) = (backend.clone(), key.clone(), of.clone(), name.clone());
+            let if_match = meta.e_tag.clone();
+            async move {
+                let end = meta.size.min(at + PIECE_BYTES);
+                if at == end {
+                    return Ok(None);
+                }
+                let options = GetOptions { range: Some((at..end).into()), if_match, ..GetOptions::default() };
+                let piece = async { backend.get_opts(&key, options).await?.bytes().await };
+                let piece = piece.await.map_err(|error| match error {
+                    object_store::Error::Precondition { .. } => Error::Unavailable {
+                        url: of.to_string(),
+                        key: name.to_string(),
+                        problem: "it was written anew while it was read".into(),
+                    },
+                    other => backend_error(&of, &name, other),
+                })?;
+                Ok(Some((piece, end)))
+            }
+        });
         Ok(Found { size_bytes, pieces: pieces.boxed() })
     }
 }

@@ -18,6 +18,10 @@ use crate::connect::Endpoints;
 use crate::output::Output;
 
 fn main() -> ExitCode {
+    // `tailor up` holds the dataset service.
+    if let Some(code) = tailor_text::serve_if_asked() {
+        return code;
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return fault::usage(&error),

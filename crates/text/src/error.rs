@@ -142,7 +142,7 @@ fn missing_column(wanted: &str, found: &[String], likeliest: Option<&str>) -> St
     const LISTED: usize = 20;
     let mut message = format!(
         "no column for {wanted}; the file has {}",
-        found.iter().take(LISTED).map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", ")
+        found.iter().take(LISTED).map(|name| clipped(&format!("{name:?}"))).collect::<Vec<_>>().join(", ")
     );
     if found.len() > LISTED {
         message.push_str(&format!(" and {} more", found.len() - LISTED));

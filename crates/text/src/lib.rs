@@ -26,7 +26,7 @@ pub use clean::{CleanOptions, Cleaned, Cleaner, Holdout, RowFile};
 pub use column::Column;
 pub use error::{Error, Refusal, Result};
 pub use example::{Example, ExampleBuilder, Preference};
-pub use rows::{ColumnMap, Columns, Format, Outcome, Row, RowContent, RowLimits, RowReader};
+pub use rows::{ColumnMap, Columns, Format, Outcome, Row, RowContent, RowLimits, RowReader, serve_if_asked};
 pub use sort::Sorter;
 pub use template::PromptTemplate;
 pub use tokenizer::{Tokenizer, TokenizerFiles};

@@ -16,6 +16,7 @@ mod preference;
 
 use std::fs::File;
 use std::io::Read;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use tailor_domain::DropReason;
@@ -23,6 +24,7 @@ use tailor_domain::dataset::DroppedRow;
 
 pub use columns::{ColumnMap, Columns, Roles};
 pub use content::RowContent;
+pub use parquet::serve_if_asked;
 
 use crate::error::{Error, Result};
 
@@ -79,11 +81,13 @@ pub struct RowLimits {
     pub max_line_bytes: usize,
     /// A longer line ends the reading: no row file has it.
     pub max_skipped_bytes: u64,
+    /// What the rows of a Parquet file may have as JSON.
+    pub max_unpacked_bytes: u64,
 }
 
 impl Default for RowLimits {
     fn default() -> Self {
-        Self { max_line_bytes: 1 << 20, max_skipped_bytes: 64 << 20 }
+        Self { max_line_bytes: 1 << 20, max_skipped_bytes: 64 << 20, max_unpacked_bytes: 16 << 30 }
     }
 }
 
@@ -100,15 +104,21 @@ enum Source<R> {
 }
 
 impl RowReader<File> {
-    /// Finds the columns of a file of any format.
+    /// Finds the columns of a file of any format. `program` reads Parquet files apart, by [`serve_if_asked`].
     ///
     /// # Errors
-    /// As [`Self::open`]; it is no Parquet file, or one that makes more room than a file of rows needs.
-    pub fn open_file(file: File, format: Format, columns: &ColumnMap, limits: RowLimits) -> Result<Self> {
+    /// As [`Self::open`]; it is no Parquet file, or one that takes more memory or time than rows do.
+    pub fn open_file(
+        file: File,
+        format: Format,
+        columns: &ColumnMap,
+        limits: RowLimits,
+        program: &Path,
+    ) -> Result<Self> {
         match format {
             Format::Csv | Format::Jsonl => Self::open(file, format, columns, limits),
             Format::Parquet => {
-                let rows = parquet::ParquetRows::open(file, columns, limits)?;
+                let rows = parquet::ParquetRows::open(&file, columns, limits, program)?;
                 Ok(Self { source: Source::Parquet(Box::new(rows)), done: false })
             }
         }
@@ -137,7 +147,7 @@ impl<R: Read> RowReader<R> {
         match &self.source {
             Source::Csv(rows) => &rows.columns,
             Source::Jsonl(rows) => &rows.columns,
-            Source::Parquet(rows) => &rows.columns,
+            Source::Parquet(rows) => &rows.rows.columns,
         }
     }
 }

@@ -54,6 +54,8 @@ pub struct Datasets {
     spool_dir: PathBuf,
     upload_limit: Limit,
     row_limits: RowLimits,
+    /// The program that reads Parquet files apart.
+    parquet_reader: Option<PathBuf>,
     /// Permits for work that takes memory and a processor.
     work: Arc<Semaphore>,
     tokenizers: bases::Cache,
@@ -86,7 +88,12 @@ impl Datasets {
             clock,
             spool_dir: settings.cache_dir.join("spool"),
             upload_limit: Limit { bytes: settings.dataset.max_upload_bytes, setting: "dataset.max_upload_bytes" },
-            row_limits: RowLimits { max_line_bytes, max_skipped_bytes },
+            row_limits: RowLimits {
+                max_line_bytes,
+                max_skipped_bytes,
+                max_unpacked_bytes: settings.dataset.max_upload_bytes,
+            },
+            parquet_reader: settings.dataset.parquet_reader.clone().or_else(|| std::env::current_exe().ok()),
             work: Arc::new(Semaphore::new(MAX_AT_ONCE)),
             tokenizers: bases::Cache::default(),
             imports: Arc::new(Imports::of(settings)),

@@ -5,6 +5,9 @@ use std::process::ExitCode;
 use tailor_serverkit::{boot, store};
 
 fn main() -> ExitCode {
+    if let Some(code) = tailor_text::serve_if_asked() {
+        return code;
+    }
     let about = "Checks, cleans, splits and tokenises uploaded rows";
     boot::main("tailor-dataset", 50051, about, |settings, listener, stop| async move {
         let store = store::open(&settings).await?;

@@ -94,6 +94,9 @@ impl Datasets {
         if offset == 0 {
             partial.restart().await?;
         } else if offset != here {
+            if here == 0 {
+                partial.forget();
+            }
             return Err(Error::OtherOffset { file: header.file_name.clone(), offset, here });
         }
         let mut chunks = std::pin::pin!(chunks);

@@ -75,9 +75,13 @@ impl Datasets {
     }
 
     async fn ingest(&self, header: &Header, source: &Arrived) -> Result<Ingested> {
-        let (header, limits, folder) = (header.clone(), self.row_limits, self.spool_dir.clone());
-        let path = source.path().to_owned();
-        self.off_thread(move || ingest::ingest(&path, &header, limits, &folder)).await
+        let (header, path) = (header.clone(), source.path().to_owned());
+        let work = ingest::Work {
+            limits: self.row_limits,
+            folder: self.spool_dir.clone(),
+            parquet_reader: self.parquet_reader.clone().unwrap_or_default(),
+        };
+        self.off_thread(move || work.ingest(&path, &header)).await
     }
 
     /// Stores the bytes. Without a manifest nobody sees them, and storing them again is storing them once.

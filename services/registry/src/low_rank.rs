@@ -10,12 +10,16 @@ use tailor_domain::{AdapterManifest, AdapterName, AdapterRef, Digest};
 use tailor_pb::registry as pb;
 use tailor_peft::{Adapter, Comparison, Compressed, Keep, Limits, Spectrum};
 use tailor_serverkit::trust::check_version;
+use tokio::sync::OwnedMutexGuard;
 
 use crate::publish::NewVersion;
 use crate::{Error, Registry, Result};
 
 /// What DoRA does to the figures.
 const DORA: &str = "DoRA: these are the figures of B·A, before the magnitudes scale the whole weight";
+
+/// Whoever has it decomposes adapters; no other does.
+type Alone = Arc<OwnedMutexGuard<()>>;
 
 /// What a version's ranks hold.
 #[derive(Debug)]
@@ -49,10 +53,10 @@ impl Registry {
     /// # Errors
     /// [`Error::NotFound`]; [`Error::Figures`]: it has no low-rank update; [`Error::NotReady`]: it is not signed as it must be.
     pub async fn spectrum(&self, reference: &AdapterRef) -> Result<OfVersion> {
-        let _alone = self.figures.lock().await;
-        let (manifest, adapter) = self.open_version(reference).await?;
+        let alone = self.alone().await;
+        let (manifest, adapter) = self.open_version(reference, &alone).await?;
         let notes = dora([&adapter]);
-        let spectrum = figures(&manifest, move || adapter.spectrum()).await?;
+        let spectrum = figures(&manifest, &alone, move || adapter.spectrum()).await?;
         Ok(OfVersion { manifest, spectrum, notes })
     }
 
@@ -61,15 +65,15 @@ impl Registry {
     /// # Errors
     /// As [`Self::spectrum`]; [`Error::Figures`] also where they have no layer of one shape in common.
     pub async fn compare(&self, first: &AdapterRef, second: &AdapterRef) -> Result<(Comparison, Vec<String>)> {
-        let _alone = self.figures.lock().await;
-        let (one, adapter) = self.open_version(first).await?;
-        let (two, other) = self.open_version(second).await?;
+        let alone = self.alone().await;
+        let (one, adapter) = self.open_version(first, &alone).await?;
+        let (two, other) = self.open_version(second, &alone).await?;
         let mut notes = dora([&adapter, &other]);
         if one.base_fingerprint != two.base_fingerprint {
             let (one, two) = (&one.base, &two.base);
             notes.push(format!("the bases differ ({one} and {two}): equal directions may mean other things"));
         }
-        let found = figures(&one, move || adapter.compare(&other)).await?;
+        let found = figures(&one, &alone, move || adapter.compare(&other)).await?;
         Ok((found, notes))
     }
 
@@ -78,10 +82,10 @@ impl Registry {
     /// # Errors
     /// As [`Self::spectrum`] and [`Self::publish`]; [`Error::Figures`] also where nothing is gained or DoRA forbids it.
     pub async fn compress(&self, wanted: &Compression) -> Result<Lighter> {
-        let _alone = self.figures.lock().await;
-        let (parent, original) = self.open_version(&wanted.from).await?;
+        let alone = self.alone().await;
+        let (parent, original) = self.open_version(&wanted.from, &alone).await?;
         let (keep, before) = (wanted.keep, original.max_rank());
-        let (compressed, config, weights) = figures(&parent, move || {
+        let (compressed, config, weights) = figures(&parent, &alone, move || {
             let compressed = original.compress(keep)?;
             let (config, weights) = (compressed.adapter.config_to_bytes(), compressed.adapter.weights_to_bytes()?);
             Ok((compressed, config, weights))
@@ -120,8 +124,12 @@ impl Registry {
         Ok(Lighter { manifest, created: true, compressed })
     }
 
+    async fn alone(&self) -> Alone {
+        Arc::new(self.figures.clone().lock_owned().await)
+    }
+
     /// A version's files, checked as they are before they are served.
-    async fn open_version(&self, reference: &AdapterRef) -> Result<(Arc<AdapterManifest>, Adapter)> {
+    async fn open_version(&self, reference: &AdapterRef, alone: &Alone) -> Result<(Arc<AdapterManifest>, Adapter)> {
         let manifest = self.resolve(reference).await?.manifest;
         check_version(&pb::AdapterVersion::from(&*manifest), &self.trust.trusted).map_err(|error| Error::NotReady {
             what: error.to_string(),
@@ -130,7 +138,7 @@ impl Registry {
         let limits = Limits::default();
         let config = self.read_small("config_digest", &manifest.config, limits.max_config_bytes).await?;
         let weights = self.read_small("weights_digest", &manifest.weights, limits.max_weights_bytes).await?;
-        let adapter = figures(&manifest, move || Adapter::from_bytes(&config, &weights, &limits)).await?;
+        let adapter = figures(&manifest, alone, move || Adapter::from_bytes(&config, &weights, &limits)).await?;
         Ok((manifest, adapter))
     }
 
@@ -155,12 +163,18 @@ fn dora<const N: usize>(adapters: [&Adapter; N]) -> Vec<String> {
     any.then(|| DORA.to_owned()).into_iter().collect()
 }
 
-/// Off the threads that answer calls.
+/// Off the threads that answer calls. What was begun is held until it ends, even if the caller has gone.
 async fn figures<T: Send + 'static>(
     manifest: &AdapterManifest,
+    alone: &Alone,
     work: impl FnOnce() -> tailor_peft::Result<T> + Send + 'static,
 ) -> Result<T> {
-    let done = tokio::task::spawn_blocking(work).await;
+    let alone = alone.clone();
+    let done = tokio::task::spawn_blocking(move || {
+        let _alone = alone;
+        work()
+    });
+    let done = done.await;
     let done = done.map_err(|_| Error::Defect { problem: "the figures of an adapter were not finished".into() })?;
     let version = format!("{}@{}", manifest.adapter, manifest.version);
     done.map_err(|source| Error::Figures { version, source })

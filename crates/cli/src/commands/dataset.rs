@@ -103,9 +103,14 @@ async fn upload(endpoints: &Endpoints, args: &Push, output: &Output) -> anyhow::
                 bar.finish_and_clear();
                 return Ok(answer);
             }
-            // Another service than the one that was asked, or somebody else sends the same file meanwhile.
-            Err(error) if offset > 0 && error.code() == Code::FailedPrecondition => goes_on = false,
-            Err(error) => attempts.after(error).await?,
+            // What is there is of another service than the one that was asked, or is not how this file begins.
+            Err(error) if offset > 0 && matches!(error.code(), Code::FailedPrecondition | Code::InvalidArgument) => {
+                goes_on = false;
+            }
+            Err(error) => {
+                attempts.after(error).await?;
+                goes_on = true;
+            }
         }
     }
 }

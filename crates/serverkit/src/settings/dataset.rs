@@ -1,5 +1,7 @@
 //! The dataset service's: what it takes.
 
+use std::path::PathBuf;
+
 use serde::Deserialize;
 
 use super::{Error, positive};
@@ -13,11 +15,13 @@ pub struct Dataset {
     /// `file:///folder`. Those of the store's own kind are read as its settings say, by the same endpoint and with the same
     /// credentials, others with the usual variables of the environment. Whoever may call the service may read what lies there.
     pub import_from: String,
+    /// A program of ours that reads Parquet files in processes of their own. Absent: the one that runs.
+    pub parquet_reader: Option<PathBuf>,
 }
 
 impl Default for Dataset {
     fn default() -> Self {
-        Self { max_upload_bytes: 16 << 30, max_line_bytes: 1 << 20, import_from: String::new() }
+        Self { max_upload_bytes: 16 << 30, max_line_bytes: 1 << 20, import_from: String::new(), parquet_reader: None }
     }
 }
 
@@ -26,7 +30,13 @@ impl Dataset {
         positive("dataset.max_upload_bytes", self.max_upload_bytes)?;
         positive("dataset.max_line_bytes", self.max_line_bytes as u64)?;
         const SCHEMES: [&str; 4] = ["s3://", "gs://", "az://", "file:///"];
-        match self.import_places().find(|place| !SCHEMES.iter().any(|scheme| place.starts_with(scheme))) {
+        // A bucket, or a folder, is named.
+        let is_place = |place: &str| {
+            SCHEMES
+                .iter()
+                .any(|scheme| place.strip_prefix(scheme).is_some_and(|rest| !rest.trim_matches('/').is_empty()))
+        };
+        match self.import_places().find(|place| !is_place(place)) {
             Some(place) => {
                 let problem =
                     format!("{place:?} is no place; write s3://bucket, gs://bucket, az://container or file:///folder");

@@ -31,6 +31,10 @@ fn a_value_outside_its_limits_is_named_by_its_key() {
     assert!(over("services.dataset", "localhost:1").is_err());
     let message = over("gateway.cors_origins", "example.org").expect_err("no origin").to_string();
     assert!(message.starts_with("settings: gateway.cors_origins: \"example.org\""), "{message}");
+    for bad in ["/rows", "s3://", "file:///", "s3://rows, ftp://x"] {
+        assert!(over("dataset.import_from", bad).expect_err(bad).to_string().contains("dataset.import_from"), "{bad}");
+    }
+    assert!(over("dataset.import_from", "s3://rows, file:///mnt/rows").is_ok());
     assert!(over("gateway.preload", "a, B!").expect_err("no name").to_string().contains("gateway.preload"));
 }
 

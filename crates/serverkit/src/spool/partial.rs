@@ -1,7 +1,8 @@
 //! An upload that broke off stays, under the digest that it will have, so that it can be gone on with.
 
-use std::fs::File as BlockingFile;
+use std::fs::{File as BlockingFile, Metadata};
 use std::io::{self, Read as _, SeekFrom};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -46,13 +47,17 @@ impl Partial {
         std::fs::create_dir_all(folder).map_err(failed)?;
         forget_old(folder);
         let path = place(folder, digest);
-        let mut file =
-            BlockingFile::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(std::fs::TryLockError::WouldBlock) => return Self::apart(folder, limit),
-            Err(std::fs::TryLockError::Error(error)) => return Err(failed(error)),
-        }
+        let mut file = loop {
+            let file = BlockingFile::options().read(true).write(true).create(true).truncate(false).open(&path);
+            let file = file.map_err(failed)?;
+            match file.try_lock() {
+                // Whoever had it may have forgotten it in between: then it has this name no more.
+                Ok(()) if is_at(&file, &path) => break file,
+                Ok(()) => {}
+                Err(std::fs::TryLockError::WouldBlock) => return Self::apart(folder, limit),
+                Err(std::fs::TryLockError::Error(error)) => return Err(failed(error)),
+            }
+        };
         let (mut hasher, mut size_bytes) = (Sha256::new(), 0);
         let mut buffer = vec![0; READ_AT_ONCE];
         loop {
@@ -132,6 +137,11 @@ impl Drop for Partial {
             let _ = std::fs::remove_file(&self.path);
         }
     }
+}
+
+fn is_at(file: &BlockingFile, path: &Path) -> bool {
+    let same = |a: Metadata, b: Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
+    file.metadata().ok().zip(path.metadata().ok()).is_some_and(|(own, there)| same(own, there))
 }
 
 fn place(folder: &Path, digest: &Digest) -> PathBuf {

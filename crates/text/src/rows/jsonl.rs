@@ -51,6 +51,11 @@ impl<R: Read> JsonRows<R> {
         Ok(Self { columns, lines })
     }
 
+    /// Of lines whose columns are known.
+    pub fn of(lines: Lines<R>, columns: Columns) -> Self {
+        Self { columns, lines }
+    }
+
     pub fn next_outcome(&mut self) -> Result<Option<Outcome>> {
         loop {
             let Some((line, piece)) = self.lines.next()? else { return Ok(None) };
@@ -72,7 +77,7 @@ impl<R: Read> JsonRows<R> {
 }
 
 /// What the columns have in an object.
-pub(super) fn fields(line: u64, columns: &Columns, mut object: Map<String, Value>) -> Result<Fields, DroppedRow> {
+fn fields(line: u64, columns: &Columns, mut object: Map<String, Value>) -> Result<Fields, DroppedRow> {
     let mut value = |name: &str| {
         let missing = || dropped(line, Some(name), DropReason::MissingField, "the object has no such key");
         object.remove(name).ok_or_else(missing)

@@ -159,7 +159,7 @@ mod tests {
     use super::*;
 
     fn limits(max_line_bytes: usize) -> RowLimits {
-        RowLimits { max_line_bytes, max_skipped_bytes: 1000 }
+        RowLimits { max_line_bytes, max_skipped_bytes: 1000, ..RowLimits::default() }
     }
 
     fn all(bytes: &[u8], max: usize) -> Vec<(u64, Piece)> {
@@ -210,7 +210,7 @@ mod tests {
     #[test]
     fn a_line_without_end_is_refused_soon() {
         let mut read = 0;
-        let limits = RowLimits { max_line_bytes: 1000, max_skipped_bytes: 1 << 20 };
+        let limits = RowLimits { max_line_bytes: 1000, max_skipped_bytes: 1 << 20, ..RowLimits::default() };
         let error = Lines::open(Endless(&mut read), limits).err().expect("endless");
         assert!(matches!(error, Error::EndlessLine { line: 1, .. }), "{error}");
         assert!(read <= (1 << 20) + 2 * BUFFER_BYTES as u64, "read {read} bytes of an endless line");

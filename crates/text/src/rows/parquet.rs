@@ -1,150 +1,116 @@
-//! Parquet files: rows of columns, which may be lists and structures, as the Hub's datasets are. A row has what the same row of a file
-//! of JSON lines has, and its number takes the place of the line.
+//! Parquet files, as the Hub keeps datasets, read by a process of their own.
+//!
+//! Such a file says of its parts how much room they take once they are unpacked, in dozens of places, and a few hundred bytes may
+//! say anything. The library that reads it believes them; looking at all of them before would be a second reader that had to
+//! agree with the first. So it reads where nothing but this one file can come to harm: a process with limits on memory and time
+//! ([`child`]) that gets the open file and gives JSON lines, which are then read as any others. A row's number is its line.
 
-mod bounds;
-mod thrift;
+mod child;
 
-use std::any::Any;
 use std::fs::File;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::io::{self, Read as _, Seek as _};
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, Stdio};
 
-use parquet::file::reader::{FileReader as _, SerializedFileReader};
-use parquet::record::reader::RowIter;
-use parquet::record::{Field, Row};
-use parquet::schema::types::Type;
-use serde_json::{Map, Value};
-use tailor_domain::DropReason;
+pub use child::serve_if_asked;
 
 use super::columns::{ColumnMap, Columns};
-use super::{Format, Outcome, RowLimits, dropped, finish_row, jsonl};
+use super::jsonl::JsonRows;
+use super::lines::Lines;
+use super::{Format, Outcome, RowLimits};
 use crate::error::{Error, Result};
 
-/// Rows whose values are read at once.
-const BATCH: usize = 256;
-/// Bytes of what is no text, for the message that says so.
-const EXCERPT: usize = 32;
+/// Of the columns' names together.
+const MAX_NAMES_BYTES: u64 = 1 << 20;
+/// Of what is said about a file that cannot be read.
+const MAX_WORDS_BYTES: u64 = 4 << 10;
 
 pub(super) struct ParquetRows {
-    pub columns: Columns,
-    rows: RowIter<'static>,
-    number: u64,
-    limits: RowLimits,
+    pub rows: JsonRows<ChildStdout>,
+    process: Process,
 }
 
 impl ParquetRows {
-    pub fn open(mut file: File, wanted: &ColumnMap, limits: RowLimits) -> Result<Self> {
-        bounds::check_footer(&mut file)?;
-        let size = file.metadata()?.len();
-        let own = file.try_clone()?;
-        guarded(move || {
-            let reader = SerializedFileReader::new(own).map_err(library)?;
-            let metadata = reader.metadata();
-            let root = metadata.file_metadata().schema();
-            let names: Vec<String> = root.get_fields().iter().map(|field| field.name().to_owned()).collect();
-            if metadata.row_groups().iter().all(|group| group.num_rows() <= 0) {
-                return Err(Error::Empty);
-            }
-            let columns = Columns::find(wanted, &names, Format::Parquet)?;
-            let is_read = |name: &str| {
-                columns.roles.all().into_iter().chain(&columns.id).chain(&columns.label).any(|column| column == name)
-            };
-            for column in metadata.row_groups().iter().flat_map(|group| group.columns()) {
-                if column.column_path().parts().first().is_some_and(|name| is_read(name)) {
-                    bounds::check_column(&mut file, size, column)?;
-                }
-            }
-            let fields = root.get_fields().iter().filter(|field| is_read(field.name())).map(Arc::clone).collect();
-            let wanted = Type::group_type_builder(root.name()).with_fields(fields).build().map_err(library)?;
-            let rows = RowIter::from_file_into(Box::new(reader)).project(Some(wanted)).map_err(library)?;
-            Ok(Self { columns, rows: rows.with_batch_size(BATCH), number: 0, limits })
-        })
+    pub fn open(file: &File, wanted: &ColumnMap, limits: RowLimits, program: &Path) -> Result<Self> {
+        let names = names(file, program)?;
+        let columns = Columns::find(wanted, &names, Format::Parquet)?;
+        let limit = limits.max_unpacked_bytes.to_string();
+        let used = columns.roles.all().into_iter().chain(&columns.id).chain(&columns.label).map(String::as_str);
+        let words: Vec<&str> = [child::ROWS, &limit].into_iter().chain(used).collect();
+        let (mut process, output) = Process::start(program, file, &words)?;
+        let lines = match Lines::open(output, limits) {
+            Ok(lines) => lines,
+            // What it says is nearer to the cause than that nothing came.
+            Err(error) => return Err(process.finish().err().unwrap_or(error)),
+        };
+        Ok(Self { rows: JsonRows::of(lines, columns), process })
     }
 
     pub fn next_outcome(&mut self) -> Result<Option<Outcome>> {
-        let Some(row) = guarded(|| self.rows.next().transpose().map_err(library))? else { return Ok(None) };
-        self.number += 1;
-        let mut bytes = 0;
-        let object = object(row, &mut bytes);
-        if bytes > self.limits.max_line_bytes {
-            let detail = format!("{bytes} bytes, the limit is {}", self.limits.max_line_bytes);
-            return Ok(Some(Outcome::Dropped(dropped(self.number, None, DropReason::TooLong, detail))));
+        let next = self.rows.next_outcome()?;
+        if next.is_none() {
+            self.process.finish()?;
         }
-        Ok(Some(match jsonl::fields(self.number, &self.columns, object) {
-            Ok(fields) => finish_row(self.number, &self.columns, fields),
-            Err(dropped) => Outcome::Dropped(dropped),
-        }))
+        Ok(next)
     }
 }
 
-fn damaged(problem: impl Into<String>) -> Error {
-    Error::parquet(problem.into())
+fn names(file: &File, program: &Path) -> Result<Vec<String>> {
+    let (mut process, output) = Process::start(program, file, &[child::NAMES])?;
+    let mut names = Vec::new();
+    output.take(MAX_NAMES_BYTES).read_to_end(&mut names)?;
+    if names.len() as u64 == MAX_NAMES_BYTES {
+        return Err(Error::parquet(format!("the names of its columns have {MAX_NAMES_BYTES} bytes or more")));
+    }
+    process.finish()?;
+    serde_json::from_slice(&names).map_err(|error| Error::parquet(format!("the names of its columns: {error}")))
 }
 
-fn library(error: parquet::errors::ParquetError) -> Error {
-    damaged(error.to_string())
+/// Dropping it ends it.
+struct Process {
+    child: Child,
+    said: File,
 }
 
-/// The library is written for files that are as they should be, and panics at some that are not.
-fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(damaged(said(&*panic))))
-}
-
-fn said(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
-    text.unwrap_or("something in it cannot be read").to_owned()
-}
-
-/// A structure as the object that JSON would have. In a file of columns all rows have all fields, and those that a row has not are null:
-/// within a column they are left out, as whoever writes JSON does.
-fn object(row: Row, bytes: &mut usize) -> Map<String, Value> {
-    row.into_columns().into_iter().map(|(name, field)| (name, value(field, bytes))).collect()
-}
-
-fn value(field: Field, bytes: &mut usize) -> Value {
-    let text = |text: String, bytes: &mut usize| {
-        *bytes += text.len();
-        Value::String(text)
-    };
-    *bytes += 8;
-    match field {
-        Field::Null => Value::Null,
-        Field::Bool(flag) => flag.into(),
-        Field::Byte(number) => number.into(),
-        Field::Short(number) => number.into(),
-        Field::Int(number) => number.into(),
-        Field::Long(number) => number.into(),
-        Field::UByte(number) => number.into(),
-        Field::UShort(number) => number.into(),
-        Field::UInt(number) => number.into(),
-        Field::ULong(number) => number.into(),
-        Field::Float16(number) => number.to_f32().into(),
-        Field::Float(number) => number.into(),
-        Field::Double(number) => number.into(),
-        Field::Str(own) => text(own, bytes),
-        // Texts that nobody marked as such; what is none is no text to whoever asks for one.
-        Field::Bytes(own) => match std::str::from_utf8(own.data()) {
-            Ok(own) => text(own.to_owned(), bytes),
-            Err(_) => own.data().iter().take(EXCERPT).map(|byte| Value::from(*byte)).collect(),
-        },
-        Field::Group(row) => {
-            let mut fields = object(row, bytes);
-            fields.retain(|_, value| !value.is_null());
-            Value::Object(fields)
+impl Process {
+    fn start(program: &Path, file: &File, words: &[&str]) -> Result<(Self, ChildStdout)> {
+        let said = tempfile::tempfile()?;
+        let mut command = Command::new(program);
+        command.arg(child::WORD).args(words).stdin(file.try_clone()?).stdout(Stdio::piped()).stderr(said.try_clone()?);
+        // Nothing of ours is its business, but for what a program needs to start.
+        command.env_clear();
+        if let Some(path) = std::env::var_os("LD_LIBRARY_PATH") {
+            command.env("LD_LIBRARY_PATH", path);
         }
-        Field::ListInternal(list) => list.elements().iter().map(|element| value(element.clone(), bytes)).collect(),
-        Field::MapInternal(map) => {
-            let pairs = map.entries().iter().map(|(key, own)| (key.to_string(), value(own.clone(), bytes)));
-            Value::Object(pairs.collect())
+        let mut child = command.spawn().map_err(|error| {
+            io::Error::new(error.kind(), format!("{} cannot be started to read it: {error}", program.display()))
+        })?;
+        let output = child.stdout.take().ok_or_else(|| Error::parquet("the process that reads it has no output"))?;
+        Ok((Self { child, said }, output))
+    }
+
+    /// How it ended; an error where it did not read the whole file.
+    fn finish(&mut self) -> Result<()> {
+        let status = self.child.wait()?;
+        if status.success() {
+            return Ok(());
         }
-        other @ (Field::Decimal(_)
-        | Field::Date(_)
-        | Field::TimeMillis(_)
-        | Field::TimeMicros(_)
-        | Field::TimestampMillis(_)
-        | Field::TimestampMicros(_)) => text(other.to_string(), bytes),
+        let mut said = Vec::new();
+        self.said.rewind()?;
+        (&self.said).take(MAX_WORDS_BYTES).read_to_end(&mut said)?;
+        if status.code() == Some(child::REFUSED.into()) {
+            return Err(Error::parquet(String::from_utf8_lossy(&said).trim()));
+        }
+        tracing::warn!(%status, said = %String::from_utf8_lossy(&said), "a Parquet file ended the process that read it");
+        let problem = "it is damaged, or takes more memory or time than a file of rows does";
+        Err(Error::parquet(format!("{problem} (the process that read it: {status})")))
     }
 }
 
-#[cfg(test)]
-mod tests;
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

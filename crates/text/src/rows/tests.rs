@@ -6,7 +6,7 @@ use crate::seed::SplitMix;
 const HEADER: &str = "id,language,text,expected text\n";
 
 fn limits(max_line_bytes: usize) -> RowLimits {
-    RowLimits { max_line_bytes, max_skipped_bytes: 100_000 }
+    RowLimits { max_line_bytes, max_skipped_bytes: 100_000, ..RowLimits::default() }
 }
 
 fn outcomes(bytes: &[u8], format: Format, max: usize) -> Vec<Outcome> {

@@ -1,7 +1,6 @@
 //! Our figures and renderings beside those of sacrebleu, nltk and transformers (tests/golden/make_text.py).
 
 mod chats;
-mod parquet;
 mod tokenizers;
 
 use std::collections::BTreeMap;

@@ -3,6 +3,7 @@
 mod failures;
 mod importing;
 mod kinds;
+mod parquet;
 mod preview;
 mod resuming;
 mod score;

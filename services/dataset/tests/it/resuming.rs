@@ -84,6 +84,7 @@ async fn an_offset_at_which_nothing_ended_is_refused() {
     let file = csv(1, ROWS);
     let outcome = service.upload(announced(&file, 100), &file[100..]).await;
     expect_status(outcome, Code::FailedPrecondition, &["0 bytes of it are here", "from 100", "ask GetUpload"]);
+    assert_eq!(service.spooled(), 0);
     let nameless = UploadHeader { offset: 100, ..header(NAME) };
     expect_status(service.upload(nameless, &file[100..]).await, Code::InvalidArgument, &["offset", "sha256"]);
     let unknown = GetUploadRequest { sha256: "x".into() };
