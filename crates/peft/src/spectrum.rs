@@ -51,6 +51,13 @@ impl Adapter {
         }
     }
 
+    /// What limits the figures of its ranks.
+    pub fn limits_of_figures(&self) -> Option<&'static str> {
+        self.config()
+            .use_dora
+            .then_some("DoRA: these are the figures of B·A, before the magnitudes scale the whole weight")
+    }
+
     /// # Errors
     /// The adapter has no low-rank update, or a layer's values are beyond what f64 can decompose.
     pub fn spectrum(&self) -> Result<Spectrum> {

@@ -15,9 +15,6 @@ use tokio::sync::OwnedMutexGuard;
 use crate::publish::NewVersion;
 use crate::{Error, Registry, Result};
 
-/// What DoRA does to the figures.
-const DORA: &str = "DoRA: these are the figures of B·A, before the magnitudes scale the whole weight";
-
 /// Whoever has it decomposes adapters; no other does.
 type Alone = Arc<OwnedMutexGuard<()>>;
 
@@ -55,7 +52,7 @@ impl Registry {
     pub async fn spectrum(&self, reference: &AdapterRef) -> Result<OfVersion> {
         let alone = self.alone().await;
         let (manifest, adapter) = self.open_version(reference, &alone).await?;
-        let notes = dora([&adapter]);
+        let notes = adapter.limits_of_figures().map(str::to_owned).into_iter().collect();
         let spectrum = figures(&manifest, &alone, move || adapter.spectrum()).await?;
         Ok(OfVersion { manifest, spectrum, notes })
     }
@@ -68,7 +65,8 @@ impl Registry {
         let alone = self.alone().await;
         let (one, adapter) = self.open_version(first, &alone).await?;
         let (two, other) = self.open_version(second, &alone).await?;
-        let mut notes = dora([&adapter, &other]);
+        let limits = adapter.limits_of_figures().or(other.limits_of_figures());
+        let mut notes: Vec<String> = limits.map(str::to_owned).into_iter().collect();
         if one.base_fingerprint != two.base_fingerprint {
             let (one, two) = (&one.base, &two.base);
             notes.push(format!("the bases differ ({one} and {two}): equal directions may mean other things"));
@@ -156,11 +154,6 @@ impl Registry {
         };
         Ok(Some(newest).filter(|newest| newest.config == *config && newest.weights == *weights))
     }
-}
-
-fn dora<const N: usize>(adapters: [&Adapter; N]) -> Vec<String> {
-    let any = adapters.iter().any(|adapter| adapter.config().use_dora);
-    any.then(|| DORA.to_owned()).into_iter().collect()
 }
 
 /// Off the threads that answer calls. What was begun is held until it ends, even if the caller has gone.

@@ -18,9 +18,6 @@ use crate::output::Output;
 use crate::picture::Format;
 use crate::table;
 
-/// What DoRA does to the figures.
-const DORA: &str = "DoRA: these are the figures of B·A, before the magnitudes scale the whole weight";
-
 pub async fn spectrum(
     endpoints: &Endpoints,
     reference: &str,
@@ -31,7 +28,7 @@ pub async fn spectrum(
     let (version, adapter) = fetch(endpoints, reference).await?;
     let mut spectrum = adapter.spectrum()?;
     spectrum.layers.sort_by(|left, right| in_order(&left.path).cmp(in_order(&right.path)));
-    let note = if adapter.config().use_dora { DORA } else { "" };
+    let note = adapter.limits_of_figures().unwrap_or_default();
     if let Some((file, format)) = file.zip(format) {
         let (name, layers) = (name_of(&version), spectrum.layers.len());
         let about = format!("{name} on {}: {layers} layers, rank {} at most", version.base, spectrum.max_rank());
@@ -95,9 +92,7 @@ pub async fn compare(endpoints: &Endpoints, first: &str, second: &str, output: &
     if one.base_fingerprint != two.base_fingerprint {
         notes.push(format!("the bases differ ({} and {}): equal directions may mean other things", one.base, two.base));
     }
-    if first.config().use_dora || second.config().use_dora {
-        notes.push(DORA.to_owned());
-    }
+    notes.extend(first.limits_of_figures().or(second.limits_of_figures()).map(str::to_owned));
     let [output_overlap, input_overlap, distance] = found.means();
     let document = json!({
         "first": name_of(&one),

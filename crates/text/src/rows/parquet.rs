@@ -35,8 +35,10 @@ impl ParquetRows {
         let names = names(file, program)?;
         let columns = Columns::find(wanted, &names, Format::Parquet)?;
         let limit = limits.max_unpacked_bytes.to_string();
-        let used = columns.roles.all().into_iter().chain(&columns.id).chain(&columns.label).map(String::as_str);
-        let words: Vec<&str> = [child::ROWS, &limit].into_iter().chain(used).collect();
+        // By their places: a name may be anything, and too long for an argument.
+        let used: Vec<&String> = columns.roles.all().into_iter().chain(&columns.id).chain(&columns.label).collect();
+        let places = (0..names.len()).filter(|place| used.contains(&&names[*place])).map(|place| place.to_string());
+        let words: Vec<String> = [child::ROWS.to_owned(), limit].into_iter().chain(places).collect();
         let (mut process, output) = Process::start(program, file, &words)?;
         let lines = match Lines::open(output, limits) {
             Ok(lines) => lines,
@@ -56,7 +58,7 @@ impl ParquetRows {
 }
 
 fn names(file: &File, program: &Path) -> Result<Vec<String>> {
-    let (mut process, output) = Process::start(program, file, &[child::NAMES])?;
+    let (mut process, output) = Process::start(program, file, &[child::NAMES.to_owned()])?;
     let mut names = Vec::new();
     output.take(MAX_NAMES_BYTES).read_to_end(&mut names)?;
     if names.len() as u64 == MAX_NAMES_BYTES {
@@ -73,7 +75,7 @@ struct Process {
 }
 
 impl Process {
-    fn start(program: &Path, file: &File, words: &[&str]) -> Result<(Self, ChildStdout)> {
+    fn start(program: &Path, file: &File, words: &[String]) -> Result<(Self, ChildStdout)> {
         let said = tempfile::tempfile()?;
         let mut command = Command::new(program);
         command.arg(child::WORD).args(words).stdin(file.try_clone()?).stdout(Stdio::piped()).stderr(said.try_clone()?);

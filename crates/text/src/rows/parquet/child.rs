@@ -19,7 +19,7 @@ use serde_json::{Map, Value};
 pub(super) const WORD: &str = "__read-parquet";
 /// Then: the columns' names, as a list of JSON.
 pub(super) const NAMES: &str = "names";
-/// Or: how many bytes there may be, and the columns whose values are wanted; gives an object a line.
+/// Or: how many bytes there may be, and the places of the columns whose values are wanted; gives an object a line.
 pub(super) const ROWS: &str = "rows";
 /// The status of a file that cannot be read.
 pub(super) const REFUSED: u8 = 65;
@@ -65,8 +65,9 @@ fn serve(words: &[String]) -> Result<(), String> {
     match words {
         [word] if word == NAMES => names(input.into(), output),
         [word, limit, wanted @ ..] if word == ROWS => {
-            let limit = limit.parse().map_err(|_| format!("{limit:?} is no number of bytes"))?;
-            rows(input.into(), limit, wanted, output)
+            let number = |word: &String| word.parse::<u64>().map_err(|_| format!("{word:?} is no number"));
+            let wanted = wanted.iter().map(number).collect::<Result<Vec<_>, _>>()?;
+            rows(input.into(), number(limit)?, &wanted, output)
         }
         _ => Err("this program reads Parquet files for others".into()),
     }
@@ -92,11 +93,11 @@ pub(super) fn names(file: File, mut output: impl Write) -> Result<(), String> {
     output.write_all(names.as_bytes()).map_err(|error| error.to_string())
 }
 
-pub(super) fn rows(file: File, limit: u64, wanted: &[String], output: impl Write) -> Result<(), String> {
+pub(super) fn rows(file: File, limit: u64, wanted: &[u64], output: impl Write) -> Result<(), String> {
     let reader = open(file)?;
     let root = reader.metadata().file_metadata().schema();
-    let is_wanted = |name: &str| wanted.iter().any(|wanted| wanted == name);
-    let fields = root.get_fields().iter().filter(|field| is_wanted(field.name())).map(Arc::clone).collect();
+    let placed = (0..).zip(root.get_fields()).filter(|(place, _)| wanted.contains(place));
+    let fields = placed.map(|(_, field)| Arc::clone(field)).collect();
     let wanted = Type::group_type_builder(root.name()).with_fields(fields).build().map_err(library)?;
     let rows = RowIter::from_file_into(Box::new(reader)).project(Some(wanted)).map_err(library)?;
     let mut output = Counted { output: BufWriter::new(output), left: limit, limit };
