@@ -1,13 +1,14 @@
 //! Speed of products with a 4-bit weight for 1 to 512 rows, at the sizes of a 1.1B Llama's layers: packed bytes a second and
-//! operations a second, on all threads that rayon has. Numbers choose among the rows. Enough weights follow each other that none is found in a cache.
+//! operations a second, on all threads that rayon has. Numbers choose among the rows, `lanes` AVX-512 where there are tiles, `near`
+//! a weight that stays in the caches. Enough weights follow each other that none is found in a cache.
 
 use std::time::Instant;
 
 use half::bf16;
 use rand::{Rng as _, SeedableRng as _};
 use tailor_quant::{
-    Backend, BlockSize, Code, Float, Inputs, Matrix, Product, Quantized, Weights, Workers, has_panels, products,
-    quantize,
+    Backend, BlockSize, Code, Float, Inputs, Instructions, Matrix, Product, Quantized, Weights, Workers, has_panels,
+    products_with, quantize,
 };
 
 struct Rayon;
@@ -25,7 +26,10 @@ impl Workers for Rayon {
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(1);
     let mut noise = |count: usize| -> Vec<f32> { (0..count).map(|_| random.random::<f32>() - 0.5).collect() };
-    let (count, out, width) = (16, 5632, 2048);
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let has = |word: &str| words.iter().any(|other| other == word);
+    let near = has("near");
+    let (count, out, width) = if near { (1, 1024, 2048) } else { (16, 5632, 2048) };
     let values = noise(out * width);
     let one = quantize(&values, &[out, width], Float::Bf16, Code::Nf4, BlockSize::DEFAULT, true, Backend::Cpu)?;
     let again = || quantize(&values, &[out, width], Float::Bf16, Code::Nf4, BlockSize::DEFAULT, true, Backend::Cpu);
@@ -34,25 +38,25 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         weights.push(again()?);
     }
     let dense: Vec<bf16> = noise(32000 * width).into_iter().map(bf16::from_f32).collect();
-    println!("4 bits, {out} × {width}");
-    let chosen: Vec<usize> = std::env::args().skip(1).filter_map(|word| word.parse().ok()).collect();
+    let chosen: Vec<usize> = words.iter().filter_map(|word| word.parse().ok()).collect();
+    // Tiles and lanes beside each other, where there are both.
+    let best = Instructions::detect();
+    let instructions = if has("lanes") { Instructions::Avx512 } else { best };
+    println!("4 bits, {out} × {width}, {instructions:?}");
     let all = [1, 2, 3, 4, 8, 16, 32, 128, 512];
     for rows in all.into_iter().filter(|rows| chosen.is_empty() || chosen.contains(rows)) {
         let mut x = Inputs::default();
         x.resize(rows, width).copy_from_slice(&noise(rows * width));
         let mut y = vec![0f32; rows * out];
-        let rounds = if rows < 16 { 5 } else { 2 };
+        let rounds = if near { 2000 / rows } else if rows < 16 { 5 } else { 2 };
         let mut best = f64::MAX;
         for _ in 0..rounds {
             let start = Instant::now();
             for weight in &weights {
-                x.prepare(true, &Rayon);
+                x.prepare_for(instructions, true, &Rayon);
                 let Some(matrix) = Matrix::new(weight) else { continue };
-                products(
-                    &x,
-                    &mut [Product { weights: Weights::FourBit(matrix), bias: None, low_rank: &[], y: &mut y }],
-                    &Rayon,
-                );
+                let product = Product { weights: Weights::FourBit(matrix), bias: None, low_rank: &[], y: &mut y };
+                products_with(&x, &mut [product], &Rayon, instructions);
             }
             best = best.min(start.elapsed().as_secs_f64());
         }
@@ -63,20 +67,20 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             2.0 * rows as f64 * size / best / 1e9
         );
     }
+    if near {
+        return Ok(());
+    }
     println!("bf16, 32000 × {width}");
     for rows in [1, 4, 8, 32] {
         let mut x = Inputs::default();
         x.resize(rows, width).copy_from_slice(&noise(rows * width));
-        x.prepare(false, &Rayon);
+        x.prepare_for(instructions, false, &Rayon);
         let mut y = vec![0f32; rows * 32000];
         let mut best = f64::MAX;
         for _ in 0..5 {
             let start = Instant::now();
-            products(
-                &x,
-                &mut [Product { weights: Weights::Bf16(&dense), bias: None, low_rank: &[], y: &mut y }],
-                &Rayon,
-            );
+            let product = Product { weights: Weights::Bf16(&dense), bias: None, low_rank: &[], y: &mut y };
+            products_with(&x, &mut [product], &Rayon, instructions);
             best = best.min(start.elapsed().as_secs_f64());
         }
         let size = dense.len() as f64;

@@ -104,12 +104,13 @@ impl Tiles {
         }
     }
 
-    /// Adds W·x over `steps` steps of [`STEP`] values. `x` is of each group; the second is null where there is none.
+    /// Adds W·x over `steps` steps of [`STEP`] values, of both halves of W's rows. `x` is of each group; the second is null where
+    /// there is none.
     ///
     /// # Safety
-    /// `w` has [`OUTS`] rows of so many steps; so has each group of x.
+    /// Each half has [`SIDE`] rows of so many steps; so has each group of x.
     #[inline(always)]
-    pub unsafe fn add(&mut self, w: *const u16, x: [*const u16; 2], steps: usize) {
+    pub unsafe fn add(&mut self, w: [*const u16; 2], x: [*const u16; 2], steps: usize) {
         let (first, second) = (self.now[0].max(1) * 4, self.now[1].max(1) * 4);
         if steps == 0 {
             return;
@@ -122,13 +123,15 @@ impl Tiles {
                     "tileloadd tmm6, [{x} + {stride}]",
                     "tileloadd tmm4, [{w} + {line}]",
                     "tdpbf16ps tmm0, tmm4, tmm6",
-                    "tileloadd tmm5, [{w} + {line} + 1024]",
+                    "tileloadd tmm5, [{v} + {line}]",
                     "tdpbf16ps tmm2, tmm5, tmm6",
-                    "add {w}, 2048",
+                    "add {w}, 1024",
+                    "add {v}, 1024",
                     "add {x}, {step}",
                     "dec {steps}",
                     "jnz 2b",
-                    w = inout(reg) w => _,
+                    w = inout(reg) w[0] => _,
+                    v = inout(reg) w[1] => _,
                     x = inout(reg) x[0] => _,
                     steps = inout(reg) steps => _,
                     stride = in(reg) first,
@@ -142,17 +145,19 @@ impl Tiles {
                     "tileloadd tmm6, [{x} + {x_stride}]",
                     "tileloadd tmm4, [{w} + {line}]",
                     "tdpbf16ps tmm0, tmm4, tmm6",
-                    "tileloadd tmm5, [{w} + {line} + 1024]",
+                    "tileloadd tmm5, [{v} + {line}]",
                     "tdpbf16ps tmm2, tmm5, tmm6",
                     "tileloadd tmm7, [{y} + {y_stride}]",
                     "tdpbf16ps tmm1, tmm4, tmm7",
                     "tdpbf16ps tmm3, tmm5, tmm7",
-                    "add {w}, 2048",
+                    "add {w}, 1024",
+                    "add {v}, 1024",
                     "add {x}, {x_step}",
                     "add {y}, {y_step}",
                     "dec {steps}",
                     "jnz 2b",
-                    w = inout(reg) w => _,
+                    w = inout(reg) w[0] => _,
+                    v = inout(reg) w[1] => _,
                     x = inout(reg) x[0] => _,
                     y = inout(reg) x[1] => _,
                     steps = inout(reg) steps => _,
@@ -163,6 +168,42 @@ impl Tiles {
                     line = in(reg) 64usize,
                     options(nostack, readonly),
                 );
+            }
+        }
+    }
+
+    /// One step of one half of W's rows by one or two groups.
+    ///
+    /// # Safety
+    /// As [`Self::add`].
+    #[inline(always)]
+    pub unsafe fn add_half<const HALF: usize, const GROUPS: usize>(&mut self, w: *const u16, x: [*const u16; 2]) {
+        let (first, second) = (self.now[0].max(1) * 4, self.now[1].max(1) * 4);
+        // SAFETY: as the caller says.
+        unsafe {
+            asm!(
+                "tileloadd tmm6, [{x} + {stride}]",
+                "tileloadd tmm4, [{w} + {line}]",
+                x = in(reg) x[0], w = in(reg) w, stride = in(reg) first, line = in(reg) 64usize,
+                options(nostack, readonly, preserves_flags),
+            );
+            if HALF == 0 {
+                asm!("tdpbf16ps tmm0, tmm4, tmm6", options(nomem, nostack, preserves_flags));
+            } else {
+                asm!("tdpbf16ps tmm2, tmm4, tmm6", options(nomem, nostack, preserves_flags));
+            }
+            if GROUPS == 1 {
+                return;
+            }
+            asm!(
+                "tileloadd tmm7, [{x} + {stride}]",
+                x = in(reg) x[1], stride = in(reg) second,
+                options(nostack, readonly, preserves_flags),
+            );
+            if HALF == 0 {
+                asm!("tdpbf16ps tmm1, tmm4, tmm7", options(nomem, nostack, preserves_flags));
+            } else {
+                asm!("tdpbf16ps tmm3, tmm4, tmm7", options(nomem, nostack, preserves_flags));
             }
         }
     }

@@ -5,8 +5,6 @@
 //! beside it.
 
 use std::arch::x86_64::*;
-use std::ops::Range;
-
 use half::bf16;
 
 use super::BLOCK;
@@ -22,82 +20,114 @@ pub(super) const fn padded(width: usize) -> usize {
     width.next_multiple_of(CHUNK)
 }
 
-/// Values of unpacked weights for so many values of each row: [steps, 2, 16, 32].
+/// Values of half of the rows, unpacked, for so many values of each: [steps, 16, 32].
 pub(super) const fn room(width: usize) -> usize {
-    width * OUTS
-}
-
-/// Place of a row's first values among the unpacked ones.
-fn place(out: usize) -> usize {
-    out / SIDE * TILE + out % SIDE * STEP
+    width * SIDE
 }
 
 /// Rows of a 4-bit weight, packed.
 pub(super) struct Packed<'a> {
     /// The rows lie `stride` apart.
-    pub bytes: &'a [u8],
+    pub bytes: *const u8,
     pub stride: usize,
     /// Of each row.
     pub blocks: usize,
     pub values: &'a [f32; 16],
     /// One a block, and a zero behind an odd number; the rows' lie `scale_stride` apart.
-    pub scales: &'a [f32],
+    pub scales: *const f32,
     pub scale_stride: usize,
     /// How far behind these rows lies what will be wanted next.
     pub ahead: usize,
 }
 
-impl Packed<'_> {
-    /// Unpacks a chunk of some rows: value·scale, rounded to bf16.
+/// Rows of which chunks are unpacked.
+pub(super) trait Rows {
+    /// A chunk of `N` rows of a half, from `first` on.
     ///
     /// # Safety
-    /// [`super::amx::available`]; `to` is [`room`] for a chunk of all rows.
+    /// [`super::amx::available`]; there are so many rows and chunks; `to` is [`room`] for a chunk of the half.
+    unsafe fn unpack<const N: usize>(&self, first: usize, chunk: usize, to: *mut u16);
+}
+
+impl Rows for Packed<'_> {
+    /// value·scale, rounded to bf16.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-    pub unsafe fn unpack(&self, rows: Range<usize>, chunk: usize, to: *mut u16) {
-        let whole = 2 * chunk + 1 < self.blocks;
-        let line = |row: usize| row * self.stride + chunk * (CHUNK / 2);
-        let scale = |row: usize| row * self.scale_stride + 2 * chunk;
-        if let Some(last) = rows.clone().last() {
-            assert!(line(last) + if whole { CHUNK / 2 } else { BLOCK / 2 } <= self.bytes.len());
-            assert!(scale(last) + 2 <= self.scales.len());
-        }
-        // SAFETY: there are 16.
-        let values = unsafe { _mm512_loadu_ps(self.values.as_ptr()) };
-        let (low, second) =
-            (_mm512_set1_epi16(15), _mm512_inserti64x4::<1>(_mm512_setzero_si512(), _mm256_set1_epi16(16)));
-        for row in rows {
-            // SAFETY: looked at above, and as the caller says.
-            let (bytes, scales, to) = unsafe {
-                (self.bytes.as_ptr().add(line(row)), self.scales.as_ptr().add(scale(row)), to.add(place(row)))
-            };
-            // From the front to the back, so that the processor's own foresight sees a stream.
-            let next = self.ahead + (chunk * OUTS + row) * (CHUNK / 2);
-            _mm_prefetch::<_MM_HINT_T1>(self.bytes.as_ptr().wrapping_add(next).cast());
-            // SAFETY: as above.
-            let (numbers, first_scale, second_scale) = unsafe {
+    unsafe fn unpack<const N: usize>(&self, first: usize, chunk: usize, to: *mut u16) {
+        // From the front to the back, so that the processor's own foresight sees a stream.
+        let next = self.bytes.wrapping_add(self.ahead + (chunk * OUTS + first) * (CHUNK / 2));
+        // SAFETY: as the caller says.
+        unsafe {
+            let bytes = self.bytes.add(first * self.stride + chunk * (CHUNK / 2));
+            let scales = self.scales.add(first * self.scale_stride + 2 * chunk);
+            let to = to.add(first % SIDE * STEP);
+            let whole = 2 * chunk + 1 < self.blocks;
+            for row in 0..N {
+                _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(row * (CHUNK / 2)).cast());
+                let bytes = bytes.add(row * self.stride);
                 let numbers = match whole {
                     true => _mm512_loadu_si512(bytes.cast()),
                     false => _mm512_zextsi256_si512(_mm256_loadu_si256(bytes.cast())),
                 };
-                (numbers, _mm512_set1_ps(*scales), _mm512_set1_ps(*scales.add(1)))
-            };
+                let steps = self.values(numbers, scales.add(row * self.scale_stride));
+                for (step, values) in steps.into_iter().enumerate() {
+                    _mm512_storeu_si512(to.add(step * TILE + row * STEP).cast(), values);
+                }
+            }
+        }
+    }
+}
+
+impl Packed<'_> {
+    /// What the numbers of two blocks stand for, every fourth in a register.
+    ///
+    /// # Safety
+    /// [`super::amx::available`]; there are two scales.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+    unsafe fn values(&self, numbers: __m512i, scales: *const f32) -> [__m512i; STEPS] {
+        let (low, second) =
+            (_mm512_set1_epi8(15), _mm512_inserti64x4::<1>(_mm512_setzero_si512(), _mm256_set1_epi8(16)));
+        // SAFETY: there are 16 values, and as the caller says; tables are 64 bytes.
+        let table = unsafe {
+            let values = _mm512_loadu_ps(self.values.as_ptr());
+            let first = _mm512_mul_ps(values, _mm512_set1_ps(*scales));
+            let next = _mm512_mul_ps(values, _mm512_set1_ps(*scales.add(1)));
             // The results of both blocks; a lane of the second has the fifth bit, which looks into its half of the table.
-            let (first, next) = (_mm512_mul_ps(values, first_scale), _mm512_mul_ps(values, second_scale));
-            // SAFETY: both are 64 bytes.
-            let table = unsafe { std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(next, first)) };
-            // (a & b) | c
-            let look_up =
-                |numbers| _mm512_permutexvar_epi16(_mm512_ternarylogic_epi32::<0xea>(numbers, low, second), table);
-            let steps = [
-                look_up(numbers),
-                look_up(_mm512_srli_epi16::<4>(numbers)),
-                look_up(_mm512_srli_epi16::<8>(numbers)),
-                look_up(_mm512_srli_epi16::<12>(numbers)),
-            ];
-            for (step, values) in steps.into_iter().enumerate() {
-                // SAFETY: as the caller says.
-                unsafe { _mm512_storeu_si512(to.add(step * 2 * TILE).cast(), values) };
+            std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(next, first))
+        };
+        // (a & b) | c, of the lower number of each byte and of the upper. What looks up takes a lane's lower byte.
+        let number = |numbers| _mm512_ternarylogic_epi32::<0xea>(numbers, low, second);
+        let (lower, upper) = (number(numbers), number(_mm512_srli_epi16::<4>(numbers)));
+        let look_up = |numbers| _mm512_permutexvar_epi16(numbers, table);
+        [
+            look_up(lower),
+            look_up(upper),
+            look_up(_mm512_srli_epi16::<8>(lower)),
+            look_up(_mm512_srli_epi16::<8>(upper)),
+        ]
+    }
+}
+
+/// Rows of a weight in bf16, `width` apart.
+pub(super) struct Dense {
+    pub values: *const bf16,
+    pub width: usize,
+    /// How far behind these rows lies what will be wanted next.
+    pub ahead: usize,
+}
+
+impl Rows for Dense {
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+    unsafe fn unpack<const N: usize>(&self, first: usize, chunk: usize, to: *mut u16) {
+        let count = CHUNK.min(self.width - chunk * CHUNK);
+        for row in first..first + N {
+            let ahead = self.values.wrapping_add(self.ahead + (chunk * OUTS + row) * CHUNK);
+            // SAFETY: as the caller says.
+            unsafe {
+                let values = std::slice::from_raw_parts(self.values.add(row * self.width + chunk * CHUNK), count);
+                arrange(values, row, to, ahead);
             }
         }
     }
@@ -130,10 +160,10 @@ fn whole<T: Copy + Default>(values: &[T], filled: &mut [T; CHUNK]) -> *const T {
     values.as_ptr()
 }
 
-/// The same of a row in bf16, of which a chunk and what follows is given.
+/// A row's chunk in bf16, in the order of what is unpacked.
 ///
 /// # Safety
-/// [`super::amx::available`]; `to` is [`room`] for a chunk of all rows; `row` below [`OUTS`].
+/// [`super::amx::available`]; `to` is [`room`] for a chunk of the row's half.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
 pub(super) unsafe fn arrange(values: &[bf16], row: usize, to: *mut u16, ahead: *const bf16) {
     let mut filled = [bf16::ZERO; CHUNK];
@@ -145,7 +175,7 @@ pub(super) unsafe fn arrange(values: &[bf16], row: usize, to: *mut u16, ahead: *
     let values = std::array::from_fn(|i| unsafe { _mm512_loadu_si512(values.add(i * STEP).cast()) });
     for (step, values) in steps(values).into_iter().enumerate() {
         // SAFETY: as the caller says.
-        unsafe { _mm512_storeu_si512(to.add(step * 2 * TILE + place(row)).cast(), values) };
+        unsafe { _mm512_storeu_si512(to.add(step * TILE + row % SIDE * STEP).cast(), values) };
     }
 }
 

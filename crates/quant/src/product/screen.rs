@@ -11,6 +11,7 @@
 //! make the bound exact. What else is rounded on the way is bounded without chance. A row is left out only if it stays below an
 //! output that is known, so what is found is the largest of the outputs themselves, to the bit, the first where several are equal.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::sync::Mutex;
 
@@ -20,10 +21,9 @@ use half::bf16;
 use super::halves;
 use super::workers::{Workers, spread};
 use super::{
-    BLOCK, DENSE_OUT, Dense, Inputs, Kernels, LARGEST_ACTIVATION, LARGEST_BLOCK, Matrix, Product, Weights, kernels,
-    products_with, total,
+    Alone, BLOCK, Inputs, LARGEST_ACTIVATION, LARGEST_BLOCK, Matrix, Product, Weights, products_with,
 };
-use crate::{Code, Float, Instructions, QuantState, Quantized, Scales};
+use crate::{Code, CompactBf16, Float, Instructions, QuantState, Quantized, Scales};
 
 /// c above.
 const CERTAIN: f64 = 2.75;
@@ -53,8 +53,8 @@ struct Part<'a> {
 }
 
 impl Screen {
-    /// None where it would not do: rows that are no whole blocks, values that are no finite numbers, a processor whose products
-    /// round more than is reckoned with here, or that has no fast ones.
+    /// None where it would not do: rows that are no whole blocks, values that are no finite numbers, a processor without fast
+    /// products.
     ///
     /// # Shapes
     /// `values` [out, width], row by row
@@ -92,7 +92,7 @@ impl Screen {
 
     /// Whether one is of use on this processor.
     pub fn is_taken() -> bool {
-        super::is_fast() && !super::has_tiles()
+        super::is_fast()
     }
 
     pub fn out(&self) -> usize {
@@ -143,14 +143,14 @@ impl Screen {
         room.resize(rows * out, 0.0);
         let product = Product { weights: Weights::FourBit(coarse), bias: None, low_rank: &[], y: room };
         products_with(x, &mut [product], workers, instructions);
-        x.prepare_for(instructions, false, workers);
-        let exact = Exact { weights, x, kernels: kernels(x, instructions), out };
+        let exact = Exact { weights, x, instructions, out };
 
         let candidates: Vec<Mutex<Vec<u32>>> = (0..rows).map(|_| Mutex::default()).collect();
         spread(workers, rows, &|row| {
             let outputs = &room[row * out..][..out];
             if let Ok(mut candidates) = candidates[row].lock() {
-                *candidates = self.candidates(x.row(row), outputs, |best| exact.output(row, best));
+                let values = multiplied(x.row(row), instructions);
+                *candidates = self.candidates(&values, outputs, |best| exact.output(row, best));
             }
         });
         let candidates: Vec<Vec<u32>> =
@@ -218,6 +218,14 @@ impl Screen {
     }
 }
 
+/// What products take for a row of x: tiles round it to bf16, the copy's and W's own alike.
+fn multiplied(x: &[f32], instructions: Instructions) -> Cow<'_, [f32]> {
+    match instructions {
+        Instructions::Amx => x.iter().map(|x| bf16::from_f32(*x).to_f32()).collect(),
+        _ => Cow::Borrowed(x),
+    }
+}
+
 /// How far the copy's output, in steps of its row, may lie from the weight's own, both as they are computed.
 fn bound(x: &[f32]) -> f32 {
     let (mut squares, mut magnitudes, mut rounded) = (0f64, 0f64, 0f64);
@@ -259,12 +267,22 @@ fn code_row(values: &[bf16], dither: &[f32], packed: &mut [u8]) -> f32 {
         return f32::NAN;
     }
     let largest = values.iter().fold(0f32, |largest, value| largest.max(value.to_f32().abs()));
-    let step = (largest / LARGEST).max(f32::MIN_POSITIVE);
+    let mut step = (largest / LARGEST).max(f32::MIN_POSITIVE);
+    if super::has_tiles() {
+        step = in_four_bits(step);
+    }
     let number = |value: bf16, dither: f32| ((value.to_f32() / step - dither).floor() + 8.0).clamp(0.0, 15.0) as u8;
     for ((pair, dither), byte) in values.as_chunks::<2>().0.iter().zip(dither.as_chunks::<2>().0).zip(packed) {
         *byte = number(pair[0], dither[0]) << 4 | number(pair[1], dither[1]);
     }
     step
+}
+
+/// The next number of four significant bits. A level has as many, q + ½, so that tiles, which round their product to the eight of
+/// bf16, have it as it is.
+fn in_four_bits(step: f32) -> f32 {
+    const REST: u32 = (1 << 20) - 1;
+    f32::from_bits((step.to_bits() + REST) & !REST)
 }
 
 /// The larger output, or the first of equals.
@@ -275,15 +293,23 @@ fn better(one: Option<(u32, f32)>, other: Option<(u32, f32)>) -> Option<(u32, f3
     }
 }
 
+/// What a thread computes outputs exactly in.
+#[derive(Default)]
+struct Room {
+    rows: Vec<bf16>, // some of W
+    x: Inputs,       // one row
+    outputs: Vec<f32>,
+}
+
 thread_local! {
-    static ROWS_OF_W: RefCell<Vec<bf16>> = const { RefCell::new(Vec::new()) };
+    static ROOM: RefCell<Room> = RefCell::default();
 }
 
 /// Outputs of W itself, with the bits that [`super::products`] gives them.
 struct Exact<'a> {
     weights: Weights<'a>,
     x: &'a Inputs,
-    kernels: Kernels,
+    instructions: Instructions,
     out: usize,
 }
 
@@ -295,19 +321,17 @@ impl Exact<'_> {
     /// The largest output among some of a row of x.
     fn best(&self, row: usize, some: &[u32]) -> Option<(u32, f32)> {
         let width = self.x.width();
-        ROWS_OF_W.with_borrow_mut(|rows| {
-            rows.resize(DENSE_OUT * width, bf16::ZERO);
-            let mut found = None;
-            for some in some.chunks(DENSE_OUT) {
-                for (at, to) in some.iter().zip(rows.chunks_exact_mut(width)) {
-                    self.copy(*at as usize, to);
-                }
-                let outputs = self.multiply(row, &rows[..some.len() * width]);
-                for (at, output) in some.iter().zip(outputs) {
-                    found = better(found, Some((*at, output)));
-                }
+        ROOM.with_borrow_mut(|Room { rows, x, outputs }| {
+            rows.resize(some.len() * width, bf16::ZERO);
+            for (at, to) in some.iter().zip(rows.chunks_exact_mut(width)) {
+                self.copy(*at as usize, to);
             }
-            found
+            x.resize(1, width).copy_from_slice(self.x.row(row));
+            x.prepare_for(self.instructions, false, &Alone);
+            outputs.resize(some.len(), 0.0);
+            let product = Product { weights: Weights::Bf16(rows), bias: None, low_rank: &[], y: outputs };
+            products_with(x, &mut [product], &Alone, self.instructions);
+            some.iter().zip(outputs).map(|(at, output)| Some((*at, *output))).reduce(better).flatten()
         })
     }
 
@@ -320,28 +344,12 @@ impl Exact<'_> {
             }
             #[cfg(target_arch = "x86_64")]
             Weights::Compact(compact) => {
-                assert!(self.x.is_halved() && (compact.out(), compact.width()) == (self.out, to.len()));
-                // SAFETY: x has halves, so the processor has what it takes.
+                assert!(CompactBf16::is_taken() && (compact.out(), compact.width()) == (self.out, to.len()));
+                // SAFETY: the processor has what takes one.
                 unsafe { halves::decode(compact, at, to) };
             }
             _ => unreachable!("what a screen is made of is in 16 bits"),
         }
-    }
-
-    /// A few rows of W by a row of x.
-    fn multiply(&self, row: usize, weights: &[bf16]) -> [f32; DENSE_OUT] {
-        let width = self.x.width();
-        #[cfg(target_arch = "x86_64")]
-        if let Some(x) = self.x.halves(row..row + 1) {
-            let mut sums = [0.0; halves::OUTS * halves::ROWS];
-            // SAFETY: halves are made where the processor has products for them.
-            unsafe { halves::Part { weights, width, x }.multiply(&mut sums) };
-            return std::array::from_fn(|at| sums[at]);
-        }
-        let mut sums = [[0f32; 8]; DENSE_OUT];
-        // SAFETY: chosen for this processor; a row of sums for each row of W.
-        unsafe { (self.kernels.dense)(&Dense { weights, x: self.x.row(row), width }, sums.as_mut_ptr()) };
-        sums.map(|sums| total(&sums))
     }
 }
 

@@ -1,20 +1,15 @@
 //! Some outputs of a product by the processor's tiles: unpacked once, multiplied with group after group of x's rows.
 
 use std::cell::RefCell;
-use std::ops::Range;
-
-use half::bf16;
 
 use super::amx::{OUTS, SIDE, STEP, Sums, Tiles};
-use super::layout::{self, CHUNK, Packed, STEPS};
+use super::layout::{self, CHUNK, Dense, Packed, Rows, STEPS};
 use super::lines::Lines;
 use super::tiles::Tile;
-use super::{BLOCK, Inputs, Weights};
+use super::{BLOCK, Inputs, Matrix, Weights};
 
-/// Chunks that are kept where they are unpacked one by one.
-const AT_ONCE: usize = 3;
 /// Rows that are unpacked between two steps.
-const SHARE: usize = OUTS / STEPS;
+const SHARE: usize = SIDE / STEPS;
 /// Outputs by which memory is asked ahead: those that this thread takes next, when there are two.
 const AHEAD: usize = 2 * OUTS;
 
@@ -54,30 +49,60 @@ thread_local! {
     });
 }
 
-/// Where the rows of a tile come from.
-enum Source<'a> {
-    FourBit(Packed<'a>),
-    /// Row by row, whole ones.
-    Bf16(&'a [bf16]),
-}
-
 impl Tile<'_> {
     /// # Safety
     /// [`super::amx::available`].
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
     unsafe fn by_tiles(&self, tiles: &mut Tiles, room: &mut Room) {
-        self.read_scales(&mut room.scales);
-        let source = self.source(&room.scales);
+        let width = self.x.width();
+        match &self.part.weights {
+            Weights::FourBit(matrix) => {
+                self.read_scales(matrix, &mut room.scales);
+                let rows = Packed {
+                    bytes: matrix.strip(self.first, self.count, 0..width / BLOCK).as_ptr(),
+                    stride: width / 2,
+                    blocks: width / BLOCK,
+                    values: matrix.values(),
+                    scales: room.scales.as_ptr(),
+                    scale_stride: matrix.padded_blocks(),
+                    ahead: AHEAD * width / 2,
+                };
+                // SAFETY: as the caller says; whole rows of all blocks, with their scales.
+                unsafe { self.multiply(&rows, tiles, room) };
+            }
+            Weights::Bf16(values) => {
+                let values = values[self.first * width..(self.first + self.count) * width].as_ptr();
+                // SAFETY: as the caller says; whole rows.
+                unsafe { self.multiply(&Dense { values, width, ahead: AHEAD * width }, tiles, room) };
+            }
+            Weights::Compact(_) | Weights::FourBitBack(_) => unreachable!("looked at before: the input is for tiles"),
+        }
+    }
+
+    /// # Safety
+    /// [`super::amx::available`]; `rows` are this tile's.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+    unsafe fn multiply(&self, rows: &impl Rows, tiles: &mut Tiles, room: &mut Room) {
         let (groups, chunks) = (self.x.rows().div_ceil(SIDE), self.x.width().div_ceil(CHUNK));
-        let few = groups <= 2;
-        room.weights.grow(layout::room(if few { AT_ONCE } else { chunks } * CHUNK));
-        let weights: *mut u16 = room.weights.values_mut().as_mut_ptr().cast();
-        // SAFETY: there is room for so many.
-        let place =
-            |chunk: usize| unsafe { weights.add(if few { chunk % AT_ONCE } else { chunk } * layout::room(CHUNK)) };
-        for chunk in 0..if few { chunks.min(AT_ONCE - 1) } else { chunks } {
-            // SAFETY: the place is for a chunk of all rows.
-            unsafe { self.unpack(&source, 0..OUTS, chunk, place(chunk)) };
+        let whole = self.count == OUTS;
+        let piecemeal = whole && groups <= 2;
+        let half = layout::room(if piecemeal { 1 } else { chunks } * CHUNK);
+        room.weights.grow(2 * half);
+        let first: *mut u16 = room.weights.values_mut().as_mut_ptr().cast();
+        // SAFETY: there is room for two.
+        let halves = [first, unsafe { first.add(half) }];
+        for chunk in 0..if piecemeal { 0 } else { chunks } {
+            // SAFETY: there is room for all chunks of both halves.
+            let to = halves.map(|half| unsafe { half.add(chunk * layout::room(CHUNK)) });
+            // SAFETY: the rows are there.
+            unsafe {
+                if whole {
+                    rows.unpack::<SIDE>(0, chunk, to[0]);
+                    rows.unpack::<SIDE>(SIDE, chunk, to[1]);
+                } else {
+                    (0..self.count).for_each(|row| rows.unpack::<1>(row, chunk, to[row / SIDE]));
+                }
+            }
         }
         for first in (0..groups).step_by(2) {
             let pair = [Some(first), (first + 1 < groups).then_some(first + 1)];
@@ -88,24 +113,12 @@ impl Tile<'_> {
                 (x[at], members[at]) = (values.as_ptr().cast(), count);
             }
             tiles.begin(members);
-            // SAFETY: so many steps are unpacked, and each group has them; what is null stays so.
+            // SAFETY: all of both halves is unpacked or as many rows there; each group has all steps, and what is null stays so.
             unsafe {
-                if few {
-                    // A later chunk is unpacked, in shares, while this one is multiplied, which takes long to begin. Not the
-                    // next: what has just been written would have to reach the cache first.
-                    for chunk in 0..chunks {
-                        let (this, next) = (place(chunk), chunk + AT_ONCE - 1);
-                        for share in 0..STEPS {
-                            if next < chunks {
-                                self.unpack(&source, share * SHARE..(share + 1) * SHARE, next, place(next));
-                            }
-                            tiles.add(this.add(share * layout::room(STEP)), x, 1);
-                            x[0] = x[0].wrapping_add(STEP * members[0]);
-                            x[1] = x[1].wrapping_add(STEP * members[1]);
-                        }
-                    }
-                } else {
-                    tiles.add(weights, x, chunks * STEPS);
+                match pair {
+                    _ if !piecemeal => tiles.add(halves.map(|half| half.cast_const()), x, chunks * STEPS),
+                    [_, None] => Piecemeal::<_, 1> { rows, chunks, halves, x, members }.multiply(tiles),
+                    _ => Piecemeal::<_, 2> { rows, chunks, halves, x, members }.multiply(tiles),
                 }
             }
             for (at, group) in pair.into_iter().enumerate() {
@@ -117,48 +130,7 @@ impl Tile<'_> {
         }
     }
 
-    fn source<'a>(&'a self, scales: &'a [f32]) -> Source<'a> {
-        let width = self.x.width();
-        match &self.part.weights {
-            Weights::FourBit(matrix) => Source::FourBit(Packed {
-                bytes: matrix.strip(self.first, self.count, 0..width / BLOCK),
-                stride: width / 2,
-                blocks: width / BLOCK,
-                values: matrix.values(),
-                scales,
-                scale_stride: matrix.padded_blocks(),
-                ahead: AHEAD * width / 2,
-            }),
-            Weights::Bf16(values) => Source::Bf16(&values[self.first * width..(self.first + self.count) * width]),
-            Weights::Compact(_) | Weights::FourBitBack(_) => unreachable!("looked at before: the input is for tiles"),
-        }
-    }
-
-    /// A chunk of some rows, of those that there are.
-    ///
-    /// # Safety
-    /// [`super::amx::available`]; `to` is for a chunk of all rows.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-    unsafe fn unpack(&self, source: &Source<'_>, rows: Range<usize>, chunk: usize, to: *mut u16) {
-        let rows = rows.start..rows.end.min(self.count);
-        // SAFETY: as the caller says.
-        unsafe {
-            match source {
-                Source::FourBit(packed) => packed.unpack(rows, chunk, to),
-                Source::Bf16(values) => {
-                    let width = self.x.width();
-                    for row in rows {
-                        let ahead = values.as_ptr().wrapping_add(AHEAD * width + (chunk * OUTS + row) * CHUNK);
-                        layout::arrange(&values[row * width..(row + 1) * width][chunk * CHUNK..], row, to, ahead);
-                    }
-                }
-            }
-        }
-    }
-
-    fn read_scales(&self, scales: &mut Vec<f32>) {
-        let Weights::FourBit(matrix) = &self.part.weights else { return };
+    fn read_scales(&self, matrix: &Matrix<'_>, scales: &mut Vec<f32>) {
         let padded = matrix.padded_blocks();
         scales.resize((OUTS * padded).max(scales.len()), 0.0);
         matrix.scales(self.first, self.count, scales);
@@ -171,6 +143,49 @@ impl Tile<'_> {
         unsafe { sums.turned(members, turned) };
         for member in 0..members {
             self.write_run(group * SIDE + member, &turned.row(member)[..self.count]);
+        }
+    }
+}
+
+/// Up to two groups of x by a whole tile that is unpacked as it is multiplied: of a chunk the first half while the second is
+/// unpacked, then that while the next chunk's first half is. A product takes long to begin, so shares of both alternate; and what
+/// is kept is small, since x and what memory gives are in the first-level cache beside it.
+struct Piecemeal<'a, R, const GROUPS: usize> {
+    rows: &'a R,
+    chunks: usize,
+    /// Room for a chunk of each half.
+    halves: [*mut u16; 2],
+    x: [*const u16; 2],
+    members: [usize; 2],
+}
+
+impl<R: Rows, const GROUPS: usize> Piecemeal<'_, R, GROUPS> {
+    /// # Safety
+    /// [`super::amx::available`]; `rows` are whole tiles of so many chunks; x's groups have so many members and all steps.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+    unsafe fn multiply(&self, tiles: &mut Tiles) {
+        let steps: [usize; 2] = [0, 1].map(|group| STEP * self.members[group]);
+        let mut x = self.x;
+        // SAFETY: as the caller says.
+        unsafe {
+            self.rows.unpack::<SIDE>(0, 0, self.halves[0]);
+            for chunk in 0..self.chunks {
+                let of_share = |share: usize| [0, 1].map(|group| x[group].wrapping_add(share * steps[group]));
+                for share in 0..STEPS {
+                    self.rows.unpack::<SHARE>(SIDE + share * SHARE, chunk, self.halves[1]);
+                    let w = self.halves[0].add(share * layout::room(STEP));
+                    tiles.add_half::<0, GROUPS>(w, of_share(share));
+                }
+                let next = chunk + 1 < self.chunks;
+                for share in 0..STEPS {
+                    if next {
+                        self.rows.unpack::<SHARE>(share * SHARE, chunk + 1, self.halves[0]);
+                    }
+                    let w = self.halves[1].add(share * layout::room(STEP));
+                    tiles.add_half::<1, GROUPS>(w, of_share(share));
+                }
+                x = of_share(STEPS);
+            }
         }
     }
 }
