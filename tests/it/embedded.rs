@@ -58,6 +58,7 @@ const HELP: [(&[&str], &[&str]); 43] = [
     (&["adapter", "history"], &["ALIAS"]),
     (&["adapter", "export"], &["PEFT", "DIR", "Examples", "--format", "gguf", "--lora", "DoRA"]),
     (&["adapter", "merge"], &["Examples", "transformers", "--dtype", "--quant", "--shard-size", "whole or not at all"]),
+    (&["adapter", "merge"], &["--register", "NAME", "base of this name"]),
     (&["adapter", "merge"], &["--format", "gguf", "llama.cpp", "Qwen3", "llama-quantize"]),
     (&["adapter", "import"], &["PEFT", "--base", "--template"]),
     (&["adapter", "spectrum"], &["singular values", "effective rank", "--output", "Example"]),
@@ -220,6 +221,12 @@ fn merged(up: &Up, cli: &Cli) {
     let (apart, together) = (score(&["--adapter", "polish@production"]), score(&["--base", "polished"]));
     let differences = apart.iter().zip(&together).map(|(apart, together)| (apart - together).abs());
     assert!(differences.fold(0.0, f64::max) < 1e-4, "{apart:?} {together:?}");
+    // The registry's own merge is the same base.
+    let there = ["adapter", "merge", "polish@production", "--register", "polished-there", "--dtype", "f32"];
+    let made = cli.json(&there);
+    assert_eq!((&made["created"], &made["version"], &made["update_survives"]), (&true.into(), &1.into(), &1.0.into()));
+    assert_eq!(score(&["--base", "polished-there"]), together);
+    assert_eq!(cli.json(&there)["created"], false);
 
     let rounded = merge(&half, &["--shard-size", "20KB"]);
     assert!(rounded["files"].as_u64() > Some(1) && rounded["difference"]["largest_error"].as_f64() > Some(0.0));

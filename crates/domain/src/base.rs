@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{BaseName, Digest};
+use crate::ids::{AdapterName, BaseName, Digest, Version};
 
 /// How the base's linear weights are coded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -105,6 +105,20 @@ pub struct BaseManifest {
     pub parameters: u64,
     pub files: Vec<FileRef>,
     pub created_at_ms: u64,
+    /// Absent for a base that was brought.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub merged_from: Option<MergedFrom>,
+}
+
+/// A version that was put into its base's weights.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MergedFrom {
+    pub adapter: AdapterName,
+    pub version: Version,
+    /// The version's.
+    pub digest: Digest,
+    pub base: BaseName,
+    pub base_fingerprint: Digest,
 }
 
 impl BaseManifest {

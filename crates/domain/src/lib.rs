@@ -14,7 +14,7 @@ pub mod rollout;
 pub mod spec;
 
 pub use adapter::{AdapterManifest, AdapterRef, AliasMove, Envelope, Selector, Signature};
-pub use base::{BaseManifest, Family, FileRef, QuantCode};
+pub use base::{BaseManifest, Family, FileRef, MergedFrom, QuantCode};
 pub use dataset::{DatasetKind, DatasetManifest, DropReason, Report};
 pub use error::{ErrorCode, Invalid};
 pub use ids::{AdapterName, AliasName, BaseName, DatasetName, Digest, JobId, Version};

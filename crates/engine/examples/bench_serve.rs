@@ -261,9 +261,11 @@ fn make(shape: &LlamaShape, folder: &Path, work: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Bytes a second that all threads together read from memory.
+/// Bytes a second that all threads together read from memory. One load a line: with four of 16 bytes a processor has fewer lines on
+/// their way at a time, and a Xeon of Emerald Rapids reads 17 GB/s where it could 24.
 fn bandwidth() -> f64 {
     const WORDS: usize = 1 << 25;
+    const LINE: usize = 8;
     thread_local! {
         static ROOM: Vec<u64> = vec![1; WORDS];
     }
@@ -272,11 +274,8 @@ fn bandwidth() -> f64 {
         std::thread::scope(|scope| {
             for part in words.chunks(WORDS / tch::get_num_threads().max(1) as usize) {
                 scope.spawn(move || {
-                    let mut sums = [0u64; 16];
-                    for words in part.as_chunks::<16>().0 {
-                        sums.iter_mut().zip(words).for_each(|(sum, word)| *sum ^= word);
-                    }
-                    std::hint::black_box(sums);
+                    let sum = part.iter().step_by(LINE).fold(0, |sum, word| sum ^ word);
+                    std::hint::black_box(sum);
                 });
             }
         });

@@ -36,6 +36,13 @@ impl Default for MergeOptions {
     }
 }
 
+impl MergeOptions {
+    /// The type in which what is made computes.
+    pub fn compute_of_result(&self) -> Float {
+        if self.dtype == Float::F32 { Float::F32 } else { Float::Bf16 }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
     Merging,
@@ -119,8 +126,7 @@ pub fn merge_folder(
         None => merged,
         Some(code) => {
             let quantised = scratch.path().join("quantised");
-            let compute = if options.dtype == Float::F32 { Float::F32 } else { Float::Bf16 };
-            let how = QuantOptions { code, compute, ..QuantOptions::default() };
+            let how = QuantOptions { code, compute: options.compute_of_result(), ..QuantOptions::default() };
             quantize_folder(&merged, &quantised, &how, &mut |at| {
                 progress(Progress { stage: Stage::Quantising, done: at.done, of: at.of });
             })?;

@@ -4,7 +4,9 @@ mod recipe;
 mod rollout;
 
 use tailor_domain as domain;
-use tailor_domain::{AdapterManifest, AliasMove, BaseManifest, DatasetManifest, Digest, Family, Invalid, QuantCode};
+use tailor_domain::{
+    AdapterManifest, AliasMove, BaseManifest, DatasetManifest, Digest, Family, Invalid, MergedFrom, QuantCode, Version,
+};
 
 use crate::{common, dataset, registry, training};
 
@@ -73,7 +75,34 @@ impl From<&BaseManifest> for registry::Base {
             size_bytes: base.size_bytes(),
             files: base.files.iter().map(Into::into).collect(),
             created_at_ms: base.created_at_ms,
+            merged_from: base.merged_from.as_ref().map(Into::into),
         }
+    }
+}
+
+impl From<&MergedFrom> for registry::MergedFrom {
+    fn from(from: &MergedFrom) -> Self {
+        Self {
+            adapter: from.adapter.to_string(),
+            version: from.version.0,
+            digest: from.digest.to_string(),
+            base: from.base.to_string(),
+            base_fingerprint: from.base_fingerprint.to_string(),
+        }
+    }
+}
+
+impl TryFrom<registry::MergedFrom> for MergedFrom {
+    type Error = Invalid;
+
+    fn try_from(from: registry::MergedFrom) -> Result<Self, Invalid> {
+        Ok(Self {
+            adapter: from.adapter.parse()?,
+            version: Version(from.version),
+            digest: Digest::try_new(from.digest)?,
+            base: from.base.parse()?,
+            base_fingerprint: Digest::try_new(from.base_fingerprint)?,
+        })
     }
 }
 
@@ -91,6 +120,7 @@ impl TryFrom<registry::Base> for BaseManifest {
             parameters: base.parameters,
             files: base.files.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
             created_at_ms: base.created_at_ms,
+            merged_from: base.merged_from.map(TryInto::try_into).transpose()?,
         })
     }
 }

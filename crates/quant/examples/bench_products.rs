@@ -48,7 +48,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let mut x = Inputs::default();
         x.resize(rows, width).copy_from_slice(&noise(rows * width));
         let mut y = vec![0f32; rows * out];
-        let rounds = if near { 2000 / rows } else if rows < 16 { 5 } else { 2 };
+        let rounds = if near {
+            2000 / rows
+        } else if rows < 16 {
+            5
+        } else {
+            2
+        };
         let mut best = f64::MAX;
         for _ in 0..rounds {
             let start = Instant::now();

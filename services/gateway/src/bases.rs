@@ -197,6 +197,7 @@ mod tests {
             parameters: 1,
             files: vec![FileRef { name: "config.json".into(), digest: Digest::of(b"never stored"), size_bytes: 12 }],
             created_at_ms: 1,
+            merged_from: None,
         };
         // It takes a while, so that all are there before it fails.
         faults.fail_all(Op::Get, Fault::Slow);

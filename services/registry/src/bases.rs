@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use serde::Deserialize;
 use tailor_blobs::Creation;
-use tailor_domain::{BaseManifest, BaseName, Digest, Family, FileRef, Invalid, QuantCode};
+use tailor_domain::{BaseManifest, BaseName, Digest, Family, FileRef, Invalid, MergedFrom, QuantCode};
 use tailor_serverkit::Page;
 use tailor_serverkit::hint::one_of;
 
@@ -30,6 +30,8 @@ pub struct NewBase {
     pub dtype: String,
     pub files: Vec<FileRef>,
     pub parameters: u64,
+    /// Absent for one that is brought.
+    pub merged_from: Option<MergedFrom>,
 }
 
 fn manifest_key(name: &BaseName) -> String {
@@ -71,6 +73,7 @@ impl Registry {
             parameters: base.parameters,
             files: base.files.clone(),
             created_at_ms: (self.clock)(),
+            merged_from: base.merged_from.clone(),
         };
         match self.store.create_json(&manifest_key(&base.name), &manifest).await? {
             Creation::Created => {
@@ -82,10 +85,15 @@ impl Registry {
         }
     }
 
+    /// The base of this name, if there is one.
+    pub(crate) async fn find_base(&self, name: &BaseName) -> Result<Option<BaseManifest>> {
+        Ok(self.store.find_json(&manifest_key(name)).await?)
+    }
+
     /// # Errors
     /// [`Error::NotFound`] names the bases that exist.
     pub async fn base(&self, name: &BaseName) -> Result<BaseManifest> {
-        match self.store.find_json(&manifest_key(name)).await? {
+        match self.find_base(name).await? {
             Some(base) => Ok(base),
             None => {
                 let existing = self.store.list_children("bases").await?.folders;
@@ -182,6 +190,7 @@ mod tests {
             dtype: "bf16".into(),
             files: names.iter().map(file).collect(),
             parameters: 1,
+            merged_from: None,
         }
     }
 

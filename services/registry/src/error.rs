@@ -44,6 +44,13 @@ pub enum Error {
     #[error("adapter {version}: {source}")]
     Figures { version: String, source: tailor_peft::Error },
 
+    /// Adapter and base cannot be made one.
+    #[error("adapter {version} was not merged: {source}")]
+    Merge { version: String, source: tailor_merge::Error },
+
+    #[error("nobody waits for the base any more, so none was registered")]
+    Abandoned,
+
     /// A file of the base is not what the base's format says.
     #[error("base {base}: file {file}: {problem}")]
     Base { base: String, file: String, problem: String },
@@ -85,7 +92,8 @@ impl Coded for Error {
                 other => other,
             },
             Self::Figures { source, .. } => source.code(),
-            Self::BrokenOff { .. } => ErrorCode::Cancelled,
+            Self::Merge { source, .. } => source.code(),
+            Self::BrokenOff { .. } | Self::Abandoned => ErrorCode::Cancelled,
             Self::Spool(error) => error.code(),
             Self::Store(error) => error.code(),
             Self::Settings(_) => ErrorCode::InvalidArgument,

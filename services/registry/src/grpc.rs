@@ -1,6 +1,7 @@
 //! The wire: parse into domain types, call the logic, convert. No decision is made here.
 
 mod low_rank;
+mod merge;
 mod policy;
 mod rollouts;
 mod watch;
@@ -254,6 +255,12 @@ impl AdapterRegistry for Api {
         answer(low_rank::compress(&self.registry, request.into_inner()).await)
     }
 
+    type MergeStream = merge::MergeStream;
+
+    async fn merge(&self, request: Request<pb::MergeRequest>) -> Answer<Self::MergeStream> {
+        answer(merge::merge(&self.registry, request.into_inner()))
+    }
+
     async fn delete_version(&self, request: Request<DeleteVersionRequest>) -> Answer<AdapterVersion> {
         let outcome = async {
             let DeleteVersionRequest { adapter, version, who, why } = request.into_inner();
@@ -393,6 +400,7 @@ fn new_base(request: RegisterBaseRequest) -> Result<NewBase, Invalid> {
         dtype: request.dtype,
         files: request.files.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
         parameters: request.parameters,
+        merged_from: None,
     })
 }
 

@@ -9,6 +9,7 @@
 //!      ──▶ versions  publish: check against the base, number, exactly once per job
 //!      ──▶ aliases   compare-and-swap, rollback, history      ──▶ catalog (lists, references)
 //!      ──▶ low_rank  what a version's ranks hold, fewer of them, two versions side by side
+//!      ──▶ merge     a version in its base's weights, as a base
 //!      ──▶ life      delete, undelete, purge                  ──▶ collect (retention, garbage), usage (quotas)
 //!      ──▶ audit     who did what, chained                    ──▶ verify (every stored byte)
 //!      ──▶ policy    what an alias demands, who approved      ──▶ gates (judged at each promotion)
@@ -31,6 +32,7 @@ mod hub;
 mod layers;
 mod life;
 mod low_rank;
+mod merge;
 mod policy;
 mod publish;
 mod remembered;
@@ -95,6 +97,8 @@ pub struct Registry {
     changes: changes::Changes,
     /// Whoever decomposes adapters has it.
     figures: Arc<Mutex<()>>,
+    /// Whoever merges has it.
+    merging: Arc<Mutex<()>>,
 }
 
 /// Bounds of what is remembered: a manifest takes about 2 kB, a segment 500 times as much.
@@ -125,6 +129,7 @@ impl Registry {
             auditor: audit::Auditor::default(),
             changes,
             figures: Arc::default(),
+            merging: Arc::default(),
         })
     }
 }

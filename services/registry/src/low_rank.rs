@@ -16,7 +16,7 @@ use crate::publish::NewVersion;
 use crate::{Error, Registry, Result};
 
 /// Whoever has it decomposes adapters; no other does.
-type Alone = Arc<OwnedMutexGuard<()>>;
+pub(crate) type Alone = Arc<OwnedMutexGuard<()>>;
 
 /// What a version's ranks hold.
 #[derive(Debug)]
@@ -122,12 +122,16 @@ impl Registry {
         Ok(Lighter { manifest, created: true, compressed })
     }
 
-    async fn alone(&self) -> Alone {
+    pub(crate) async fn alone(&self) -> Alone {
         Arc::new(self.figures.clone().lock_owned().await)
     }
 
     /// A version's files, checked as they are before they are served.
-    async fn open_version(&self, reference: &AdapterRef, alone: &Alone) -> Result<(Arc<AdapterManifest>, Adapter)> {
+    pub(crate) async fn open_version(
+        &self,
+        reference: &AdapterRef,
+        alone: &Alone,
+    ) -> Result<(Arc<AdapterManifest>, Adapter)> {
         let manifest = self.resolve(reference).await?.manifest;
         check_version(&pb::AdapterVersion::from(&*manifest), &self.trust.trusted).map_err(|error| Error::NotReady {
             what: error.to_string(),

@@ -1,6 +1,6 @@
 //! `tailor adapter …`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 
@@ -235,7 +235,11 @@ pub struct Merge {
     /// name, name@version or name@alias
     pub reference: String,
     /// A new or empty folder, or a new file with --format gguf; it is there whole or not at all.
-    pub dir: PathBuf,
+    #[arg(required_unless_present = "register")]
+    pub dir: Option<PathBuf>,
+    /// Instead of a folder here: at the registry, as a base of this name, which serves and trains as any other.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["dir", "format", "shard_size"])]
+    pub register: Option<String>,
     #[arg(long, default_value = "folder", value_parser = ["folder", "gguf"])]
     pub format: String,
     /// Type of the weights; f32 loses nothing.
@@ -247,4 +251,11 @@ pub struct Merge {
     /// Largest tensor file of a folder, e.g. 500MB or 5GB. A 4-bit folder and GGUF have one file.
     #[arg(long, default_value = "5GB")]
     pub shard_size: ByteSize,
+}
+
+impl Merge {
+    /// Where the folder or file goes, where one is wanted.
+    pub fn dir(&self) -> &Path {
+        self.dir.as_deref().unwrap_or(Path::new(""))
+    }
 }

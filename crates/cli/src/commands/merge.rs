@@ -1,4 +1,5 @@
-//! `tailor adapter merge`: base and adapter as one folder or GGUF file, made here from what the registry has.
+//! `tailor adapter merge`: base and adapter as one folder or GGUF file, made here from what the registry has; or made there, as a
+//! base.
 
 use std::path::{Path, PathBuf};
 
@@ -7,6 +8,8 @@ use serde_json::{Value, json};
 use tailor_merge::{Difference, MergeOptions, MergeReport, Progress, Stage, merge_folder};
 use tailor_pb::registry as pb;
 use tailor_pb::registry::adapter_registry_client::AdapterRegistryClient;
+use tailor_pb::registry::merge_progress::Stage as WireStage;
+use tailor_pb::registry::merge_response::What;
 use tailor_peft::{Adapter, Limits};
 use tailor_quant::Float;
 use tailor_serverkit::client::Client;
@@ -20,6 +23,9 @@ use crate::output::{Output, bytes};
 const SURVIVES: f64 = 0.95;
 
 pub async fn run(endpoints: &Endpoints, merge: &Merge, output: &Output) -> anyhow::Result<()> {
+    if let Some(name) = &merge.register {
+        return register(endpoints, merge, name, output).await;
+    }
     // Refused before gigabytes are fetched.
     check_target(merge)?;
     let mut client = endpoints.registry()?;
@@ -45,16 +51,16 @@ pub async fn run(endpoints: &Endpoints, merge: &Merge, output: &Output) -> anyho
     fetch(&mut client, &base, fetched.path(), output).await?;
     let folder = fetched.path().to_owned();
     if !is_gguf(merge) {
-        let report = put_together(folder, adapter, merge.dir.clone(), options, output).await?;
+        let report = put_together(folder, adapter, merge.dir().to_owned(), options, output).await?;
         return output.show(&document(merge, &version, &report), || say(merge, &version, &report));
     }
     tailor_gguf::check_texts(&folder)?;
-    let parent = merge.dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let parent = merge.dir().parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     std::fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
     let beside = tempfile::tempdir_in(parent).with_context(|| format!("cannot write in {}", parent.display()))?;
     let merged = beside.path().join("merged");
     let report = put_together(folder, adapter, merged.clone(), options, output).await?;
-    let file = gguf::model(merged, merge.dir.clone(), &version, float(&merge.dtype), output).await?;
+    let file = gguf::model(merged, merge.dir().to_owned(), &version, float(&merge.dtype), output).await?;
     let report = MergeReport { bytes: file.bytes, files: 1, tensors: file.tensors, ..report };
     let mut document = document(merge, &version, &report);
     document["gguf"] = gguf::document(&file);
@@ -64,18 +70,89 @@ pub async fn run(endpoints: &Endpoints, merge: &Merge, output: &Output) -> anyho
     })
 }
 
+/// Lets the registry merge, and shows how far it is.
+async fn register(endpoints: &Endpoints, merge: &Merge, name: &str, output: &Output) -> anyhow::Result<()> {
+    anyhow::ensure!(merge.dtype != "f16", "a base computes in bf16 or f32; give one of them as --dtype");
+    let request = pb::MergeRequest {
+        reference: merge.reference.clone(),
+        name: name.to_owned(),
+        dtype: merge.dtype.clone(),
+        quant: merge.quant.clone().unwrap_or_default(),
+    };
+    let mut messages = endpoints.registry()?.merge(request).await?.into_inner();
+    let bar = output.bar(0, "{msg:11} [{bar:30}] {pos}/{len}  {eta} left");
+    let mut merged = None;
+    while let Some(message) = messages.message().await? {
+        match message.what {
+            Some(What::Progress(at)) => {
+                bar.set_message(match at.stage() {
+                    WireStage::Fetching => "fetching",
+                    WireStage::Merging => "merging",
+                    WireStage::Quantising => "quantising",
+                    WireStage::Comparing => "comparing",
+                    WireStage::Storing => "storing",
+                    WireStage::Unspecified => "",
+                });
+                bar.set_length(at.of);
+                bar.set_position(at.done);
+            }
+            Some(What::Merged(last)) => merged = Some(last),
+            None => {}
+        }
+    }
+    bar.finish_and_clear();
+    let merged = merged.context("the registry ended without a base; ask again")?;
+    let base = merged.base.clone().context("the registry named no base")?;
+    let from = base.merged_from.clone().unwrap_or_default();
+    let document = json!({
+        "base": base.name,
+        "fingerprint": base.fingerprint,
+        "quant": base.quant,
+        "dtype": base.dtype,
+        "parameters": base.parameters,
+        "size_bytes": base.size_bytes,
+        "adapter": from.adapter,
+        "version": from.version,
+        "from_base": from.base,
+        "created": merged.created,
+        "tensors": merged.tensors,
+        "tensors_changed": merged.tensors_changed,
+        "update_survives": merged.created.then_some(merged.update_survives),
+    });
+    output.show(&document, || {
+        let (version, size) = (format!("{}@{}", from.adapter, from.version), bytes(base.size_bytes));
+        if !merged.created {
+            return println!("base {} is {version} in {} already, {size}", base.name, from.base);
+        }
+        println!(
+            "base {}: {version} in {}, {} parameters, {size}, fingerprint {}",
+            base.name,
+            from.base,
+            indicatif::HumanCount(base.parameters),
+            base.fingerprint
+        );
+        println!(
+            "{} of {} tensors differ; {:.2} % of the update survives",
+            merged.tensors_changed,
+            merged.tensors,
+            100.0 * merged.update_survives
+        );
+        warn_if_lost(merged.update_survives);
+    })
+}
+
 fn is_gguf(merge: &Merge) -> bool {
     merge.format == "gguf"
 }
 
 fn check_target(merge: &Merge) -> anyhow::Result<()> {
-    let target = merge.dir.display();
+    let target = merge.dir().display();
     if !is_gguf(merge) {
-        let occupied = merge.dir.read_dir().map_or(merge.dir.exists(), |mut entries| entries.next().is_some());
+        let occupied = merge.dir().read_dir().map_or(merge.dir().exists(), |mut entries| entries.next().is_some());
         anyhow::ensure!(!occupied, "{target} exists and is not empty; give a new folder");
         return Ok(());
     }
-    anyhow::ensure!(!merge.dir.exists(), "{target} exists; give a new file");
+    anyhow::ensure!(!merge.dir().exists(), "{target} exists; give a new file");
     if let Some(quant) = &merge.quant {
         anyhow::bail!(
             "--quant {quant} is bitsandbytes' code, and GGUF has others; give the file to llama.cpp's llama-quantize"
@@ -165,7 +242,7 @@ fn document(merge: &Merge, version: &pb::AdapterVersion, report: &MergeReport) -
         "adapter": version.adapter,
         "version": version.version,
         "base": version.base,
-        "dir": merge.dir,
+        "dir": merge.dir(),
         "format": merge.format,
         "dtype": merge.dtype,
         "quant": merge.quant,
@@ -192,7 +269,7 @@ fn say(merge: &Merge, version: &pb::AdapterVersion, report: &MergeReport) {
         version.base,
         indicatif::HumanCount(report.parameters),
         bytes(report.bytes),
-        merge.dir.display()
+        merge.dir().display()
     );
     let all = report.difference();
     println!("{} of {} tensors differ from the base's", report.changed.len(), report.tensors);
@@ -223,7 +300,11 @@ fn say(merge: &Merge, version: &pb::AdapterVersion, report: &MergeReport) {
             100.0 * report.rest.error_of_values()
         ),
     }
-    if all.survives() < SURVIVES {
+    warn_if_lost(all.survives());
+}
+
+fn warn_if_lost(survives: f64) {
+    if survives < SURVIVES {
         println!("much of the update is lost: merge with --dtype f32, or serve base and adapter apart");
     }
 }

@@ -4,8 +4,8 @@
 //! nth number, and every fourth value of the 128. x's values follow in that order; the last block of an odd number has zeros
 //! beside it.
 
-use std::arch::x86_64::*;
 use half::bf16;
+use std::arch::x86_64::*;
 
 use super::BLOCK;
 use super::amx::{OUTS, SIDE, STEP, TILE, columns};
@@ -100,12 +100,7 @@ impl Packed<'_> {
         let number = |numbers| _mm512_ternarylogic_epi32::<0xea>(numbers, low, second);
         let (lower, upper) = (number(numbers), number(_mm512_srli_epi16::<4>(numbers)));
         let look_up = |numbers| _mm512_permutexvar_epi16(numbers, table);
-        [
-            look_up(lower),
-            look_up(upper),
-            look_up(_mm512_srli_epi16::<8>(lower)),
-            look_up(_mm512_srli_epi16::<8>(upper)),
-        ]
+        [look_up(lower), look_up(upper), look_up(_mm512_srli_epi16::<8>(lower)), look_up(_mm512_srli_epi16::<8>(upper))]
     }
 }
 

@@ -20,9 +20,7 @@ use half::bf16;
 #[cfg(target_arch = "x86_64")]
 use super::halves;
 use super::workers::{Workers, spread};
-use super::{
-    Alone, BLOCK, Inputs, LARGEST_ACTIVATION, LARGEST_BLOCK, Matrix, Product, Weights, products_with,
-};
+use super::{Alone, BLOCK, Inputs, LARGEST_ACTIVATION, LARGEST_BLOCK, Matrix, Product, Weights, products_with};
 use crate::{Code, CompactBf16, Float, Instructions, QuantState, Quantized, Scales};
 
 /// c above.

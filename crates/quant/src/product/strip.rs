@@ -86,7 +86,7 @@ impl Tile<'_> {
         let (groups, chunks) = (self.x.rows().div_ceil(SIDE), self.x.width().div_ceil(CHUNK));
         let whole = self.count == OUTS;
         let piecemeal = whole && groups <= 2;
-        let half = layout::room(if piecemeal { 1 } else { chunks } * CHUNK);
+        let half = layout::room(if piecemeal { LEAD + 1 } else { chunks } * CHUNK);
         room.weights.grow(2 * half);
         let first: *mut u16 = room.weights.values_mut().as_mut_ptr().cast();
         // SAFETY: there is room for two.
@@ -147,13 +147,17 @@ impl Tile<'_> {
     }
 }
 
-/// Up to two groups of x by a whole tile that is unpacked as it is multiplied: of a chunk the first half while the second is
-/// unpacked, then that while the next chunk's first half is. A product takes long to begin, so shares of both alternate; and what
-/// is kept is small, since x and what memory gives are in the first-level cache beside it.
+/// Chunks that are unpacked ahead.
+const LEAD: usize = 1;
+
+/// Up to two groups of x by a whole tile that is unpacked as it is multiplied, half of a chunk after the other. A product takes long
+/// to begin, so shares of both alternate; what has been written has to reach the cache before tiles are loaded from there, so what is
+/// unpacked is not what is multiplied next; and what is kept is small, since x and what memory gives are in the first-level cache
+/// beside it.
 struct Piecemeal<'a, R, const GROUPS: usize> {
     rows: &'a R,
     chunks: usize,
-    /// Room for a chunk of each half.
+    /// Room for [`LEAD`] + 1 chunks of each half.
     halves: [*mut u16; 2],
     x: [*const u16; 2],
     members: [usize; 2],
@@ -164,27 +168,36 @@ impl<R: Rows, const GROUPS: usize> Piecemeal<'_, R, GROUPS> {
     /// [`super::amx::available`]; `rows` are whole tiles of so many chunks; x's groups have so many members and all steps.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
     unsafe fn multiply(&self, tiles: &mut Tiles) {
-        let steps: [usize; 2] = [0, 1].map(|group| STEP * self.members[group]);
-        let mut x = self.x;
+        let place =
+            |half: usize, chunk: usize| self.halves[half].wrapping_add(chunk % (LEAD + 1) * layout::room(CHUNK));
         // SAFETY: as the caller says.
         unsafe {
-            self.rows.unpack::<SIDE>(0, 0, self.halves[0]);
+            for chunk in 0..LEAD.min(self.chunks) {
+                self.rows.unpack::<SIDE>(0, chunk, place(0, chunk));
+                self.rows.unpack::<SIDE>(SIDE, chunk, place(1, chunk));
+            }
             for chunk in 0..self.chunks {
-                let of_share = |share: usize| [0, 1].map(|group| x[group].wrapping_add(share * steps[group]));
-                for share in 0..STEPS {
-                    self.rows.unpack::<SHARE>(SIDE + share * SHARE, chunk, self.halves[1]);
-                    let w = self.halves[0].add(share * layout::room(STEP));
-                    tiles.add_half::<0, GROUPS>(w, of_share(share));
+                self.half::<0>(chunk, place(0, chunk), place(0, chunk + LEAD), tiles);
+                self.half::<1>(chunk, place(1, chunk), place(1, chunk + LEAD), tiles);
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`Self::multiply`].
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+    unsafe fn half<const HALF: usize>(&self, chunk: usize, from: *const u16, to: *mut u16, tiles: &mut Tiles) {
+        let later = chunk + LEAD;
+        for share in 0..STEPS {
+            // SAFETY: as the caller says.
+            unsafe {
+                if later < self.chunks {
+                    self.rows.unpack::<SHARE>(HALF * SIDE + share * SHARE, later, to);
                 }
-                let next = chunk + 1 < self.chunks;
-                for share in 0..STEPS {
-                    if next {
-                        self.rows.unpack::<SHARE>(share * SHARE, chunk + 1, self.halves[0]);
-                    }
-                    let w = self.halves[1].add(share * layout::room(STEP));
-                    tiles.add_half::<1, GROUPS>(w, of_share(share));
-                }
-                x = of_share(STEPS);
+                let step = chunk * STEPS + share;
+                let x = [0, 1].map(|group| self.x[group].wrapping_add(step * STEP * self.members[group]));
+                tiles.add_half::<HALF, GROUPS>(from.add(share * layout::room(STEP)), x);
             }
         }
     }

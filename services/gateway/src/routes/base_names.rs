@@ -139,6 +139,7 @@ mod tests {
             parameters: 1,
             files: Vec::new(),
             created_at_ms: 1,
+            merged_from: None,
         })
     }
 

@@ -9,6 +9,7 @@ mod gates;
 mod house;
 mod invariants;
 mod low_rank;
+mod merging;
 mod processes;
 mod publish;
 mod quantised;

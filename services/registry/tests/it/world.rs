@@ -113,6 +113,7 @@ async fn base(service: &Service) -> NewBase {
         dtype: request.dtype,
         files,
         parameters: request.parameters,
+        merged_from: None,
     }
 }
 
