@@ -5,6 +5,7 @@
 //! that leaves before that has changed nothing. That it has is looked at between two files: what writes to disk is never cut off,
 //! and could otherwise write again what has just been cleared away.
 
+use std::fs::{self, File};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -56,10 +57,31 @@ pub struct MergedBase {
 /// Folders on their way, and who is at work on them.
 struct Scratch {
     folder: TempDir,
+    /// Locked as long as the process lives: without, the folder is one that a process left behind when it died.
+    _held: File,
     _alone: OwnedMutexGuard<()>,
 }
 
+/// How such a folder's name begins, and the file in it that is locked.
+const PREFIX: &str = "merge-";
+const HELD: &str = "held";
+
 impl Scratch {
+    fn new(parent: &Path, alone: OwnedMutexGuard<()>) -> std::io::Result<Self> {
+        fs::create_dir_all(parent)?;
+        for entry in fs::read_dir(parent)?.flatten() {
+            let is_one = entry.file_name().to_string_lossy().starts_with(PREFIX);
+            let is_left = || File::open(entry.path().join(HELD)).is_ok_and(|held| held.try_lock().is_ok());
+            if is_one && is_left() {
+                fs::remove_dir_all(entry.path())?;
+            }
+        }
+        let folder = tempfile::Builder::new().prefix(PREFIX).tempdir_in(parent)?;
+        let held = File::create(folder.path().join(HELD))?;
+        held.lock()?;
+        Ok(Self { folder, _held: held, _alone: alone })
+    }
+
     fn path(&self, name: &str) -> std::path::PathBuf {
         self.folder.path().join(name)
     }
@@ -104,9 +126,9 @@ impl Registry {
             });
         }
 
-        let scratch = Arc::new(self.scratch().await?);
-        self.fetch(&base, &scratch.path("base"), heard).await?;
         let label = format!("{}@{}", version.adapter, version.version);
+        let scratch = Arc::new(self.scratch(&label).await?);
+        self.fetch(&base, &scratch.path("base"), heard).await?;
         let options = MergeOptions {
             compute,
             dtype,
@@ -115,8 +137,8 @@ impl Registry {
         };
         let (report, identity) = put_together(&scratch, adapter, options, wanted.quant, heard)
             .await?
-            .map_err(|source| Error::Merge { version: label, source })?;
-        let files = self.store_folder(&scratch.path(MADE), heard).await?;
+            .map_err(|source| not_merged(&label, source))?;
+        let files = self.store_folder(&label, &scratch.path(MADE), heard).await?;
         let manifest = self
             .register_base(NewBase {
                 name: wanted.name.clone(),
@@ -131,15 +153,12 @@ impl Registry {
         Ok(MergedBase { manifest, report: Some(report) })
     }
 
-    async fn scratch(&self) -> Result<Scratch> {
+    async fn scratch(&self, label: &str) -> Result<Scratch> {
         let alone = self.merging.clone().lock_owned().await;
-        let local = |problem: std::io::Error| tailor_blobs::Error::File {
-            path: self.spool_dir.display().to_string(),
-            problem: problem.to_string(),
-        };
-        tokio::fs::create_dir_all(&self.spool_dir).await.map_err(local)?;
-        let folder = tempfile::Builder::new().prefix("merge-").tempdir_in(&self.spool_dir).map_err(local)?;
-        Ok(Scratch { folder, _alone: alone })
+        let parent = self.spool_dir.clone();
+        let made = tokio::task::spawn_blocking(move || Scratch::new(&parent, alone)).await;
+        let made = made.map_err(|_| Error::Defect { problem: "a folder for a merge was not made".into() })?;
+        made.map_err(|error| not_merged(label, local(&self.spool_dir, error)))
     }
 
     async fn fetch(&self, base: &BaseManifest, folder: &Path, heard: &Heard) -> Result<()> {
@@ -153,18 +172,15 @@ impl Registry {
     }
 
     /// Every file of a folder as a blob.
-    async fn store_folder(&self, folder: &Path, heard: &Heard) -> Result<Vec<FileRef>> {
-        let listed = std::fs::read_dir(folder).and_then(|entries| {
-            let file = |entry: std::io::Result<std::fs::DirEntry>| {
+    async fn store_folder(&self, label: &str, folder: &Path, heard: &Heard) -> Result<Vec<FileRef>> {
+        let listed = fs::read_dir(folder).and_then(|entries| {
+            let file = |entry: std::io::Result<fs::DirEntry>| {
                 let entry = entry?;
                 Ok((entry.path(), entry.file_name().to_string_lossy().into_owned(), entry.metadata()?.len()))
             };
             entries.map(file).collect::<std::io::Result<Vec<_>>>()
         });
-        let mut listed = listed.map_err(|problem| tailor_blobs::Error::File {
-            path: folder.display().to_string(),
-            problem: problem.to_string(),
-        })?;
+        let mut listed = listed.map_err(|error| not_merged(label, local(folder, error)))?;
         listed.sort();
         let (mut done, all) = (0, listed.iter().map(|(_, _, size)| size).sum());
         let mut files = Vec::with_capacity(listed.len());
@@ -177,6 +193,14 @@ impl Registry {
         tell(heard, At::Storing, done, all)?;
         Ok(files)
     }
+}
+
+fn not_merged(version: &str, source: tailor_merge::Error) -> Error {
+    Error::Merge { version: version.to_owned(), source }
+}
+
+fn local(path: &Path, source: std::io::Error) -> tailor_merge::Error {
+    tailor_merge::Error::Io { path: path.to_owned(), source }
 }
 
 /// The folder within the scratch that becomes the base.

@@ -123,6 +123,7 @@ pub enum Adapter {
     /// while it is written, so that twice the room is needed.
     #[command(after_help = "Examples:\n  \
         tailor adapter merge grammar@production ./grammar-merged              16 bit, loads with transformers\n  \
+        tailor adapter merge grammar@production --register corrected          a base of the registry\n  \
         tailor adapter merge grammar@production ./grammar-nf4 --quant nf4     4 bits again, loads with bitsandbytes\n  \
         tailor adapter merge grammar@production grammar.gguf --format gguf    llama-cli -m grammar.gguf")]
     Merge(Merge),

@@ -114,6 +114,24 @@ async fn what_cannot_be_merged_is_told_by_its_reason() {
 }
 
 #[tokio::test]
+async fn what_a_process_left_behind_when_it_died_is_cleared_away() {
+    let service = Service::with_versions("grammar", 1).await;
+    let folder = |name: &str| {
+        let folder = service.spool().join(name);
+        std::fs::create_dir_all(folder.join("merged")).expect("made");
+        let held = std::fs::File::create(folder.join("held")).expect("made");
+        std::fs::write(folder.join("merged/model.safetensors"), b"half").expect("written");
+        (folder, held)
+    };
+    let (left, _) = folder("merge-left");
+    let (others, held) = folder("merge-others");
+    held.lock().expect("another process is at work there");
+    merge(&service, request("grammar", "corrected")).await.expect("merged");
+    assert!(!left.exists() && others.exists());
+    assert_eq!(service.spooled(), 1, "the other's alone");
+}
+
+#[tokio::test]
 async fn a_caller_that_leaves_has_no_base() {
     let service = Service::with_versions("grammar", 1).await;
     let mut messages = service.client.clone().merge(request("grammar", "left")).await.expect("begun").into_inner();
