@@ -10,7 +10,7 @@ use crate::support::process::command;
 use crate::support::{Cli, Family, Process, Training, Up, repository, rows};
 
 /// Every command with the words that its help must teach.
-const HELP: [(&[&str], &[&str]); 43] = [
+const HELP: [(&[&str], &[&str]); 44] = [
     (&[], &["A first walk", "tailor demo", "tailor up", "TAILOR_TRAINER_URL", "--json"]),
     (&["up"], &["--port", "0 finds free ones"]),
     (&["demo"], &["--base", "tiny-t5", "tiny-llama"]),

@@ -20,6 +20,8 @@ use crate::{Error, Result, Store};
 
 /// Larger blobs go up in parts of this size; the buffer of every streaming path.
 const PART_BYTES: usize = 8 * 1024 * 1024;
+/// Parts that S3 takes of one object.
+const MAX_PARTS: u64 = 10_000;
 /// Parts under way at once.
 const PARTS_AT_ONCE: usize = 4;
 
@@ -67,7 +69,7 @@ impl Store {
             if size_bytes <= PART_BYTES as u64 {
                 self.upload_whole(&key, file, &digest).await?;
             } else {
-                self.upload_in_parts(&key, file, &digest).await?;
+                self.upload_in_parts(&key, file, &digest, part_bytes(size_bytes)).await?;
             }
         }
         Ok(StoredBlob { digest, size_bytes })
@@ -217,12 +219,12 @@ impl Store {
         self.backend.put(&path, PutPayload::from(bytes)).await.map(drop).map_err(|error| self.error(key, error))
     }
 
-    async fn upload_in_parts(&self, key: &str, file: &Path, digest: &Digest) -> Result<()> {
+    async fn upload_in_parts(&self, key: &str, file: &Path, digest: &Digest, part_bytes: usize) -> Result<()> {
         let path = self.path(key)?;
         let mut reader = File::open(file).await.map_err(|error| file_error(file, &error))?;
         let upload = self.backend.put_multipart(&path).await.map_err(|error| self.error(key, error))?;
-        let mut upload = WriteMultipart::new_with_chunk_size(upload, PART_BYTES);
-        let sent = self.send_parts(key, file, &mut reader, &mut upload).await;
+        let mut upload = WriteMultipart::new_with_chunk_size(upload, part_bytes);
+        let sent = self.send_parts(key, file, &mut reader, &mut upload, part_bytes).await;
         match sent.and_then(|found| unchanged(file, digest, &found)) {
             Ok(()) => upload.finish().await.map(drop).map_err(|error| self.error(key, error)),
             Err(error) => {
@@ -239,11 +241,12 @@ impl Store {
         file: &Path,
         reader: &mut File,
         upload: &mut WriteMultipart,
+        part_bytes: usize,
     ) -> Result<Digest> {
         let mut hasher = Sha256::new();
         loop {
             upload.wait_for_capacity(PARTS_AT_ONCE).await.map_err(|error| self.error(key, error))?;
-            let part = read_part(reader).await.map_err(|error| file_error(file, &error))?;
+            let part = read_part(reader, part_bytes).await.map_err(|error| file_error(file, &error))?;
             if part.is_empty() {
                 return Ok(Digest::from_sha256(&hasher.finalize().into()));
             }
@@ -253,10 +256,15 @@ impl Store {
     }
 }
 
-/// Up to [`PART_BYTES`] from the reader; empty at its end.
-async fn read_part(reader: &mut File) -> io::Result<Bytes> {
-    let mut part = Vec::with_capacity(PART_BYTES);
-    reader.take(PART_BYTES as u64).read_to_end(&mut part).await?;
+/// Of a file that is sent in parts: as large as need be for a store that takes no more than [`MAX_PARTS`].
+fn part_bytes(size_bytes: u64) -> usize {
+    PART_BYTES.max(size_bytes.div_ceil(MAX_PARTS).next_multiple_of(1 << 20) as usize)
+}
+
+/// Up to so many bytes from the reader; none at its end.
+async fn read_part(reader: &mut File, bytes: usize) -> io::Result<Bytes> {
+    let mut part = Vec::with_capacity(bytes);
+    reader.take(bytes as u64).read_to_end(&mut part).await?;
     Ok(part.into())
 }
 
@@ -265,7 +273,7 @@ async fn digest_of_file(path: &Path) -> Result<(Digest, u64)> {
     let mut reader = File::open(path).await.map_err(failed)?;
     let (mut hasher, mut size_bytes) = (Sha256::new(), 0);
     loop {
-        let part = read_part(&mut reader).await.map_err(failed)?;
+        let part = read_part(&mut reader, PART_BYTES).await.map_err(failed)?;
         if part.is_empty() {
             return Ok((Digest::from_sha256(&hasher.finalize().into()), size_bytes));
         }
@@ -285,4 +293,18 @@ fn unchanged(file: &Path, named: &Digest, sent: &Digest) -> Result<()> {
 
 fn check(wanted: &Digest, found: Digest) -> Result<()> {
     if *wanted == found { Ok(()) } else { Err(Error::Corrupt { digest: wanted.clone(), found }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_file_has_more_parts_than_s3_takes() {
+        for (gib, mib) in [(1, 8), (78, 8), (80, 9), (140, 15), (5 * 1024, 525)] {
+            let size = gib << 30;
+            assert_eq!(part_bytes(size), mib << 20, "{gib} GiB");
+            assert!(size.div_ceil(part_bytes(size) as u64) <= MAX_PARTS);
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! Merges a PEFT folder into a base's folder, without any service: `merge_folder BASE ADAPTER TARGET COMPUTE DTYPE [CODE]`,
 //! the types by their names in PyTorch. Prints the report as JSON. For tests/parity/check_merge.py.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
@@ -23,7 +24,8 @@ fn main() -> anyhow::Result<()> {
     let adapter = Adapter::read_dir(Path::new(adapter), &Limits::default())?;
     let options =
         MergeOptions { compute: float(compute)?, dtype: float(dtype)?, requantize, ..MergeOptions::default() };
-    let report = merge_folder(Path::new(base), &adapter, Path::new(target), &options, &mut |_| {})?;
+    let report =
+        merge_folder(Path::new(base), &adapter, Path::new(target), &options, &mut |_| ControlFlow::Continue(()))?;
     let all = report.difference();
     let document = serde_json::json!({
         "changed": report.changed.len(), "untied": report.untied, "error_of_update": all.error_of_update(),

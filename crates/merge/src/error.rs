@@ -18,6 +18,8 @@ pub enum Error {
     /// A merged value that the type cannot hold.
     #[error("{tensor}: {problem}")]
     Value { tensor: String, problem: String },
+    #[error("stopped before it was whole")]
+    Stopped,
     #[error("{}: {problem}", path.display())]
     File { path: PathBuf, problem: String },
     #[error("{}: {source}", path.display())]
@@ -29,6 +31,7 @@ impl Error {
         match self {
             Self::Adapter(error) => error.code(),
             Self::Weights(error) => error.code(),
+            Self::Stopped => ErrorCode::Cancelled,
             Self::NotExpressible { .. } => ErrorCode::FailedPrecondition,
             Self::Value { .. } | Self::File { .. } => ErrorCode::InvalidArgument,
             Self::Io { source, .. } => match source.kind() {

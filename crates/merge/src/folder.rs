@@ -1,6 +1,7 @@
 //! The merged folder on disk: planned, written beside its place, measured, and put there by one rename.
 
 use std::fs;
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use serde_json::{Map, Value};
@@ -92,9 +93,10 @@ impl MergeReport {
 }
 
 /// Writes `base`, a Hugging Face folder, plain or in 4 bits, with `adapter` put into its weights to the new or empty folder
-/// `target`. It is there whole or not at all.
+/// `target`. It is there whole or not at all. `progress` hears of each tensor, and may end the work.
 ///
 /// # Errors
+/// [`Error::Stopped`], if it does.
 /// An adapter that does not fit, or that no folder of this architecture can express; a merged value that the type cannot
 /// hold; a target that is not empty; a full disk.
 pub fn merge_folder(
@@ -102,7 +104,7 @@ pub fn merge_folder(
     adapter: &Adapter,
     target: &Path,
     options: &MergeOptions,
-    progress: &mut dyn FnMut(Progress),
+    progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<MergeReport> {
     let occupied = target.read_dir().map_or(target.exists(), |mut entries| entries.next().is_some());
     if occupied {
@@ -128,7 +130,8 @@ pub fn merge_folder(
             let quantised = scratch.path().join("quantised");
             let how = QuantOptions { code, compute: options.compute_of_result(), ..QuantOptions::default() };
             quantize_folder(&merged, &quantised, &how, &mut |at| {
-                progress(Progress { stage: Stage::Quantising, done: at.done, of: at.of });
+                // What quantises goes on to its end.
+                let _ = progress(Progress { stage: Stage::Quantising, done: at.done, of: at.of });
             })?;
             fs::remove_dir_all(&merged).map_err(Error::io(&merged))?;
             measured = measure(&plan, &quantised, options, progress)?;
@@ -156,7 +159,7 @@ fn write_weights(
     plan: &Plan<'_>,
     folder: &Path,
     options: &MergeOptions,
-    progress: &mut dyn FnMut(Progress),
+    progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<Measured> {
     let shards = shards::divide(plan.weights.values(), options.dtype, options.shard_bytes)?;
     let mut measured = Vec::new();
@@ -166,12 +169,16 @@ fn write_weights(
             let difference = write_weight(weight, &mut writer, options)?;
             measured.push((weight.name.clone(), difference));
             weight.source.evict();
-            progress(Progress { stage: Stage::Merging, done: measured.len(), of: plan.weights.len() });
+            tell(progress, Stage::Merging, measured.len(), plan.weights.len())?;
         }
         writer.finish()?;
     }
     shards::write_index(folder, &shards, options.dtype)?;
     Ok(measured)
+}
+
+fn tell(progress: &mut dyn FnMut(Progress) -> ControlFlow<()>, stage: Stage, done: usize, of: usize) -> Result<()> {
+    if progress(Progress { stage, done, of }).is_break() { Err(Error::Stopped) } else { Ok(()) }
 }
 
 fn write_weight(weight: &Weight<'_>, writer: &mut ShardWriter, options: &MergeOptions) -> Result<Difference> {
@@ -210,7 +217,7 @@ fn measure(
     plan: &Plan<'_>,
     folder: &Path,
     options: &MergeOptions,
-    progress: &mut dyn FnMut(Progress),
+    progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<Measured> {
     let written = Checkpoint::open(folder)?;
     let mut measured = Vec::new();
@@ -220,7 +227,7 @@ fn measure(
         measured.push((weight.name.clone(), difference));
         weight.source.evict();
         source.evict();
-        progress(Progress { stage: Stage::Comparing, done: measured.len(), of: plan.weights.len() });
+        tell(progress, Stage::Comparing, measured.len(), plan.weights.len())?;
     }
     Ok(measured)
 }

@@ -45,9 +45,14 @@ impl Registry {
     /// [`Error::Invalid`], [`Error::Base`]: the folder is incomplete, of an unknown family or damaged.
     /// [`Error::NotReady`]: a file was not uploaded. [`Error::AlreadyExists`]: the name belongs to another base.
     pub async fn register_base(&self, base: NewBase) -> Result<BaseManifest> {
+        Ok(self.create_base(base).await?.0)
+    }
+
+    /// As [`Self::register_base`], and whether it was this call that did it.
+    pub(crate) async fn create_base(&self, base: NewBase) -> Result<(BaseManifest, bool)> {
         let config = check_folder(&base)?;
-        if let Some(existing) = self.store.find_json::<BaseManifest>(&manifest_key(&base.name)).await? {
-            return same_base(existing, &base);
+        if let Some(existing) = self.find_base(&base.name).await? {
+            return Ok((same_base(existing, &base)?, false));
         }
         for file in &base.files {
             let size = self.require_blob(&file.name, &file.digest).await?;
@@ -79,9 +84,9 @@ impl Registry {
             Creation::Created => {
                 tracing::info!(base = %base.name, fingerprint = %base.fingerprint, layers = linears.len(), "registered");
                 self.note("register-base", "", "", &manifest_key(&base.name), &manifest).await;
-                Ok(manifest)
+                Ok((manifest, true))
             }
-            Creation::AlreadyExists(existing) => same_base(existing, &base),
+            Creation::AlreadyExists(existing) => Ok((same_base(existing, &base)?, false)),
         }
     }
 

@@ -92,7 +92,11 @@ impl Coded for Error {
                 other => other,
             },
             Self::Figures { source, .. } => source.code(),
-            Self::Merge { source, .. } => source.code(),
+            // What is not found is a file of this machine, and nothing that the caller has named.
+            Self::Merge { source, .. } => match source.code() {
+                ErrorCode::NotFound => ErrorCode::Unavailable,
+                other => other,
+            },
             Self::BrokenOff { .. } | Self::Abandoned => ErrorCode::Cancelled,
             Self::Spool(error) => error.code(),
             Self::Store(error) => error.code(),

@@ -112,6 +112,7 @@ impl Registry {
     pub fn new(settings: &Settings, store: Store, clock: Clock) -> Result<Self> {
         let blob_limit = Limit { bytes: settings.registry.max_blob_bytes, setting: "registry.max_blob_bytes" };
         let spool_dir = settings.cache_dir.join("spool");
+        merge::clear(&spool_dir);
         let changes = changes::Changes::new(store.clone());
         Ok(Self {
             store,

@@ -127,21 +127,27 @@ impl Registry {
     }
 
     /// A version's files, checked as they are before they are served.
-    pub(crate) async fn open_version(
-        &self,
-        reference: &AdapterRef,
-        alone: &Alone,
-    ) -> Result<(Arc<AdapterManifest>, Adapter)> {
+    async fn open_version(&self, reference: &AdapterRef, alone: &Alone) -> Result<(Arc<AdapterManifest>, Adapter)> {
+        let manifest = self.trusted(reference).await?;
+        let adapter = self.open(&manifest, alone).await?;
+        Ok((manifest, adapter))
+    }
+
+    /// A version that may be used.
+    pub(crate) async fn trusted(&self, reference: &AdapterRef) -> Result<Arc<AdapterManifest>> {
         let manifest = self.resolve(reference).await?.manifest;
         check_version(&pb::AdapterVersion::from(&*manifest), &self.trust.trusted).map_err(|error| Error::NotReady {
             what: error.to_string(),
             remedy: "publish it by a registry whose key is among trust.trusted_keys".into(),
         })?;
+        Ok(manifest)
+    }
+
+    pub(crate) async fn open(&self, manifest: &AdapterManifest, alone: &Alone) -> Result<Adapter> {
         let limits = Limits::default();
         let config = self.read_small("config_digest", &manifest.config, limits.max_config_bytes).await?;
         let weights = self.read_small("weights_digest", &manifest.weights, limits.max_weights_bytes).await?;
-        let adapter = figures(&manifest, alone, move || Adapter::from_bytes(&config, &weights, &limits)).await?;
-        Ok((manifest, adapter))
+        figures(manifest, alone, move || Adapter::from_bytes(&config, &weights, &limits)).await
     }
 
     /// The newest live version, if it has these files.

@@ -243,9 +243,9 @@ pub struct Merge {
     pub register: Option<String>,
     #[arg(long, default_value = "folder", value_parser = ["folder", "gguf"])]
     pub format: String,
-    /// Type of the weights; f32 loses nothing.
-    #[arg(long, default_value = "bf16", value_parser = ["bf16", "f16", "f32"])]
-    pub dtype: String,
+    /// Type of the weights; f32 loses nothing. [default: bf16; with --register the base's own]
+    #[arg(long, value_parser = ["bf16", "f16", "f32"])]
+    pub dtype: Option<String>,
     /// Put the linear weights in 4 bits again, from --dtype; in a folder only.
     #[arg(long, value_parser = ["nf4", "nf4-single", "fp4"])]
     pub quant: Option<String>,
@@ -258,5 +258,10 @@ impl Merge {
     /// Where the folder or file goes, where one is wanted.
     pub fn dir(&self) -> &Path {
         self.dir.as_deref().unwrap_or(Path::new(""))
+    }
+
+    /// The type of what is written here.
+    pub fn dtype(&self) -> &str {
+        self.dtype.as_deref().unwrap_or("bf16")
     }
 }

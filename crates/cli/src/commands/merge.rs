@@ -1,6 +1,7 @@
 //! `tailor adapter merge`: base and adapter as one folder or GGUF file, made here from what the registry has; or made there, as a
 //! base.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -37,7 +38,7 @@ pub async fn run(endpoints: &Endpoints, merge: &Merge, output: &Output) -> anyho
     let requantize = merge.quant.as_deref().map(tailor_pb::convert::quant_code).transpose()?;
     let options = MergeOptions {
         compute: if base.dtype == "f32" { Float::F32 } else { Float::Bf16 },
-        dtype: float(&merge.dtype),
+        dtype: float(merge.dtype()),
         shard_bytes: merge.shard_size.0,
         requantize,
     };
@@ -60,7 +61,7 @@ pub async fn run(endpoints: &Endpoints, merge: &Merge, output: &Output) -> anyho
     let beside = tempfile::tempdir_in(parent).with_context(|| format!("cannot write in {}", parent.display()))?;
     let merged = beside.path().join("merged");
     let report = put_together(folder, adapter, merged.clone(), options, output).await?;
-    let file = gguf::model(merged, merge.dir().to_owned(), &version, float(&merge.dtype), output).await?;
+    let file = gguf::model(merged, merge.dir().to_owned(), &version, float(merge.dtype()), output).await?;
     let report = MergeReport { bytes: file.bytes, files: 1, tensors: file.tensors, ..report };
     let mut document = document(merge, &version, &report);
     document["gguf"] = gguf::document(&file);
@@ -72,11 +73,14 @@ pub async fn run(endpoints: &Endpoints, merge: &Merge, output: &Output) -> anyho
 
 /// Lets the registry merge, and shows how far it is.
 async fn register(endpoints: &Endpoints, merge: &Merge, name: &str, output: &Output) -> anyhow::Result<()> {
-    anyhow::ensure!(merge.dtype != "f16", "a base computes in bf16 or f32; give one of them as --dtype");
+    anyhow::ensure!(
+        merge.dtype.as_deref() != Some("f16"),
+        "a base computes in bf16 or f32; give one of them as --dtype"
+    );
     let request = pb::MergeRequest {
         reference: merge.reference.clone(),
         name: name.to_owned(),
-        dtype: merge.dtype.clone(),
+        dtype: merge.dtype.clone().unwrap_or_default(),
         quant: merge.quant.clone().unwrap_or_default(),
     };
     let mut messages = endpoints.registry()?.merge(request).await?.into_inner();
@@ -216,6 +220,7 @@ async fn put_together(
             });
             shown.set_length(of as u64);
             shown.set_position(done as u64);
+            ControlFlow::Continue(())
         })
     });
     let report = merging.await?;
@@ -244,7 +249,7 @@ fn document(merge: &Merge, version: &pb::AdapterVersion, report: &MergeReport) -
         "base": version.base,
         "dir": merge.dir(),
         "format": merge.format,
-        "dtype": merge.dtype,
+        "dtype": merge.dtype(),
         "quant": merge.quant,
         "parameters": report.parameters,
         "size_bytes": report.bytes,
@@ -259,7 +264,7 @@ fn document(merge: &Merge, version: &pb::AdapterVersion, report: &MergeReport) -
 }
 
 fn say(merge: &Merge, version: &pb::AdapterVersion, report: &MergeReport) {
-    let kind = merge.quant.as_deref().unwrap_or(&merge.dtype);
+    let kind = merge.quant.as_deref().unwrap_or(merge.dtype());
     let files = if report.files == 1 { "1 file".to_owned() } else { format!("{} files", report.files) };
     let reader = if is_gguf(merge) { "llama.cpp" } else { "transformers" };
     println!(

@@ -1,6 +1,7 @@
 //! Folders merged from the golden bases and adapters, looked at as files; what they compute is tested in crates/models.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -26,7 +27,7 @@ fn options(dtype: Float) -> MergeOptions {
 }
 
 fn merge(adapter: &Adapter, target: &Path, options: &MergeOptions) -> Result<MergeReport, Error> {
-    merge_folder(&base_of(adapter), adapter, target, options, &mut |_| {})
+    merge_folder(&base_of(adapter), adapter, target, options, &mut |_| ControlFlow::Continue(()))
 }
 
 fn config(folder: &Path) -> Value {
@@ -157,6 +158,20 @@ fn sixteen_bits_are_the_f32_merge_rounded_once_and_the_report_says_what_that_too
 }
 
 #[test]
+fn whoever_hears_of_the_progress_may_stop_it_and_nothing_is_there() {
+    let scratch = tempfile::tempdir().unwrap();
+    let adapter = adapter("dora-nf4");
+    let target = scratch.path().join("stopped");
+    let mut heard = 0;
+    let outcome = merge_folder(&base_of(&adapter), &adapter, &target, &options(Float::F32), &mut |_| {
+        heard += 1;
+        if heard == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    assert!(matches!(outcome, Err(Error::Stopped)), "{outcome:?}");
+    assert_eq!((heard, scratch.path().read_dir().unwrap().count()), (2, 0));
+}
+
+#[test]
 fn in_four_bits_again_the_difference_is_that_of_the_folder_that_is_there() {
     let scratch = tempfile::tempdir().unwrap();
     let adapter = adapter("dora-nf4");
@@ -164,7 +179,11 @@ fn in_four_bits_again_the_difference_is_that_of_the_folder_that_is_there() {
     merge(&adapter, &dense, &options(Float::F32)).unwrap();
     let again = MergeOptions { requantize: Some(QuantCode::Nf4), ..options(Float::F32) };
     let mut stages = Vec::new();
-    let report = merge_folder(&base_of(&adapter), &adapter, &coded, &again, &mut |at| stages.push(at.stage)).unwrap();
+    let report = merge_folder(&base_of(&adapter), &adapter, &coded, &again, &mut |at| {
+        stages.push(at.stage);
+        ControlFlow::Continue(())
+    })
+    .unwrap();
     stages.dedup();
     assert_eq!(stages, [Stage::Merging, Stage::Quantising, Stage::Comparing]);
     assert_eq!(config(&coded)["quantization_config"]["bnb_4bit_quant_type"], "nf4");
@@ -260,7 +279,7 @@ fn what_fails_is_named_and_leaves_nothing_behind() {
         &elsewhere,
         &scratch.path().join("merged"),
         &options(Float::F32),
-        &mut |_| {},
+        &mut |_| ControlFlow::Continue(()),
     );
     assert!(other.unwrap_err().to_string().contains("does not fit this base"));
     std::fs::write(scratch.path().join("mine"), "mine").unwrap();

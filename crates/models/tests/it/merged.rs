@@ -1,5 +1,6 @@
 //! Merged = apart: a folder that an adapter was merged into gives peft's logits for base and adapter.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use tailor_merge::{Error, MergeOptions, MergeReport, merge_folder};
@@ -23,7 +24,7 @@ const NOT_EXPRESSIBLE: [(&str, &str); 3] = [
 fn merge(name: &str, target: &Path, dtype: Float) -> Result<MergeReport, Error> {
     let adapter = adapter(name);
     let options = MergeOptions { compute: Float::F32, dtype, ..MergeOptions::default() };
-    merge_folder(&model_folder(base_name(&adapter)), &adapter, target, &options, &mut |_| {})
+    merge_folder(&model_folder(base_name(&adapter)), &adapter, target, &options, &mut |_| ControlFlow::Continue(()))
 }
 
 /// The merged folder's logits against peft's for base and adapter.

@@ -179,31 +179,36 @@ impl Tiles {
     #[inline(always)]
     pub unsafe fn add_half<const HALF: usize, const GROUPS: usize>(&mut self, w: *const u16, x: [*const u16; 2]) {
         let (first, second) = (self.now[0].max(1) * 4, self.now[1].max(1) * 4);
+        macro_rules! step {
+            ($one:literal) => {
+                asm!(
+                    "tileloadd tmm6, [{x} + {x_stride}]",
+                    "tileloadd tmm4, [{w} + {line}]",
+                    concat!("tdpbf16ps tmm", $one, ", tmm4, tmm6"),
+                    x = in(reg) x[0], x_stride = in(reg) first, w = in(reg) w, line = in(reg) 64usize,
+                    options(nostack, readonly, preserves_flags),
+                )
+            };
+            ($one:literal, $two:literal) => {
+                asm!(
+                    "tileloadd tmm6, [{x} + {x_stride}]",
+                    "tileloadd tmm4, [{w} + {line}]",
+                    concat!("tdpbf16ps tmm", $one, ", tmm4, tmm6"),
+                    "tileloadd tmm7, [{y} + {y_stride}]",
+                    concat!("tdpbf16ps tmm", $two, ", tmm4, tmm7"),
+                    x = in(reg) x[0], x_stride = in(reg) first, w = in(reg) w, line = in(reg) 64usize,
+                    y = in(reg) x[1], y_stride = in(reg) second,
+                    options(nostack, readonly, preserves_flags),
+                )
+            };
+        }
         // SAFETY: as the caller says.
         unsafe {
-            asm!(
-                "tileloadd tmm6, [{x} + {stride}]",
-                "tileloadd tmm4, [{w} + {line}]",
-                x = in(reg) x[0], w = in(reg) w, stride = in(reg) first, line = in(reg) 64usize,
-                options(nostack, readonly, preserves_flags),
-            );
-            if HALF == 0 {
-                asm!("tdpbf16ps tmm0, tmm4, tmm6", options(nomem, nostack, preserves_flags));
-            } else {
-                asm!("tdpbf16ps tmm2, tmm4, tmm6", options(nomem, nostack, preserves_flags));
-            }
-            if GROUPS == 1 {
-                return;
-            }
-            asm!(
-                "tileloadd tmm7, [{x} + {stride}]",
-                x = in(reg) x[1], stride = in(reg) second,
-                options(nostack, readonly, preserves_flags),
-            );
-            if HALF == 0 {
-                asm!("tdpbf16ps tmm1, tmm4, tmm7", options(nomem, nostack, preserves_flags));
-            } else {
-                asm!("tdpbf16ps tmm3, tmm4, tmm7", options(nomem, nostack, preserves_flags));
+            match (HALF, GROUPS) {
+                (0, 1) => step!("0"),
+                (0, _) => step!("0", "1"),
+                (_, 1) => step!("2"),
+                (_, _) => step!("2", "3"),
             }
         }
     }

@@ -118,6 +118,7 @@ impl Service {
             files.push(FileRef { name: name.into(), digest, size_bytes });
         }
         let manifest = BaseManifest {
+            merged_from: None,
             name: BaseName::try_new(name).expect("name"),
             fingerprint: Digest::of(name.as_bytes()),
             family,

@@ -83,6 +83,26 @@ async fn the_same_once_more_is_answered_and_anything_else_refused() {
 }
 
 #[tokio::test]
+async fn of_two_at_once_one_makes_the_base() {
+    let service = Service::with_versions("grammar", 2).await;
+    let ask = || merge(&service, request("grammar@1", "corrected"));
+    let (one, two) = tokio::join!(ask(), ask());
+    let (one, two) = (one.expect("merged").1, two.expect("merged").1);
+    assert_eq!(one.base, two.base);
+    assert!(one.created != two.created, "{} and {}", one.created, two.created);
+}
+
+#[tokio::test]
+async fn a_sum_that_no_blob_may_be_is_refused_before_anything_is_fetched() {
+    let large = Service::with_versions("grammar", 1).await;
+    // 128 parameters in f32.
+    let service = Service::with(large.store.clone(), |settings| settings.registry.max_blob_bytes = 511).await;
+    let answer = merge(&service, request("grammar", "corrected")).await;
+    expect_status(answer, Code::ResourceExhausted, &["takes 512 bytes", "511 (registry.max_blob_bytes)", "4 bits"]);
+    assert_eq!(service.spooled(), 0);
+}
+
+#[tokio::test]
 async fn in_4_bits_it_says_what_of_the_update_is_left() {
     let service = Service::with_versions("grammar", 1).await;
     let coded = MergeRequest { quant: "nf4".into(), ..request("grammar", "coded") };
