@@ -246,7 +246,7 @@ pub struct Merge {
     /// Type of the weights; f32 loses nothing. [default: bf16; with --register the base's own]
     #[arg(long, value_parser = ["bf16", "f16", "f32"])]
     pub dtype: Option<String>,
-    /// Put the linear weights in 4 bits again, from --dtype; in a folder only.
+    /// Put the linear weights in 4 bits again, from --dtype; not with --format gguf.
     #[arg(long, value_parser = ["nf4", "nf4-single", "fp4"])]
     pub quant: Option<String>,
     /// Largest tensor file of a folder, e.g. 500MB or 5GB. A 4-bit folder and GGUF have one file.

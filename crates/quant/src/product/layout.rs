@@ -4,8 +4,9 @@
 //! nth number, and every fourth value of the 128. x's values follow in that order; the last block of an odd number has zeros
 //! beside it.
 
-use half::bf16;
 use std::arch::x86_64::*;
+
+use half::bf16;
 
 use super::BLOCK;
 use super::amx::{OUTS, SIDE, STEP, TILE, columns};
